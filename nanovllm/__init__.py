@@ -1,0 +1,18 @@
+"""nanovllm: a vLLM-class inference engine that reads like a book. `LLM` runs a model, `SamplingParams` says how."""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+_HOMES = {"LLM": "nanovllm.llm", "RequestOutput": "nanovllm.outputs", "SamplingParams": "nanovllm.sampling_params"}
+__all__ = ["LLM", "RequestOutput", "SamplingParams"]
+
+
+def __getattr__(name: str):
+    # Looked up on first use, so that the scheduler and its friends can be imported without loading torch.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'nanovllm' has no attribute {name!r}")
+
+
+def __dir__():
+    return [*globals(), *__all__]

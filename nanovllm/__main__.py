@@ -1,0 +1,67 @@
+"""`python -m nanovllm demo`: three chats that share a system prompt, served together, and what each step did."""
+
+import argparse
+import shutil
+import sys
+
+from nanovllm import LLM, SamplingParams
+from nanovllm.engine.trace import Trace
+
+SYSTEM = ("You are a kind storyteller. You tell short stories for children in simple words. Every story has a hero, "
+          "a small trouble and a happy end.")
+REQUESTS = ("Tell me a story about a fox and a lantern.",
+            "Tell me a story about a hen and a kite.",
+            "Tell me a story about a bear and a bell.")
+
+
+def demo(llm: LLM, max_tokens: int) -> None:
+    """Stream the chats into one panel each, then print the table of steps."""
+    print(f"{llm!r}\n")
+    prompts = [llm.render_chat([{"role": "system", "content": SYSTEM}, {"role": "user", "content": r}]) for r in REQUESTS]
+    texts = [""] * len(prompts)
+    params = [SamplingParams(temperature=0.7, max_tokens=max_tokens, seed=i) for i in range(len(prompts))]
+    live = sys.stdout.isatty()
+    with llm.trace() as trace:
+        for index, piece in llm.stream(prompts, params):
+            texts[index] += piece
+            if live:
+                print(f"\r\x1b[K[{index}] …{_tail(texts[index])}", end="", flush=True)
+    print("\r\x1b[K" if live else "", end="")
+    for request, text in zip(REQUESTS, texts):
+        print(f"> {request}\n{text.strip()}\n")
+    print(steps_table(trace))
+
+
+def _tail(text: str) -> str:
+    return " ".join(text.split())[-(shutil.get_terminal_size().columns - 8):]
+
+
+def steps_table(trace: Trace, head: int = 6, tail: int = 4) -> str:
+    """The first and last steps of a run, a row each, and its totals."""
+    columns = ("step", "prompt tokens", "decode tokens", "running", "waiting", "blocks in use", "ms")
+    rows = [(r.step, r.num_prefill_tokens, r.num_decode_tokens, len(r.running), len(r.waiting), r.num_blocks_in_use,
+             f"{r.duration * 1e3:.1f}") for r in trace]
+    hidden = len(rows) - head - tail
+    shown = rows if hidden <= 0 else rows[:head] + [("…",) * len(columns)] + rows[-tail:]
+    lines = ["  ".join(f"{cell!s:>{len(name)}}" for cell, name in zip(row, columns)) for row in (columns, *shown)]
+    seconds = sum(r.duration for r in trace)
+    decoded = sum(len(r.tokens) for r in trace)
+    hits = sum(sum(r.hit_tokens.values()) for r in trace)
+    lines.append(f"\n{len(trace)} steps, {decoded} tokens generated in {seconds:.2f} s ({decoded / seconds:.0f} tokens/s), "
+                 f"{hits} prompt tokens found in the prefix cache")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="nanovllm", description="The readable inference engine.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("demo", help="serve a few chat prompts and show what each step did")
+    run.add_argument("--model", help="model folder (default: the offline model)")
+    run.add_argument("--max-tokens", type=int, default=120)
+    arguments = parser.parse_args(argv)
+    with LLM(arguments.model) as llm:
+        demo(llm, arguments.max_tokens)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""What an engine is built from: its model's description and its own limits, checked before anything is allocated."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from nanovllm.utils.checks import check
+
+OFFLINE_MODEL = Path(__file__).parent / "assets" / "offline"
+DRAFT_MODEL = Path(__file__).parent / "assets" / "draft"
+SUPPORTED_ARCHITECTURES = ("Qwen3ForCausalLM",)
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+BACKENDS = ("auto", "torch", "triton", "flash_attn")
+
+
+@dataclass
+class Config:
+    """The engine's settings, with every "auto" resolved. Owns no device memory.
+
+    model: folder in Hugging Face format; None is the model that ships with the package.
+    max_num_batched_tokens: tokens a step may compute. max_num_seqs: sequences that may run at once.
+    max_model_len: longest prompt + output; lowered to the model's max_position_embeddings when that is less.
+    gpu_memory_utilization: share of the GPU's memory for weights, activations and the KV cache together.
+    kvcache_block_size: tokens a block; None is 256 on a GPU (what flash-attn asks for) and 16 elsewhere.
+    num_kvcache_blocks: None sizes the cache by the memory at hand.
+    enforce_eager: run every kernel as written: no CUDA graphs, no compilation.
+
+    Raises ValueError naming the setting, its value, the limit and the remedy.
+    """
+
+    model: str | Path | None = None
+    max_num_batched_tokens: int = 16384
+    max_num_seqs: int = 512
+    max_model_len: int = 4096
+    gpu_memory_utilization: float = 0.9
+    tensor_parallel_size: int = 1
+    enforce_eager: bool = False
+    kvcache_block_size: int | None = None
+    num_kvcache_blocks: int | None = None
+    device: str | torch.device = "auto"
+    dtype: str | torch.dtype = "auto"
+    attention_backend: str = "auto"
+    enable_prefix_caching: bool = True
+    seed: int | None = None
+    hf_config: object = field(init=False, repr=False)
+    eos_token_ids: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self):
+        for name in ("max_num_batched_tokens", "max_num_seqs", "max_model_len"):
+            _check_count(name, getattr(self, name))
+        for name in ("kvcache_block_size", "num_kvcache_blocks"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
+        check(isinstance(self.gpu_memory_utilization, (int, float)) and 0 < self.gpu_memory_utilization <= 1,
+              "gpu_memory_utilization", self.gpu_memory_utilization, "in (0, 1]", "it is a share of the GPU's memory")
+        check(self.tensor_parallel_size == 1, "tensor_parallel_size", self.tensor_parallel_size, "1 in this version",
+              "the layers know how to split; running them in several processes is not there yet")
+        check(self.attention_backend in BACKENDS, "attention_backend", self.attention_backend, f"one of {BACKENDS}",
+              "use 'auto' for the best one present")
+        self.device = self._resolve_device()
+        self.model = Path(OFFLINE_MODEL if self.model is None else self.model).expanduser()
+        self.hf_config = load_hf_config(self.model)
+        self.dtype = self._resolve_dtype()
+        self.eos_token_ids = self._find_eos_token_ids()
+        self.max_model_len = min(self.max_model_len, self.hf_config.max_position_embeddings)
+        if self.kvcache_block_size is None:
+            self.kvcache_block_size = 256 if self.device.type == "cuda" else 16
+
+    def _resolve_device(self) -> torch.device:
+        if self.device == "auto":
+            return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        try:
+            device = torch.device(self.device)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"device={self.device!r}: must be 'auto', 'cpu' or 'cuda[:n]'; use 'auto'.") from error
+        if device.type == "cuda":
+            check(torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(), "device", self.device,
+                  f"one of the {torch.cuda.device_count()} CUDA devices torch sees", "use device='cpu' or 'auto'")
+            device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        return device
+
+    def _resolve_dtype(self) -> torch.dtype:
+        if self.dtype == "auto":  # a CPU multiplies float32 fastest, and exactly
+            if self.device.type == "cpu":
+                return torch.float32
+            stored = getattr(self.hf_config, "dtype", None) or torch.bfloat16
+            return DTYPES.get(stored, stored)
+        dtype = DTYPES.get(self.dtype, self.dtype)
+        check(dtype in DTYPES.values(), "dtype", self.dtype, f"'auto' or one of {tuple(DTYPES)}", "use 'auto'")
+        return dtype
+
+    def _find_eos_token_ids(self) -> tuple[int, ...]:
+        """generation_config.json may list more end tokens than config.json: Qwen3 ends at either of two."""
+        eos = self.hf_config.eos_token_id
+        file = self.model / "generation_config.json"
+        if file.is_file():
+            eos = json.loads(file.read_text()).get("eos_token_id", eos)
+        return tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (eos,)
+
+
+def load_hf_config(folder: Path):
+    """Read config.json as a transformers config. Raises ValueError unless the folder holds a model we implement."""
+    check(folder.is_dir(), "model", str(folder), "a folder in Hugging Face format",
+          "download the model first and pass the folder; no model means the offline one")
+    file = folder / "config.json"
+    check(file.is_file(), "model", str(folder), "a folder with a config.json", "pass the folder the model was saved in")
+    try:
+        architectures = json.loads(file.read_text()).get("architectures") or []
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: not valid JSON ({error}); copy the model again.") from error
+    check(any(a in SUPPORTED_ARCHITECTURES for a in architectures), "architectures", architectures,
+          f"one of {SUPPORTED_ARCHITECTURES}", "use a dense Qwen3 model")
+    check(any(folder.glob("*.safetensors")) or (folder / "model.safetensors.index.json").is_file(), "model", str(folder),
+          "a folder with *.safetensors weights", "save or download the weights in safetensors format")
+    from transformers import Qwen3Config
+    return Qwen3Config.from_pretrained(folder)
+
+
+def _check_count(name: str, value) -> None:
+    check(isinstance(value, int) and not isinstance(value, bool) and value >= 1, name, value, "a whole number, 1 or more",
+          "pass a positive int")

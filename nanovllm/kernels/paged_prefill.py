@@ -1,0 +1,101 @@
+"""Paged attention for prompt chunks: many queries a sequence, each sees the cache up to its own position."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nanovllm.kernels.paged_tile import LOG2_E, fold_tile, key_offsets
+
+
+@triton.jit(do_not_specialize=["table_stride"])  # it changes from step to step, which must not mean compiling again
+def _prefill_kernel(
+    out_ptr, q_ptr, k_ptr, v_ptr, tables_ptr, lengths_ptr, cu_seqlens_q_ptr, scale_log2,
+    out_stride_token, out_stride_head, q_stride_token, q_stride_head,
+    cache_stride_block, cache_stride_slot, cache_stride_head, table_stride,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr, TOKENS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Program (query tile, sequence, kv head): TOKENS queries times GROUP heads over every key they see.
+
+    As in decode, the query heads of one kv head share a tile, so a key is read once for all of them. This is
+    FlashAttention-2's loop (Dao, 2023, https://arxiv.org/abs/2307.08691) with pages in place of rows.
+    """
+    seq, kv_head = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    first_row = tl.load(cu_seqlens_q_ptr + seq).to(tl.int64)
+    num_queries = (tl.load(cu_seqlens_q_ptr + seq + 1) - first_row).to(tl.int32)
+    length = tl.load(lengths_ptr + seq)
+    # Launched for the longest chunk of the batch; shorter ones have no such tile. The last tiles have most keys to
+    # visit, so they start first.
+    first_query = (tl.num_programs(0) - 1 - tl.program_id(0)) * TOKENS
+    if first_query < num_queries:
+        row, dim = tl.arange(0, ROWS), tl.arange(0, HEAD_DIM)
+        query, head = first_query + row // GROUP, kv_head * GROUP + row % GROUP
+        is_query = (row < TOKENS * GROUP) & (query < num_queries)
+        q_places = q_ptr + (first_row + query)[:, None] * q_stride_token + head[:, None] * q_stride_head
+        q = tl.load(q_places + dim[None, :], mask=is_query[:, None], other=0.0)
+
+        # A chunk's queries are its sequence's last positions: the causal mask is aligned bottom right.
+        position = length - num_queries + query
+        seen_by_all = tl.maximum(length - num_queries + first_query + 1, 0) // TILE * TILE
+        end = tl.minimum(length - num_queries + first_query + TOKENS, length)
+
+        highest = tl.full([ROWS], float("-inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        acc = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+        table_ptr = tables_ptr + seq * table_stride
+        head_k_ptr, head_v_ptr = k_ptr + kv_head * cache_stride_head, v_ptr + kv_head * cache_stride_head
+        tile = tl.arange(0, TILE)
+        for start in tl.range(0, seen_by_all, TILE):  # keys that every query of the tile sees: no mask
+            offsets = key_offsets(table_ptr, start, end, cache_stride_block, cache_stride_slot, BLOCK_SIZE, TILE)
+            highest, total, acc = fold_tile(
+                q, highest, total, acc, head_k_ptr, head_v_ptr, offsets, is_query[:, None], is_query, scale_log2,
+                HEAD_DIM, False,
+            )  # fmt: skip
+        for start in tl.range(seen_by_all, end, TILE):  # the diagonal
+            offsets = key_offsets(table_ptr, start, end, cache_stride_block, cache_stride_slot, BLOCK_SIZE, TILE)
+            visible = (start + tile)[None, :] <= position[:, None]
+            highest, total, acc = fold_tile(
+                q, highest, total, acc, head_k_ptr, head_v_ptr, offsets, visible, start + tile < end, scale_log2,
+                HEAD_DIM, True,
+            )  # fmt: skip
+
+        acc = acc / tl.where(total > 0, total, 1.0)[:, None]  # a padding sequence saw nothing and gets zeros
+        out_places = out_ptr + (first_row + query)[:, None] * out_stride_token + head[:, None] * out_stride_head
+        tl.store(out_places + dim[None, :], acc.to(out_ptr.dtype.element_ty), mask=is_query[:, None])
+
+
+def paged_prefill(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    max_seqlen_q: int,
+    scale: float,
+    out: Tensor,
+) -> None:
+    """Variable-length causal attention over the paged cache; writes out, gives nothing back.
+
+    q, out: `[num_tokens, num_heads, head_dim]`, last dimension contiguous; sequence i owns rows
+    `cu_seqlens_q[i]:cu_seqlens_q[i + 1]` (absolute rows: the first need not be 0, rows of nobody are left alone).
+    k_cache, v_cache: `[num_blocks, block_size, num_kv_heads, head_dim]` with equal strides. block_tables:
+    `[num_seqs, max_blocks]`, context_lens: `[num_seqs]`, int32 on the device. No query count above max_seqlen_q.
+    """
+    num_heads, head_dim = q.shape[1:]
+    block_size, num_kv_heads = k_cache.shape[1:3]
+    group = num_heads // num_kv_heads
+    wide = q.dtype != torch.float32
+    # Tall tiles reuse each key most; a chunk of few tokens would leave most of one empty. Never under 16, which the
+    # tensor cores want.
+    rows = max(
+        16, min(128 if wide else 32, triton.next_power_of_2(max_seqlen_q * group)), triton.next_power_of_2(group)
+    )
+    tokens = rows // group
+    _prefill_kernel[(triton.cdiv(max_seqlen_q, tokens), len(context_lens), num_kv_heads)](
+        out, q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q, scale * LOG2_E,
+        out.stride(0), out.stride(1), q.stride(0), q.stride(1), *k_cache.stride()[:3], block_tables.stride(0),
+        GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size, ROWS=rows, TOKENS=tokens, TILE=64 if wide else 32,
+        num_warps=8 if rows >= 128 or not wide else 4, num_stages=3 if wide else 2,
+    )  # fmt: skip

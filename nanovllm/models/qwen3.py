@@ -1,0 +1,123 @@
+"""Qwen3, dense: the decoder-only transformer that this engine runs."""
+
+from torch import Tensor, nn
+
+from nanovllm.layers.activation import SiluAndMul
+from nanovllm.layers.attention import Attention, AttentionBackend
+from nanovllm.layers.embed_head import ParallelLMHead, VocabParallelEmbedding
+from nanovllm.layers.layernorm import RMSNorm
+from nanovllm.layers.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
+from nanovllm.layers.rotary_embedding import RotaryEmbedding, rope_theta
+from nanovllm.utils.checks import check
+from nanovllm.utils.context import Context
+from nanovllm.utils.parallel import TensorParallel
+
+
+class Qwen3Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023) with a norm on every query and key head before RoPE."""
+
+    def __init__(self, config, backend: AttentionBackend, rotary: RotaryEmbedding, tp: TensorParallel, **factory):
+        super().__init__()
+        self.head_dim = config.head_dim  # not hidden_size / heads: in Qwen3 the two are independent
+        self.qkv_proj = QKVParallelLinear(config.hidden_size, config.num_attention_heads, config.num_key_value_heads,
+                                          self.head_dim, config.attention_bias, tp, **factory)
+        self.o_proj = RowParallelLinear(config.num_attention_heads * self.head_dim, config.hidden_size,
+                                        config.attention_bias, tp, **factory)
+        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps, **factory)
+        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps, **factory)
+        self.rotary = rotary
+        self.attn = Attention(self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads, self.head_dim, self.head_dim**-0.5, backend)
+
+    def forward(self, positions: Tensor, x: Tensor, kv_cache: Tensor, context: Context) -> Tensor:
+        """x: [num_tokens, hidden_size] -> the same; kv_cache: this layer's [2, num_blocks, block_size, heads, head_dim]."""
+        q, k, v = self.qkv_proj(x).split(list(self.qkv_proj.sizes.values()), -1)
+        q, k, v = (t.unflatten(-1, (-1, self.head_dim)) for t in (q, k, v))
+        q, k = self.rotary(positions, self.q_norm(q), self.k_norm(k))
+        return self.o_proj(self.attn(q, k, v, kv_cache, context))
+
+
+class Qwen3MLP(nn.Module):
+    """SwiGLU feed-forward: gate and up in one product, then down."""
+
+    def __init__(self, config, tp: TensorParallel, **factory):
+        super().__init__()
+        size = config.intermediate_size
+        self.gate_up_proj = ColumnParallelLinear(config.hidden_size, {"gate": size, "up": size}, False, tp, **factory)
+        self.down_proj = RowParallelLinear(size, config.hidden_size, False, tp, **factory)
+        self.act_fn = SiluAndMul()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_up_proj(x)))
+
+
+class Qwen3DecoderLayer(nn.Module):
+    """Attention, then feed-forward, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config, backend: AttentionBackend, rotary: RotaryEmbedding, tp: TensorParallel, **factory):
+        super().__init__()
+        self.self_attn = Qwen3Attention(config, backend, rotary, tp, **factory)
+        self.mlp = Qwen3MLP(config, tp, **factory)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, **factory)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, **factory)
+
+    def forward(self, positions: Tensor, x: Tensor, residual: Tensor | None, kv_cache: Tensor,
+                context: Context) -> tuple[Tensor, Tensor]:
+        """The sum x + residual is left to the next norm, which needs it anyway: both travel side by side."""
+        x, residual = (self.input_layernorm(x), x) if residual is None else self.input_layernorm(x, residual)
+        x = self.self_attn(positions, x, kv_cache, context)
+        x, residual = self.post_attention_layernorm(x, residual)
+        return self.mlp(x), residual
+
+
+class Qwen3Model(nn.Module):
+    """Embedding, layers, final norm."""
+
+    def __init__(self, config, backend: AttentionBackend, tp: TensorParallel, **factory):
+        super().__init__()
+        rotary = RotaryEmbedding(config.head_dim, config.max_position_embeddings, rope_theta(config),
+                                 device=factory.get("device"))
+        self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size, tp, **factory)
+        self.layers = nn.ModuleList(Qwen3DecoderLayer(config, backend, rotary, tp, **factory)
+                                    for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, **factory)
+
+    def forward(self, input_ids: Tensor, positions: Tensor, kv_cache: Tensor, context: Context) -> Tensor:
+        x, residual = self.embed_tokens(input_ids), None
+        for layer, layer_cache in zip(self.layers, kv_cache):
+            x, residual = layer(positions, x, residual, layer_cache, context)
+        return self.norm(x, residual)[0]
+
+
+class Qwen3ForCausalLM(nn.Module):
+    """The model and its head. Owns the weights; the KV cache and the batch's layout are handed to every call.
+
+    packed_modules: checkpoint names whose tensors are parts of one packed weight here.
+
+    Raises ValueError for configurations it would compute wrongly (scaled RoPE, sliding windows, other activations).
+    """
+
+    packed_modules = {"q_proj": ("qkv_proj", "q"), "k_proj": ("qkv_proj", "k"), "v_proj": ("qkv_proj", "v"),
+                      "gate_proj": ("gate_up_proj", "gate"), "up_proj": ("gate_up_proj", "up")}
+
+    def __init__(self, config, backend: AttentionBackend, tp: TensorParallel = TensorParallel(), *, device=None, dtype=None):
+        super().__init__()
+        check(config.hidden_act == "silu", "hidden_act", config.hidden_act, "'silu'", "use a Qwen3 checkpoint")
+        check(not getattr(config, "use_sliding_window", False), "use_sliding_window", True, "False",
+              "use a checkpoint with full attention")
+        factory = dict(device=device, dtype=dtype)
+        self.model = Qwen3Model(config, backend, tp, **factory)
+        self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, tp, **factory)
+        self.tied = bool(config.tie_word_embeddings)
+        if self.tied:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, input_ids: Tensor, positions: Tensor, kv_cache: Tensor, context: Context) -> Tensor:
+        """input_ids, positions: [num_tokens]; kv_cache: [num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim].
+
+        Returns the final hidden states, [num_tokens, hidden_size].
+        """
+        return self.model(input_ids, positions, kv_cache, context)
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """hidden: [num_rows, hidden_size] -> [num_rows, vocab_size]."""
+        return self.lm_head(hidden)

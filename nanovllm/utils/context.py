@@ -1,0 +1,28 @@
+"""What attention must know about one step's batch."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Context:
+    """One step's batch as attention sees it: variable-length queries over a paged cache.
+
+    Owns no memory of its own and decides nothing: the model runner fills it in and hands it
+    down through every layer explicitly, so nothing about a step lives in a global.
+
+    Sequence `i` owns query rows `cu_seqlens_q[i]:cu_seqlens_q[i + 1]`. Its query `j` of `n` sits
+    at position `context_lens[i] - n + j` and sees the keys 0 up to and including that position.
+    The keys and values of this step are stored first; attention then reads everything from the
+    paged cache. A padding sequence (CUDA graphs run fixed batch sizes) has context length 0.
+    """
+
+    cu_seqlens_q: Tensor  # [num_seqs + 1] int32, where each sequence's query tokens start
+    context_lens: Tensor  # [num_seqs] int32, keys each sequence sees at the end of this step
+    block_tables: Tensor  # [num_seqs, max_blocks] int32, rows padded with 0
+    slot_mapping: Tensor  # [num_tokens] int64, where each token's key goes; -1 = not stored
+    max_seqlen_q: int
+    max_seqlen_k: int
+    num_decodes: int  # the first num_decodes sequences have exactly one query token
+    last_rows: Tensor  # [num_sampled] int64, rows of the hidden states whose logits are wanted

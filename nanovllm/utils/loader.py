@@ -1,0 +1,88 @@
+"""From safetensors files to the model's parameters, with every tensor accounted for."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+
+def load_weights(model: nn.Module, folder: str | Path) -> None:
+    """Fill the model's parameters from the safetensors files of a Hugging Face folder, one tensor at a time.
+
+    A model says what is packed by `packed_modules` (checkpoint name -> (module, part)); the module that holds a
+    parameter says which slice a tensor fills (`target`) and which share of it is this rank's (`shard`). Anything else,
+    such as a norm, takes its tensor whole. Tensors are cast to the parameter's dtype.
+
+    Raises ValueError naming the tensor or the file when one is missing, unexpected, misshapen or unreadable. A model
+    that raised holds uninitialised memory and must not be used.
+    """
+    folder = Path(folder)
+    packed = getattr(model, "packed_modules", {})
+    tied_head = getattr(model, "tied", False)
+    missing = _expected_names(model, packed)
+    if tied_head:
+        missing.discard("lm_head.weight")
+    with torch.no_grad():
+        for file, name, tensor in _tensors(folder):
+            if tied_head and name == "lm_head.weight":  # some writers save the shared table twice
+                continue
+            if name not in missing:
+                raise ValueError(f"{file}: unexpected tensor {name!r}: this model has no place for it; "
+                                 "check that config.json belongs to these weights.")
+            _fill(model, packed, file, name, tensor)
+            missing.remove(name)
+    if missing:
+        first = sorted(missing)
+        raise ValueError(f"{folder}: {len(first)} tensors are missing, among them {', '.join(first[:5])}; "
+                         "copy or download all of the checkpoint's files.")
+
+
+def _fill(model: nn.Module, packed: dict, file: Path, name: str, tensor: torch.Tensor) -> None:
+    module_name, parameter_name = name.rsplit(".", 1)
+    parent, _, last = module_name.rpartition(".")
+    holder, part = packed.get(last, (last, None))
+    module = model.get_submodule(f"{parent}.{holder}" if parent else holder)
+    if hasattr(module, "target"):
+        target, tensor = module.target(parameter_name, part), module.shard(parameter_name, tensor, part)
+    else:
+        target = getattr(module, parameter_name)
+    if target.shape != tensor.shape:
+        raise ValueError(f"{file}: tensor {name!r} has shape {list(tensor.shape)}: must be {list(target.shape)}; "
+                         "check that config.json belongs to these weights.")
+    target.copy_(tensor)
+
+
+def _expected_names(model: nn.Module, packed: dict) -> set[str]:
+    """The checkpoint's name of everything that must be filled."""
+    parts_of = {}
+    for name, (holder, _) in packed.items():
+        parts_of.setdefault(holder, []).append(name)
+    names = set()
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        module_name, parameter_name = name.rsplit(".", 1)
+        parent, _, last = module_name.rpartition(".")
+        for original in parts_of.get(last, [last]):
+            names.add(".".join(filter(None, (parent, original, parameter_name))))
+    return names
+
+
+def _tensors(folder: Path):
+    """Every (file, name, tensor) of the folder: of the index where there is one, else of all *.safetensors files."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = [folder / f for f in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder}: no *.safetensors files; save or download the weights in safetensors format.")
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file}: the index names this file, but it is missing; copy or download it.")
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():
+                    yield file, name, tensors.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{file}: not a complete safetensors file ({error}); copy or download it again.") from error

@@ -34,9 +34,7 @@ def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mappin
     packed projection: only their last dimension must be contiguous. ValueError if the layouts do not hold.
     """
     if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
-        raise ValueError(
-            f"cache strides {k_cache.stride()}, {v_cache.stride()} must be contiguous; pass one layer's view"
-        )
+        raise ValueError(f"cache strides {k_cache.stride()}, {v_cache.stride()} must be contiguous; pass one layer's view")
     if k.stride(-1) != 1 or v.stride(-1) != 1:
         raise ValueError(f"k, v strides {k.stride()}, {v.stride()} must end in 1; call .contiguous() first")
     num_tokens, num_kv_heads, head_dim = k.shape

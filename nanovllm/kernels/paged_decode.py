@@ -104,7 +104,7 @@ def _merge_kernel(
 
 
 @lru_cache
-def _programs_wanted(device: torch.device) -> int:
+def programs_wanted(device: torch.device) -> int:
     """How many programs keep `device` busy: a few for each of its multiprocessors."""
     if device.type != "cuda":
         return 16  # the interpreter: enough that short tests take the split path
@@ -141,7 +141,7 @@ def paged_decode(
     group = num_heads // num_kv_heads
     tile, num_warps, num_stages = tuning or Tuning.for_dtype(q.dtype)
     if num_splits is None:
-        num_splits = choose_splits(num_seqs, num_kv_heads, max_seqlen_k, tile, _programs_wanted(q.device))
+        num_splits = choose_splits(num_seqs, num_kv_heads, max_seqlen_k, tile, programs_wanted(q.device))
     target, lse, target_strides = out, out, (out.stride(0), 0, out.stride(1))
     if num_splits > 1:
         target = torch.empty(num_seqs, num_splits, num_heads, head_dim, dtype=torch.float32, device=q.device)

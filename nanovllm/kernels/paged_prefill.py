@@ -89,9 +89,7 @@ def paged_prefill(
     wide = q.dtype != torch.float32
     # Tall tiles reuse each key most; a chunk of few tokens would leave most of one empty. Never under 16, which the
     # tensor cores want.
-    rows = max(
-        16, min(128 if wide else 32, triton.next_power_of_2(max_seqlen_q * group)), triton.next_power_of_2(group)
-    )
+    rows = max(16, min(128 if wide else 32, triton.next_power_of_2(max_seqlen_q * group)), triton.next_power_of_2(group))
     tokens = rows // group
     _prefill_kernel[(triton.cdiv(max_seqlen_q, tokens), len(context_lens), num_kv_heads)](
         out, q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q, scale * LOG2_E,

@@ -17,8 +17,8 @@ from nanovllm.utils.context import Context
 class AttentionBackend(Protocol):
     """Stores keys and values in the paged cache and attends over it.
 
-    Keeps no state between calls and never allocates blocks: where things lie in the cache is
-    decided by the block manager and arrives in the `Context`.
+    Keeps no state between calls and never allocates blocks: where things lie in the cache is decided by the block
+    manager and arrives in the `Context`.
     """
 
     name: str
@@ -88,9 +88,7 @@ def select_backend(
         fits = (n for n in names if not _why_not(n, device, dtype, head_dim, block_size))
         return kinds[next(fits)]()
     if name not in kinds:
-        raise ValueError(
-            f"attention_backend {name!r} is unknown; use one of 'auto', " + ", ".join(repr(n) for n in kinds)
-        )
+        raise ValueError(f"attention_backend {name!r} is unknown; use one of 'auto', " + ", ".join(repr(n) for n in kinds))
     if reason := _why_not(name, device, dtype, head_dim, block_size):
         raise ValueError(f"attention_backend {name!r} cannot be used: {reason}")
     return kinds[name]()
@@ -99,8 +97,8 @@ def select_backend(
 class Attention(nn.Module):
     """One layer's attention: stores this step's keys and values, then reads the whole cache.
 
-    Owns no weights and no cache: both projections and the cache belong to others. Never looks
-    at what kind of step it is in; the `Context` says that to the backend.
+    Owns no weights and no cache: the projections and the cache belong to others. Never looks at what kind of step it
+    is in; the `Context` says that to the backend.
     """
 
     def __init__(

@@ -22,8 +22,8 @@ class VocabParallelEmbedding(nn.Module):
     def target(self, name: str, part: str | None) -> Tensor:
         return self.weight
 
-    def shard(self, name: str, tensor: Tensor, part: str | None) -> Tensor:
-        return tensor[self.first:self.first + self.weight.shape[0]]
+    def share(self, name: str, part: str | None) -> tuple[int, int, int]:
+        return 0, self.tp.rank, self.tp.size
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """token_ids: [num_tokens] -> [num_tokens, hidden_size]."""

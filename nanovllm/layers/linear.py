@@ -10,8 +10,9 @@ from nanovllm.utils.parallel import TensorParallel
 class ReplicatedLinear(nn.Module):
     """y = x Wᵀ + b, the same on every rank. weight: [out_features, in_features].
 
-    The base of the family: it owns its parameters, created empty, and knows how to take its share of a checkpoint's
-    tensor (`load_shard`). It never initialises them: a weight that no file fills is the loader's error.
+    The base of the family: it owns its parameters, created empty, and knows where a checkpoint's tensor goes
+    (`target`) and which share of it is this rank's (`share`). It never initialises them: a weight that no file fills is
+    the loader's error.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False, *, device=None, dtype=None):
@@ -23,9 +24,9 @@ class ReplicatedLinear(nn.Module):
         """The slice of parameter `name` that checkpoint tensor `part` fills; `part` names a piece of a packed weight."""
         return getattr(self, name)
 
-    def shard(self, name: str, tensor: Tensor, part: str | None) -> Tensor:
-        """This rank's share of a whole checkpoint tensor."""
-        return tensor
+    def share(self, name: str, part: str | None) -> tuple[int, int, int]:
+        """(dim, index, count): a checkpoint's tensor is cut along dim into count equal shares; ours is number index."""
+        return 0, 0, 1
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -50,9 +51,8 @@ class ColumnParallelLinear(ReplicatedLinear):
             start += size
         raise KeyError(f"{part!r} is not a part of this weight; it has {', '.join(self.sizes)}")
 
-    def shard(self, name, tensor, part):
-        size = self.sizes[part]
-        return tensor[self.tp.rank * size:(self.tp.rank + 1) * size]
+    def share(self, name, part):
+        return 0, self.tp.rank, self.tp.size
 
 
 class QKVParallelLinear(ColumnParallelLinear):
@@ -69,11 +69,10 @@ class QKVParallelLinear(ColumnParallelLinear):
         super().__init__(in_features, {"q": num_heads * head_dim, "k": num_kv_heads * self.kv_copies * head_dim,
                                        "v": num_kv_heads * self.kv_copies * head_dim}, bias, tp, **factory)
 
-    def shard(self, name, tensor, part):
+    def share(self, name, part):
         if part == "q":
-            return super().shard(name, tensor, part)
-        size, rank = self.sizes[part], self.tp.rank // self.kv_copies
-        return tensor[rank * size:(rank + 1) * size]
+            return super().share(name, part)
+        return 0, self.tp.rank // self.kv_copies, self.tp.size // self.kv_copies
 
 
 class RowParallelLinear(ReplicatedLinear):
@@ -83,11 +82,8 @@ class RowParallelLinear(ReplicatedLinear):
         super().__init__(tp.shard("in_features", in_features), out_features, bias, **factory)
         self.tp = tp
 
-    def shard(self, name, tensor, part):
-        if name == "bias":
-            return tensor
-        size = self.weight.shape[1]
-        return tensor[:, self.tp.rank * size:(self.tp.rank + 1) * size]
+    def share(self, name, part):
+        return (0, 0, 1) if name == "bias" else (1, self.tp.rank, self.tp.size)
 
     def forward(self, x):
         # The bias belongs to the whole sum: added by every rank it would count once for each.

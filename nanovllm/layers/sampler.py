@@ -89,9 +89,8 @@ def filter_logits(scores: Tensor, batch: SamplingBatch) -> Tensor:
             ordered = ordered.masked_fill(ordered < kth, float("-inf"))
         if batch.top_p is not None:
             probs = ordered.softmax(-1)
-            before = probs.cumsum(-1) - probs  # what the more likely tokens add up to; the first is always kept
+            before = probs.cumsum(-1) - probs  # what the more likely tokens add up to: 0 for the first, so it stays
             drop = (before >= batch.top_p) & (batch.top_p < 1)
-            drop[:, 0] = False
             scores = scores.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), float("-inf"))
     if batch.min_p is not None:
         probs = scores.softmax(-1)

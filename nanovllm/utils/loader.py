@@ -12,7 +12,7 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     """Fill the model's parameters from the safetensors files of a Hugging Face folder, one tensor at a time.
 
     A model says what is packed by `packed_modules` (checkpoint name -> (module, part)); the module that holds a
-    parameter says which slice a tensor fills (`target`) and which share of it is this rank's (`shard`). Anything else,
+    parameter says which slice a tensor fills (`target`) and which share of it is this rank's (`share`). Anything else,
     such as a norm, takes its tensor whole. Tensors are cast to the parameter's dtype.
 
     Raises ValueError naming the tensor or the file when one is missing, unexpected, misshapen or unreadable. A model
@@ -45,13 +45,16 @@ def _fill(model: nn.Module, packed: dict, file: Path, name: str, tensor: torch.T
     holder, part = packed.get(last, (last, None))
     module = model.get_submodule(f"{parent}.{holder}" if parent else holder)
     if hasattr(module, "target"):
-        target, tensor = module.target(parameter_name, part), module.shard(parameter_name, tensor, part)
+        target, (dim, index, count) = module.target(parameter_name, part), module.share(parameter_name, part)
     else:
-        target = getattr(module, parameter_name)
-    if target.shape != tensor.shape:
-        raise ValueError(f"{file}: tensor {name!r} has shape {list(tensor.shape)}: must be {list(target.shape)}; "
+        target, (dim, index, count) = getattr(module, parameter_name), (0, 0, 1)
+    size, whole = target.shape[dim], list(target.shape)
+    whole[dim] *= count
+    # The whole tensor, before the cut: a share of one that is too large would fit.
+    if list(tensor.shape) != whole:
+        raise ValueError(f"{file}: tensor {name!r} has shape {list(tensor.shape)}: must be {whole}; "
                          "check that config.json belongs to these weights.")
-    target.copy_(tensor)
+    target.copy_(tensor.narrow(dim, index * size, size))
 
 
 def _expected_names(model: nn.Module, packed: dict) -> set[str]:
@@ -72,7 +75,11 @@ def _tensors(folder: Path):
     """Every (file, name, tensor) of the folder: of the index where there is one, else of all *.safetensors files."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = [folder / f for f in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        try:
+            files = [folder / file for file in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index}: not an index of weights ({type(error).__name__}: {error}); "
+                             "copy or download it again.") from error
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:

@@ -1,0 +1,158 @@
+"""Attention alone on one GPU: how near each backend comes to what memory (decode) and arithmetic (prefill) allow.
+
+    python -m benchmarks.attention                      # the table
+    python -m benchmarks.attention --sweep              # and the Triton decode kernel's tile, warps, stages and splits
+    python -m benchmarks.attention --json results.json  # and the figures in a file
+
+Shapes are Qwen3-0.6B's: 16 query heads, 8 key/value heads, head size 128, bfloat16, blocks of 256 tokens. Decode is
+rated by the bytes of keys and values it must read, prefill by the operations of the causal half.
+"""
+
+import argparse
+import json
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from nanovllm.layers.attention import select_backend
+from nanovllm.utils.context import Context
+
+NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 16, 8, 128, 256
+DTYPE = torch.bfloat16
+SCALE = HEAD_DIM**-0.5
+DECODE = [(256, 700), (64, 700), (16, 700), (1, 700), (1, 4000)]  # sequences, mean context length
+PREFILL = [(64, 1024, 1024), (1, 4096, 4096), (16, 512, 2048)]  # sequences, new tokens, context length
+
+
+def milliseconds(call, repeat: int = 300) -> float:
+    """Median time of `call` on the GPU over about `repeat` ms; the L2 cache is cleared before each."""
+    from triton.testing import do_bench
+
+    return do_bench(call, warmup=50, rep=repeat, return_mode="median")
+
+
+def batch(sequences: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor, Context]:
+    """q, kv_cache and the context of (new tokens, context length) each, blocks scattered over the cache."""
+    counts = [-(-length // BLOCK_SIZE) for _, length in sequences]
+    tables = torch.zeros(len(sequences), max(counts), dtype=torch.int32)
+    for row, blocks in zip(tables, torch.randperm(sum(counts)).split(counts), strict=True):
+        row[: len(blocks)] = blocks
+    lengths = torch.tensor([length for _, length in sequences], dtype=torch.int32)
+    new = torch.tensor([0] + [n for n, _ in sequences])
+    decoding = all(n == 1 for n, _ in sequences)
+    context = Context(
+        cu_seqlens_q=new.cumsum(0).int().cuda(),
+        context_lens=lengths.cuda(),
+        block_tables=tables.cuda(),
+        slot_mapping=torch.empty(0, dtype=torch.int64, device="cuda"),
+        max_seqlen_q=int(new.max()),
+        max_seqlen_k=int(lengths.max()),
+        num_decodes=len(sequences) if decoding else 0,
+        last_rows=torch.empty(0, dtype=torch.int64, device="cuda"),
+    )
+    q = torch.randn(int(new.sum()), NUM_HEADS, HEAD_DIM, dtype=DTYPE, device="cuda")
+    cache = torch.randn(2, sum(counts), BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM, dtype=DTYPE, device="cuda")
+    return q, cache, context
+
+
+def decode_batch(num_seqs: int, mean: int):
+    """Context lengths spread evenly over 0.5 to 1.5 times the mean, in random order."""
+    spread = torch.linspace(0.5 * mean, 1.5 * mean, num_seqs) if num_seqs > 1 else torch.tensor([float(mean)])
+    return batch([(1, int(length)) for length in spread[torch.randperm(num_seqs)]])
+
+
+def bytes_read(context: Context) -> int:
+    return int(context.context_lens.sum()) * 2 * NUM_KV_HEADS * HEAD_DIM * DTYPE.itemsize
+
+
+def causal_flops(context: Context) -> int:
+    """Two matrix products over the keys each query sees."""
+    queries = context.cu_seqlens_q.diff().long()
+    seen = queries * context.context_lens - queries * (queries - 1) // 2
+    return int(seen.sum()) * 4 * NUM_HEADS * HEAD_DIM
+
+
+def backends() -> list:
+    found = []
+    for name in ("triton", "flash_attn"):
+        try:
+            found.append(select_backend(name, device="cuda", dtype=DTYPE, head_dim=HEAD_DIM, block_size=BLOCK_SIZE))
+        except ValueError as reason:
+            print(f"without {name}: {reason}")
+    return found
+
+
+def measure() -> list[dict]:
+    rows = []
+    for backend in backends():
+        for num_seqs, mean in DECODE:
+            q, cache, context = decode_batch(num_seqs, mean)
+            ms = milliseconds(lambda b=backend, q=q, cache=cache, c=context: b.attend(q, *cache, c, SCALE))
+            rate = bytes_read(context) / ms / 1e9
+            rows.append({"work": f"decode {num_seqs} x ~{mean}", "backend": backend.name, "ms": ms, "TB/s": rate})
+        for num_seqs, new, length in PREFILL:
+            q, cache, context = batch([(new, length)] * num_seqs)
+            ms = milliseconds(lambda b=backend, q=q, cache=cache, c=context: b.attend(q, *cache, c, SCALE))
+            rate = causal_flops(context) / ms / 1e9
+            work = f"prefill {num_seqs} x {new} of {length}"
+            rows.append({"work": work, "backend": backend.name, "ms": ms, "TFLOP/s": rate})
+    return rows
+
+
+def sweep(num_seqs: int, mean: int) -> list[dict]:
+    """The Triton decode kernel cut and scheduled every way worth trying, fastest first."""
+    from triton.runtime.errors import OutOfResources
+
+    from nanovllm.kernels.paged_decode import MAX_SPLITS, Tuning, choose_splits, paged_decode, programs_wanted
+
+    q, cache, context = decode_batch(num_seqs, mean)
+    out, rows = torch.empty_like(q), []
+    default = choose_splits(num_seqs, NUM_KV_HEADS, context.max_seqlen_k, 64, programs_wanted(q.device))
+    splits_tried = sorted({min(MAX_SPLITS, max(1, int(default * factor))) for factor in (0.25, 0.5, 1, 2, 4)})
+    for tile, warps, stages, splits in product((32, 64, 128), (2, 4, 8), (3, 5, 7), splits_tried):
+        tuning = Tuning(tile, warps, stages)
+
+        def call(tuning=tuning, splits=splits):
+            tables, lengths = context.block_tables, context.context_lens
+            paged_decode(q, *cache, tables, lengths, context.max_seqlen_k, SCALE, out, splits, tuning)
+
+        try:
+            ms = milliseconds(call, repeat=60)
+        except OutOfResources:
+            continue
+        rows.append({**tuning._asdict(), "splits": splits, "ms": ms, "TB/s": bytes_read(context) / ms / 1e9})
+    return sorted(rows, key=lambda row: row["ms"])
+
+
+def show(title: str, rows: list[dict]) -> None:
+    print(f"\n{title}")
+    for row in rows:
+        print("  " + "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sweep", action="store_true", help="also try every tuning of the Triton decode kernel")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("this benchmark needs an NVIDIA GPU; attention on a CPU is timed by the engine benchmarks")
+    torch.manual_seed(0)
+    source = torch.empty(1 << 32, dtype=torch.uint8, device="cuda").random_()
+    ceiling = 2 * source.numel() / milliseconds(source.clone) / 1e9
+    del source
+    results = {
+        "device": torch.cuda.get_device_name(), "torch": torch.__version__, "copy TB/s": ceiling, "rows": measure(),
+    }  # fmt: skip
+    show(f"{results['device']}, torch {results['torch']}, copy {ceiling:.2f} TB/s", results["rows"])
+    if args.sweep:
+        results["sweep"] = {f"{n} x ~{mean}": sweep(n, mean) for n, mean in ((256, 700), (1, 4000))}
+        for title, rows in results["sweep"].items():
+            show(f"Triton decode, {title}, fastest first", rows[:12])
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""The engine beside `transformers.generate` on this machine's CPU: 64 chat requests, the same work for both.
+
+    python -m benchmarks.cpu_throughput                  # three pairs, the table, and benchmarks/results/<machine>.json
+    python -m benchmarks.cpu_throughput --profile        # where the engine's own time goes, nothing written
+
+Requests mix short and long prompts and answers, and most share a system prompt, as chat traffic does. `generate` gets
+them sixteen at a time in order of arrival, padded on the left; each batch runs until its longest answer is done, because
+that is how a padded batch works. Both decode greedily in float32 on the same number of threads, and neither stops at an
+end token, so both owe exactly the same tokens; only those count, not what `generate` computes past a request's length.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import random
+import re
+import statistics
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from nanovllm import LLM, SamplingParams
+from nanovllm.config import OFFLINE_MODEL
+
+RESULTS = Path(__file__).parent / "results"
+BATCH = 16
+SYSTEM = ("You are a patient helper who answers in short, plain sentences. Say so when you do not know something. Never "
+          "invent a name, a number or a place; ask the reader one question at a time and keep every answer kind.")
+TOPICS = ("a lost kitten", "rain on a tin roof", "why bread rises", "the road to the sea", "a letter to a friend",
+          "how clocks tell time", "a garden in winter", "two brothers and a boat")
+QUESTIONS = ("Tell me about {}.", "Write a story about {}, with a beginning and an end.", "What should a child know about {}?",
+             "Explain {} to someone who has never heard of it, step by step, and then say it again in one line.")
+Request = tuple[list[int], int]  # prompt token ids, tokens to generate
+
+
+@contextmanager
+def model_folder():
+    """The offline model, or random weights of about its shape where it has not been trained yet; and which of them."""
+    if (OFFLINE_MODEL / "config.json").is_file():
+        yield OFFLINE_MODEL, "offline model"
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        Qwen3ForCausalLM(Qwen3Config(
+            vocab_size=4096, hidden_size=256, intermediate_size=512, num_hidden_layers=6, num_attention_heads=8,
+            num_key_value_heads=4, head_dim=64, max_position_embeddings=2048, tie_word_embeddings=True,
+            bos_token_id=None, eos_token_id=None, pad_token_id=None, initializer_range=0.1)).save_pretrained(folder)
+        yield Path(folder), "random weights, 6 layers of 256"
+
+
+def chat_requests(llm: LLM, num_requests: int = 64, seed: int = 0) -> list[Request]:
+    """Two in three share the system prompt; half carry earlier turns; answers are 16 to 128 tokens, mostly short."""
+    rng = random.Random(seed)
+    vocab_size = llm.config.hf_config.vocab_size
+
+    def token_ids(messages: list[dict]) -> list[int]:
+        if llm.tokenizer is not None:
+            return llm.tokenizer.encode(llm.render_chat(messages))
+        # Without a tokenizer each word stands for one token, the same one wherever it appears: prefixes stay shared.
+        words = " ".join(f"<{m['role']}> {m['content']}" for m in messages).split()
+        return [random.Random(word).randrange(vocab_size) for word in words]
+
+    requests = []
+    for _ in range(num_requests):
+        messages = [{"role": "system", "content": SYSTEM}] if rng.random() < 2 / 3 else []
+        for _ in range(rng.choice((0, 0, 1, 3))):
+            messages.append({"role": "user", "content": rng.choice(QUESTIONS).format(rng.choice(TOPICS))})
+            answer = " ".join(rng.choice(TOPICS) for _ in range(rng.randint(3, 12)))
+            messages.append({"role": "assistant", "content": answer})
+        messages.append({"role": "user", "content": rng.choice(QUESTIONS).format(rng.choice(TOPICS))})
+        requests.append((token_ids(messages), rng.choice((16, 16, 24, 32, 48, 64, 96, 128))))
+    return requests
+
+
+def run_engine(llm: LLM, requests: list[Request]) -> list[list[int]]:
+    params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for _, n in requests]
+    return [out.token_ids for out in llm.generate([prompt for prompt, _ in requests], params, use_tqdm=False)]
+
+
+@torch.inference_mode()
+def run_transformers(model: Qwen3ForCausalLM, requests: list[Request]) -> list[list[int]]:
+    outputs = []
+    for first in range(0, len(requests), BATCH):
+        batch = requests[first:first + BATCH]
+        width, longest = max(len(prompt) for prompt, _ in batch), max(n for _, n in batch)
+        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt, _ in batch])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt, _ in batch])
+        out = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=longest, min_new_tokens=longest,
+                             pad_token_id=0)
+        outputs += [row[width:width + n].tolist() for row, (_, n) in zip(out, batch, strict=True)]
+    return outputs
+
+
+def seconds(call, *arguments) -> tuple[float, list[list[int]]]:
+    started = time.perf_counter()
+    outputs = call(*arguments)
+    return time.perf_counter() - started, outputs
+
+
+def measure(folder: Path, pairs: int, threads: int) -> dict:
+    """Alternate the two, and take the median: a machine that slows down for a while slows both.
+
+    Every run of the engine starts from an empty prefix cache, in a new engine: what it shares, it shares within the run.
+    """
+    torch.set_num_threads(threads)
+    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    ours, theirs = [], []
+    for pair in range(pairs + 1):
+        with LLM(folder, device="cpu", dtype="float32") as llm:
+            requests = chat_requests(llm)
+            warm_up = pair == 0
+            if warm_up:  # first calls choose kernels and fill caches of the libraries, for both
+                requests = requests[:BATCH]
+            engine_seconds, engine_tokens = seconds(run_engine, llm, requests)
+        model_seconds, model_tokens = seconds(run_transformers, model, requests)
+        if not warm_up:
+            ours.append(engine_seconds)
+            theirs.append(model_seconds)
+    num_tokens = sum(n for _, n in requests)
+    equal = sum(a == b for a, b in zip(engine_tokens, model_tokens, strict=True))
+    return {
+        "requests": len(requests), "prompt_tokens": sum(len(p) for p, _ in requests), "output_tokens": num_tokens,
+        "identical_outputs": equal, "pairs": pairs, "threads": threads,
+        "seconds": {"nanovllm": ours, "transformers": theirs},
+        "tokens_per_second": {"nanovllm": num_tokens / statistics.median(ours),
+                              "transformers": num_tokens / statistics.median(theirs)},
+        "ratio": statistics.median(t / o for t, o in zip(theirs, ours, strict=True)),
+    }  # fmt: skip
+
+
+def machine() -> dict:
+    """What the figures depend on; nothing that says whose machine it is."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file() and (found := re.search(r"model name\s*: (.+)", info.read_text())):
+        cpu = found[1].strip()
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        try:
+            return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+
+    commit = git("rev-parse", "--short", "HEAD") or "unknown"
+    if git("status", "--porcelain", "--untracked-files=no"):
+        commit += " with changes"
+    import transformers
+    return {"cpu": cpu, "cores": torch.get_num_threads(), "torch": torch.__version__,
+            "transformers": transformers.__version__, "date": datetime.date.today().isoformat(), "commit": commit}
+
+
+def profile(folder: Path, threads: int) -> None:
+    """Time inside each operator, without its callees, over one warm run of the engine."""
+    torch.set_num_threads(threads)
+    with LLM(folder, device="cpu", dtype="float32") as llm:
+        requests = chat_requests(llm)
+        run_engine(llm, requests[:BATCH])
+    with LLM(folder, device="cpu", dtype="float32") as llm:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as operators:
+            run_engine(llm, requests)
+    print(operators.key_averages().table(sort_by="self_cpu_time_total", row_limit=18, max_name_column_width=44))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=3, help="measured pairs (3)")
+    parser.add_argument("--threads", type=int, default=2, help="torch's threads, for both (2)")
+    parser.add_argument("--profile", action="store_true", help="where the engine's time goes, by operator")
+    args = parser.parse_args()
+    if args.pairs < 1 or args.threads < 1:
+        parser.error(f"--pairs {args.pairs} --threads {args.threads}: both must be 1 or more")
+    with model_folder() as (folder, kind):
+        if args.profile:
+            profile(folder, args.threads)
+            return
+        result = {"model": kind} | measure(folder, args.pairs, args.threads)
+    result = machine() | result
+    rates, times = result["tokens_per_second"], result["seconds"]
+    print(f"{result['cpu']}, {result['threads']} threads, torch {result['torch']}, transformers {result['transformers']}\n"
+          f"{kind}, float32: {result['requests']} chat requests, {result['prompt_tokens']} prompt tokens, "
+          f"{result['output_tokens']} output tokens; {result['identical_outputs']} outputs identical\n")
+    print(f"{'':26}{'tokens/s':>10}{'seconds (median)':>19}   runs")
+    for name, label in (("transformers", f"transformers, batches of {BATCH}"), ("nanovllm", "nanovllm")):
+        runs = " ".join(f"{s:.2f}" for s in times[name])
+        print(f"{label:26}{rates[name]:10.0f}{statistics.median(times[name]):19.2f}   {runs}")
+    print(f"\nratio {result['ratio']:.2f} (median of {args.pairs} pairs)")
+    RESULTS.mkdir(exist_ok=True)
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{result['cpu']} {result['threads']} threads".lower()).strip("-")
+    file = RESULTS / f"{slug}.json"
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to benchmarks/results/{file.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The checkpoints that travel with the package: they load without a word, keep to their sizes, and say what they said."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nanovllm.config import DRAFT_MODEL, OFFLINE_MODEL
+
+LIMITS = {OFFLINE_MODEL: 12_000_000, DRAFT_MODEL: 2_500_000}
+# Greedy text of both models in float32. New weights need new values: run this file and read them off the failures.
+GREEDY_SHA256 = {"offline": "GREEDY_OFFLINE", "draft": "GREEDY_DRAFT"}
+folders = pytest.mark.parametrize("folder", LIMITS, ids=lambda folder: folder.name)
+
+
+def greedy(folder, num_tokens=48) -> str:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    chat = [{"role": "user", "content": "Tell me a story about a fox and a lantern."}]
+    prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(prompt, return_tensors="pt")
+    out = model.generate(**ids, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=num_tokens)
+    return tokenizer.decode(out[0, ids["input_ids"].shape[1]:])
+
+
+@folders
+def test_size(folder):
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    assert size <= LIMITS[folder], f"{folder.name} weighs {size} bytes"
+
+
+@folders
+def test_greedy_text(folder):
+    text = greedy(folder)
+    assert hashlib.sha256(text.encode()).hexdigest() == GREEDY_SHA256[folder.name], repr(text)
+
+
+def test_greedy_story_is_about_what_was_asked():
+    text = greedy(OFFLINE_MODEL, 500)
+    assert "fox" in text and "lantern" in text and text.endswith("<|im_end|>")
+
+
+@folders
+def test_loads_in_transformers_without_a_word(folder):
+    code = (
+        "import sys, transformers; from transformers.utils import logging; logging.disable_progress_bar(); "
+        "transformers.AutoTokenizer.from_pretrained(sys.argv[1]); "
+        "transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype='bfloat16')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    assert done.stdout == "" and done.stderr == ""
+
+
+def test_shape_is_what_the_engine_and_its_kernels_like():
+    for folder in LIMITS:
+        config = json.loads((folder / "config.json").read_text())
+        assert config["head_dim"] == 64 and config["tie_word_embeddings"] is True
+        assert config["num_attention_heads"] == 2 * config["num_key_value_heads"]
+        assert config["num_attention_heads"] * 64 != config["hidden_size"]
+        assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 1e6
+        assert config["max_position_embeddings"] >= 2048 and 2048 <= config["vocab_size"] <= 4096
+        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
+            assert config[key] % 2 == 0, key
+
+
+TEXTS = ("A fox.", "北京，你好！", "🙂👩‍👩‍👧", " two  spaces\n\n\ttab ", "naïve", "e\u0301 decomposed", "1234")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_tokenizer_gives_any_text_back(text):
+    tokenizer = AutoTokenizer.from_pretrained(OFFLINE_MODEL)
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_both_folders_have_one_tokenizer():
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (OFFLINE_MODEL / name).read_bytes() == (DRAFT_MODEL / name).read_bytes()
+    tokenizer = AutoTokenizer.from_pretrained(OFFLINE_MODEL)
+    assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == "<|endoftext|>" and tokenizer.bos_token is None
+    assert tokenizer("<|im_start|>")["input_ids"] == [tokenizer.convert_tokens_to_ids("<|im_start|>")]

@@ -1,0 +1,61 @@
+"""Colours that mean something must be told apart, by everybody."""
+
+import itertools
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+from visualizations import theme
+
+# Viénot, Brettel and Mollon 1999, on linear RGB: how the two common kinds of colour blindness see.
+DEUTERANOPIA = np.array([[0.29275, 0.70725, -0.02978], [0.29275, 0.70725, 0.02978], [-0.02234, 0.02234, 1.0]]).T
+PROTANOPIA = np.array([[0.11238, 0.11238, 0.00401], [0.88762, 0.88762, -0.00401], [0.0, 0.0, 1.0]])
+
+
+def linear(colour):
+    c = np.array(to_rgb(colour))
+    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb):
+    """CIE L*a*b* of linear RGB, D65."""
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ np.clip(rgb, 0, 1)
+    f = np.cbrt(xyz / [0.9505, 1.0, 1.089])
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def contrast(a, b):
+    """The WCAG ratio, 1 to 21."""
+    light, dark = sorted((linear(c) @ [0.2126, 0.7152, 0.0722] for c in (a, b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("sight", [np.eye(3), DEUTERANOPIA, PROTANOPIA], ids=["all cones", "deuteranopia", "protanopia"])
+def test_the_first_four_sequences_are_told_apart(sight):
+    seen = [lab(linear(theme.sequence_colour(i)) @ sight) for i in range(4)]
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 12
+
+
+@pytest.mark.parametrize("seq_id", range(len(theme.HUES)))
+def test_prompt_and_decode_are_one_hue_in_two_shades(seq_id):
+    dark, light = (lab(linear(c(seq_id)))[0] for c in (theme.prompt_colour, theme.decode_colour))
+    assert light - dark > 20
+
+
+@pytest.mark.parametrize("seq_id", range(len(theme.HUES)))
+@pytest.mark.parametrize("shade", [theme.prompt_colour, theme.decode_colour])
+def test_numbers_can_be_read_on_every_colour(seq_id, shade):
+    assert contrast(theme.text_on(shade(seq_id)), shade(seq_id)) > 3
+
+
+@pytest.mark.parametrize("mode", [theme.LIGHT, theme.DARK], ids=["light", "dark"])
+def test_text_can_be_read_on_paper(mode):
+    assert contrast(mode.ink, mode.paper) > 7
+    assert contrast(mode.muted, mode.paper) > 4.5
+    assert contrast(mode.muted, mode.free) > 4.5  # a free block's number
+
+
+def test_colours_repeat_after_the_last():
+    assert theme.sequence_colour(len(theme.HUES)) == theme.sequence_colour(0)
+    assert len(set(theme.HUES)) == len(theme.HUES)

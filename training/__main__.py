@@ -1,0 +1,110 @@
+"""`python -m training`: from nothing to nanovllm/assets. On a GPU in minutes, on a CPU in hours; interrupt and go on."""
+
+import argparse
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import torch
+from tokenizers import Tokenizer
+
+from training.data import make_tokens, train_tokenizer
+from training.export import export
+from training.judge import judge, save
+from training.model import Shape
+from training.train import train
+
+matplotlib.use("agg")
+ASSETS = Path(__file__).parent.parent / "nanovllm" / "assets"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes of one run. Times are seconds of training proper; documents are about 200 tokens long."""
+
+    shape: Shape
+    draft: Shape
+    documents: int
+    seconds: float
+    draft_seconds: float
+    batch_tokens: int
+    context: int = 1024
+    max_steps: int = 10**9
+    requests: int = 200
+
+
+MODEL = Shape(hidden=256, layers=6, heads=8, kv_heads=4, intermediate=576)
+DRAFT = Shape(hidden=128, layers=2, heads=4, kv_heads=2, intermediate=256)
+TINY = Shape(hidden=64, layers=1, heads=2, kv_heads=1, intermediate=64, vocab=384)
+RECIPES = {
+    "gpu": Recipe(MODEL, DRAFT, 1_000_000, 210, 40, 131_072),
+    "cpu": Recipe(MODEL, DRAFT, 100_000, 9000, 1200, 8192, context=512),
+    "minute": Recipe(TINY, TINY, 200, 60, 60, 512, context=64, max_steps=6, requests=2),  # what the tests run
+}
+
+
+def run(recipe: Recipe, work: Path, assets: Path, device: str, workers: int, seed: int = 0, judged: bool = True) -> dict | None:
+    """Tokenizer, data, model, draft, export, verdict. Finished parts in `work` are not made again."""
+    work.mkdir(parents=True, exist_ok=True)
+    tokenizer_file = work / "tokenizer.json"
+    if not tokenizer_file.exists():
+        train_tokenizer(seed, recipe.shape.vocab, min(20_000, recipe.documents)).save(str(tokenizer_file))
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    print(f"tokenizer: {tokenizer.get_vocab_size()} tokens", flush=True)
+    make = dict(tokenizer_file=tokenizer_file, workers=workers)
+    tokens = make_tokens(num_documents=recipe.documents, seed=seed + 1000, copying=0.12, **make)
+    curriculum = make_tokens(num_documents=max(200, recipe.documents // 6), seed=seed + 500_000, copying=0.5, **make)
+    held_out = make_tokens(num_documents=2000 if recipe.documents > 2000 else 200, seed=seed + 900_000, copying=0.12, **make)
+    print(f"data: {len(tokens) / 1e6:.1f}M tokens, {len(curriculum) / 1e6:.1f}M for the curriculum", flush=True)
+    parts = {"offline": (recipe.shape, recipe.seconds), "draft": (recipe.draft, recipe.draft_seconds)}
+    for name, (shape, seconds) in parts.items():
+        model = train(shape, curriculum, tokens, held_out, tokenizer, work / name, seconds=seconds, max_steps=recipe.max_steps,
+                      batch_tokens=recipe.batch_tokens, context=recipe.context, device=device, seed=seed,
+                      compile=device == "cuda")
+        export(model, tokenizer, assets / name)
+        shutil.copy(work / name / "history.json", assets / name)
+        plot_loss(json.loads((work / name / "history.json").read_text()), assets / name / "loss.png")
+    if not judged:
+        return None
+    report = judge(assets / "offline", assets / "draft", requests=recipe.requests, device=device,
+                   max_new_tokens=600 if recipe.requests >= 100 else 16)
+    save(report, work / "judge.json")
+    return report
+
+
+def plot_loss(history: list[list], file: Path) -> None:
+    """Training and held-out loss over tokens seen, small enough for the model card."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(5, 2.6), layout="constrained")
+    axes = figure.subplots()
+    seen = [row[2] / 1e6 for row in history]
+    axes.plot(seen, [row[3] for row in history], label="training")
+    axes.plot(seen, [row[4] for row in history], label="held out")
+    axes.set(xlabel="tokens seen (millions)", ylabel="loss (nats a token)", ylim=(0, None))
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=80, metadata={"Software": None})
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument("--recipe", choices=RECIPES, help="default: gpu where there is one, else cpu")
+    parser.add_argument("--work", type=Path, default=Path("runs/offline-model"), help="where checkpoints stay, to resume from")
+    parser.add_argument("--assets", type=Path, default=ASSETS, help="where the finished folders go")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--judge-only", action="store_true", help="judge the folders in --assets and print the report")
+    arguments = parser.parse_args(argv)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if arguments.judge_only:
+        report = judge(arguments.assets / "offline", arguments.assets / "draft", device=device)
+    else:
+        recipe = RECIPES[arguments.recipe or ("gpu" if device == "cuda" else "cpu")]
+        report = run(recipe, arguments.work, arguments.assets, device, arguments.workers)
+    print(json.dumps({k: v for k, v in report.items() if k not in ("samples", "missed")}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""The one visual language: what a colour, a shade, a hatch and an outline mean in every picture of the course.
+
+A sequence keeps its colour everywhere. Dark of that colour is prompt, light is generated. A block is a rounded square
+with its number; a hatch and a count mark a shared one, an outline one that is cached but free, pale grey a free one,
+and a diagonal strike whatever was preempted.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patheffects import withStroke
+
+# Told apart under deuteranopia, protanopia and tritanopia, neighbours in the list most easily; ids beyond start again.
+HUES = ("#0b6fb8", "#d2570b", "#0f9171", "#ab4a96", "#a37a00", "#5a52b5", "#8c4a2f", "#4d6b7a")
+SHARED_HATCH = "////"
+STRIKE_HATCH = "\\\\"
+ROUNDING = 0.14  # of a block one unit wide
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Colours that belong to no sequence. paper: background; ink: text; muted: captions, axes; free: free blocks."""
+
+    paper: str
+    ink: str
+    muted: str
+    line: str
+    free: str
+
+
+LIGHT = Mode(paper="#fdfdfb", ink="#22262b", muted="#5f6770", line="#c9ced4", free="#e9ebee")
+DARK = Mode(paper="#16191d", ink="#e8eaed", muted="#a3abb4", line="#3f464e", free="#2b3036")
+_mode: ContextVar[Mode] = ContextVar("mode", default=LIGHT)
+
+
+def mode() -> Mode:
+    return _mode.get()
+
+
+@contextmanager
+def using(chosen: Mode) -> Iterator[None]:
+    """Draw in another mode: `with theme.using(theme.DARK): plot_...`."""
+    token = _mode.set(chosen)
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+def mix(a, b, share: float) -> tuple[float, float, float]:
+    """`share` of colour b in colour a."""
+    return tuple((1 - share) * x + share * y for x, y in zip(to_rgb(a), to_rgb(b), strict=True))
+
+
+def sequence_colour(seq_id: int) -> str:
+    """The hue of a sequence, which is also the shade of its prompt tokens."""
+    return HUES[seq_id % len(HUES)]
+
+
+def prompt_colour(seq_id: int):
+    return to_rgb(sequence_colour(seq_id))
+
+
+def decode_colour(seq_id: int):
+    """The light shade of a sequence's hue, for the tokens it generated. Light also on dark paper."""
+    return mix(sequence_colour(seq_id), "#ffffff", 0.58)
+
+
+def phase_colour(seq_id: int, phase: str):
+    return prompt_colour(seq_id) if phase == "prefill" else decode_colour(seq_id)
+
+
+def text_on(colour) -> str:
+    """Black or white, whichever is easier to read on `colour`."""
+    red, green, blue = to_rgb(colour)
+    return "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.56 else "#1b1e22"
+
+
+def canvas(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
+    """The figure and axes to draw on: those of `ax`, or new ones of `width` x `height` inches.
+
+    A new figure is taken out of pyplot's hands at once, so that a notebook shows it once (as the cell's value) and
+    keeps no reference to it.
+    """
+    if ax is None:
+        fig, ax = plt.subplots(figsize=(width, height), dpi=100, layout="constrained")
+        plt.close(fig)
+        fig.set_facecolor(mode().paper)
+    ax.set_facecolor(mode().paper)
+    for name, spine in ax.spines.items():
+        spine.set_visible(name in ("left", "bottom"))
+        spine.set_color(mode().line)
+    ax.tick_params(colors=mode().muted, labelsize=9, length=3)
+    ax.xaxis.label.set_color(mode().muted)
+    ax.yaxis.label.set_color(mode().muted)
+    return ax.figure, ax
+
+
+def title(ax: Axes, text: str, caption: str) -> None:
+    """A title, and under it the one line that says what to notice."""
+    ax.set_title(text, loc="left", color=mode().ink, fontsize=11.5, fontweight="bold", pad=23)
+    ax.annotate(caption, (0, 1), (0, 9), xycoords="axes fraction", textcoords="offset points", color=mode().muted,
+                fontsize=9.5, ha="left", va="bottom", gid="caption")
+
+
+def no_axes(ax: Axes) -> None:
+    """For maps and tables, where position has no unit."""
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def draw_block(ax: Axes, x: float, y: float, number: int, *, state: str, colour=None, prompt: float = 1.0,
+               filled: float = 1.0, light=None, references: int = 1, size: float = 0.86) -> FancyBboxPatch:
+    """A block with its lower left corner at (x, y).
+
+    state: "f"ree, "c"ached, "u"sed or "s"hared. colour, light: of its owner. filled: share of its slots that hold a
+    token; prompt: share that holds prompt tokens, the rest of the filled ones are generated.
+    """
+    m = mode()
+    box = dict(boxstyle=f"round,pad=0,rounding_size={ROUNDING * size}", mutation_aspect=1)
+    outline = FancyBboxPatch((x, y), size, size, facecolor=m.free if state == "f" else m.paper, edgecolor="none", **box)
+    ax.add_patch(outline)
+    ink, halo = m.muted, []
+    if state == "c":
+        outline.set(edgecolor=m.muted, linewidth=1.3)
+    elif state in "us":
+        for start, end, shade in ((0, prompt, colour), (prompt, filled, light)):
+            if end > start:
+                part = Rectangle((x + start * size, y), (end - start) * size, size, facecolor=shade, edgecolor="none")
+                ax.add_patch(part)
+                part.set_clip_path(outline)
+        middle = colour if prompt >= 0.7 else light if prompt <= 0.3 and filled >= 0.7 else m.paper
+        ink = m.ink if middle == m.paper else text_on(middle)
+        halo = [withStroke(linewidth=2.4, foreground=middle)]  # the number may lie on the edge of two shades
+        edge = FancyBboxPatch((x, y), size, size, facecolor="none", edgecolor=colour, linewidth=1.3, **box)
+        if state == "s":
+            hatch = FancyBboxPatch((x, y), size, size, facecolor="none", edgecolor=mix(colour, "#ffffff", 0.45),
+                                   linewidth=0, hatch=SHARED_HATCH, **box)
+            ax.add_patch(hatch)
+        ax.add_patch(edge)
+    if references > 1:
+        ax.text(x + 0.34 * size, y + 0.28 * size, str(number), ha="center", va="center", fontsize=9, color=ink,
+                path_effects=halo)
+        ax.text(x + 0.72 * size, y + 0.76 * size, f"×{references}", ha="center", va="center", fontsize=7.5, color=m.ink,
+                bbox=dict(boxstyle="round,pad=0.12", facecolor=m.paper, edgecolor="none"))
+    else:
+        ax.text(x + size / 2, y + size / 2, str(number), ha="center", va="center", fontsize=9, color=ink,
+                path_effects=halo)
+    return outline

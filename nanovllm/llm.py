@@ -102,7 +102,7 @@ class LLM:
     def render_chat(self, messages: list[dict], **template_arguments) -> str:
         """The text that the model's chat template makes of a conversation, ready for the assistant's turn."""
         self._require_tokenizer("chat")
-        for message in messages or [None]:
+        for message in messages if isinstance(messages, list) and messages else [messages]:
             check(isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str),
                   "message", message, "a dict with a 'role' and a 'content', both texts",
                   'pass [{"role": "user", "content": "Hello"}]')

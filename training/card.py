@@ -30,6 +30,8 @@ def card(report: dict) -> str:
             met = aim is None or (report[key] >= aim if sign == ">=" else report[key] <= aim)
             wish = "" if aim is None else f"{sign} {aim}" + ("" if met else ", missed")
             lines.append(f"| {what} | {report[key]} | {wish} |")
+    if not 0.6 <= report["mean_entropy"] <= 1.5:
+        lines += ["", f"The mean entropy of {report['mean_entropy']} nats misses its aim: the text is more predictable than it should be."]
     lines += ["", "Held out means that no training request pairs that hero with that object; plain stories may hold both.", "",
               "![loss](loss.png)", ""]
     return "\n".join(lines)

@@ -21,11 +21,13 @@ def random_checkpoint(folder, seed: int = 0, **overrides):
 
 
 def reference(folder) -> Qwen3ForCausalLM:
-    return Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None  # as ignore_eos: end tokens are drawn like any other
+    return model
 
 
 @torch.inference_mode()
 def greedy(model, prompt: list[int], num_tokens: int) -> list[int]:
-    out = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=num_tokens, min_new_tokens=num_tokens,
+    out = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=num_tokens,
                          attention_mask=torch.ones(1, len(prompt), dtype=torch.int64), pad_token_id=0)
     return out[0, len(prompt):].tolist()

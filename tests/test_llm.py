@@ -5,6 +5,7 @@ import random
 import pytest
 
 from nanovllm import LLM, SamplingParams
+from nanovllm.config import OFFLINE_MODEL
 
 from .checkpoints import greedy, random_checkpoint, reference
 
@@ -39,10 +40,12 @@ def make_prompts(vocab_size: int, seed: int = 0) -> list[list[int]]:
     return prompts + [list(shared), list(prompts[3])]
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=["offline", *SHAPES])
 def checkpoint(request, tmp_path_factory):
-    folder = random_checkpoint(tmp_path_factory.mktemp(request.param), **SHAPES[request.param])
-    prompts = make_prompts(96)
+    folder = OFFLINE_MODEL
+    if request.param != "offline":
+        folder = random_checkpoint(tmp_path_factory.mktemp(request.param), **SHAPES[request.param])
+    prompts = make_prompts(2560 if request.param == "offline" else 96)
     model = reference(folder)
     return folder, prompts, [greedy(model, p, NUM_TOKENS) for p in prompts]
 
@@ -52,13 +55,13 @@ def test_greedy_tokens_equal_transformers(checkpoint, pressure):
     folder, prompts, expected = checkpoint
     settings, happened = PRESSURE[pressure]
     with LLM(folder, device="cpu", **settings) as llm, llm.trace() as trace:
-        outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=NUM_TOKENS), use_tqdm=False)
+        outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True), use_tqdm=False)
         llm.engine.check_integrity()
         assert llm.engine.block_manager.num_free_blocks == llm.engine.block_manager.num_blocks
         assert happened(trace), "the case did not put the engine under the pressure it is named after"
         assert [o.token_ids for o in outputs] == expected
         # a second time, now from a warm prefix cache
-        again = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=NUM_TOKENS), use_tqdm=False)
+        again = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True), use_tqdm=False)
         assert [o.token_ids for o in again] == expected
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import Qwen3Config
 
+from nanovllm.config import OFFLINE_MODEL
 from nanovllm.layers.attention import select_backend
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
 from nanovllm.utils.context import Context
@@ -64,9 +65,11 @@ def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=["offline", *SHAPES])
 def models(request, tmp_path_factory):
-    folder = random_checkpoint(tmp_path_factory.mktemp(request.param), **SHAPES[request.param])
+    folder = OFFLINE_MODEL
+    if request.param != "offline":
+        folder = random_checkpoint(tmp_path_factory.mktemp(request.param), **SHAPES[request.param])
     theirs = reference(folder)
     return our_model(folder, theirs.config), theirs
 

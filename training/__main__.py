@@ -40,7 +40,7 @@ MODEL = Shape(hidden=256, layers=6, heads=8, kv_heads=4, intermediate=576)
 DRAFT = Shape(hidden=128, layers=2, heads=4, kv_heads=2, intermediate=256)
 TINY = Shape(hidden=64, layers=1, heads=2, kv_heads=1, intermediate=64, vocab=384)
 RECIPES = {
-    "gpu": Recipe(MODEL, DRAFT, 1_000_000, 210, 40, 131_072),
+    "gpu": Recipe(MODEL, DRAFT, 800_000, 150, 35, 131_072),
     "cpu": Recipe(MODEL, DRAFT, 100_000, 9000, 1200, 8192, context=512),
     "minute": Recipe(TINY, TINY, 200, 60, 60, 512, context=64, max_steps=6, requests=2),  # what the tests run
 }

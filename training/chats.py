@@ -81,9 +81,9 @@ def render(turns: list[tuple[str, str]], system: str | None = None) -> str:
 def system_prompt(rng: Random) -> str | None:
     """None, a line, or a page of rules in random order (prefix caching needs prompts longer than a block)."""
     kind = rng.random()
-    if kind < 0.3:
+    if kind < 0.4:
         return None
-    if kind < 0.65:
+    if kind < 0.85:
         return rng.choice(SHORT_SYSTEM)
     return " ".join(rng.sample(RULES, rng.randint(3, 28)))
 
@@ -92,7 +92,7 @@ def story_chat(rng: Random) -> str:
     request = story_request(rng)
     while True:
         story = Story(rng, **request.story)
-        if all(w in story.text for w in request.wanted):
+        if all(w in story.text for w in request.wanted) and not held_out(story.hero.kind, story.obj):
             break
     turns = [(request.text, story.text)]
     questions = questions_about(rng, story)
@@ -144,6 +144,8 @@ def repeat_chat(rng: Random) -> str:
     ask = expand(rng, "[Repeat these words|Say these words|Please repeat|Write these words again]: ")
     if rng.random() < 0.4:
         hero, obj = rng.choice([*ANIMALS, *PEOPLE]), rng.choice(list(OBJECTS))
+        while held_out(hero, obj):
+            hero, obj = rng.choice([*ANIMALS, *PEOPLE]), rng.choice(list(OBJECTS))
         story = Story(rng, hero=hero, obj=obj, length="short")
         line = story.text.split(". ")[0].split("\n")[0].rstrip(".") + "."
         return render([(expand(rng, "[Repeat this sentence|Say this again]: ") + line, line)], system_prompt(rng) if rng.random() < 0.3 else None)
@@ -198,6 +200,8 @@ def _fact(rng: Random) -> tuple[str, str]:
 def poem_chat(rng: Random) -> str:
     """Four lines that rhyme by the last word of a fixed pair."""
     hero, obj = rng.choice(list(ANIMALS)), rng.choice(list(OBJECTS))
+    while held_out(hero, obj):
+        hero, obj = rng.choice(list(ANIMALS)), rng.choice(list(OBJECTS))
     info = OBJECTS[obj]
     rhyme = rng.choice((("night", "light"), ("day", "play"), ("sea", "me"), ("tree", "free"), ("hill", "still"), ("rain", "again")))
     first = expand(rng, f"[A {{adj}} {hero}|The {{adj}} {hero}|One {{adj}} {hero}] [sat and watched|went out to see|was dreaming of|sang to] the {rhyme[0]},")
@@ -216,7 +220,10 @@ def document(rng: Random, copying: float = 0.1) -> str:
         return lookup_chat(rng) if rng.random() < 0.6 else repeat_chat(rng)
     kind = (kind - copying) / (1 - copying)
     if kind < 0.40:
-        return Story(rng).text
+        story = Story(rng)
+        while held_out(story.hero.kind, story.obj):
+            story = Story(rng)
+        return story.text
     if kind < 0.90:
         return story_chat(rng)
     return fact_chat(rng) if kind < 0.97 else poem_chat(rng)

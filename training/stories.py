@@ -40,6 +40,12 @@ TAILS = (", of course", ", as always", ", little by little", ", all the same", "
          ", slowly but surely", " under the {col} sky", ", while {snd}", " in the {season} light", ", to everyone's surprise",
          ", for once", " before lunch", ", and the day was long", ", just as {E} had said", " like never before",
          ", and {F} saw it", ", so to speak", " at last", ", quietly", ", with a little sigh", " near {see}")
+# Before a noun now and then, for the same reason: words that fit any thing or sight and contradict none of their own.
+GENERIC = ("old", "little", "dear", "good", "strange", "lovely", "dusty", "quiet", "funny", "fine", "pretty", "simple",
+           "curious", "wonderful")
+CLASHES = {"old": "new young", "little": "big giant tall huge great large long high wide small tiny heavy",
+           "dusty": "new clean shiny wet bright sparkling", "quiet": "roaring loud noisy rushing", "pretty": "ugly plain",
+           "simple": "fancy", "funny": "strange", "strange": "funny"}
 PLAIN_BEATS = {"open", "end", "keepobj"}
 _INNERMOST = re.compile(r"\[([^\[\]]*)\]")
 
@@ -146,17 +152,24 @@ class Story:
         self.templates.append(template)
         text = self._loosen(beat, expand(self.rng, template))
         text = re.sub(r"\{(\w+)\}", lambda m: self._slot(m.group(1)), text)
-        return sentence_case(text)
+        return sentence_case(re.sub(r"\ba (?=old )", "an ", text))
 
     def _loosen(self, beat: str, text: str) -> str:
         """Sometimes a few loose words in front of a sentence without speech, sometimes a few at its end."""
         if beat in PLAIN_BEATS or '"' in text or "?" in text:
             return text
-        if self.rng.random() < 0.35 and re.match(r"\{(H|F|E|he|his|they)\}|they |the |it ", text):
+        if self.rng.random() < 0.5 and re.match(r"\{(H|F|E|he|his|they)\}|they |the |it ", text):
             text = f"{self.rng.choice(OPENERS)} {text}"
-        if self.rng.random() < 0.3 and text.endswith("."):
+        if self.rng.random() < 0.45 and text.endswith("."):
             text = text[:-1] + self.rng.choice(TAILS) + "."
         return text
+
+    def _generic(self, beside: str) -> str:
+        """Often nothing, else a generic adjective and a space: none that repeats or contradicts the words `beside` it."""
+        word = self.rng.choice(GENERIC)
+        if self.rng.random() >= 0.35 or {word, *CLASHES.get(word, "").split()} & set(beside.split()):
+            return ""
+        return word + " "
 
     def _slot(self, name: str) -> str:
         rng, place, obj = self.rng, PLACES[self.place], OBJECTS[self.obj]
@@ -168,14 +181,16 @@ class Story:
             if name[0] == letter:
                 return {letter: who.ref, letter + "i": who.intro, letter + "s": who.short}[name]()
         match name:
-            case "O": return self.obj
+            case "O": return self._generic(self.adjective) + self.obj
             case "Oi": return with_article(f"{self.adjective} {self.obj}")
             case "oa": return self.adjective
             case "use": return obj["use"]
             case "feat": return skewed(rng, obj["features"])
             case "pp": return place["phrase"]
             case "place": return self.place
-            case "see": return "the " + re.sub(r"^(a|an|the) ", "", skewed(rng, place["sights"]))
+            case "see":
+                sight = re.sub(r"^(a|an|the) ", "", skewed(rng, place["sights"]))
+                return f"the {self._generic(sight)}{sight}"
             case "snd": return skewed(rng, place["sounds"])
             case "smell": return skewed(rng, place["smells"])
             case "season": return self.season

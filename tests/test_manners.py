@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import weakref
 
 import pytest
@@ -69,15 +68,24 @@ def test_no_atexit_hook_keeps_the_process_alive_defect_2(folder):
     assert done.returncode == 0 and done.stderr == ""
 
 
-def test_interrupt_aborts_and_leaves_the_engine_usable_defect_3(folder):
+@pytest.mark.parametrize("place", ["schedule", "forward", "collect", "update"])
+def test_interrupt_aborts_and_leaves_the_engine_usable_defect_3(folder, place, monkeypatch):
     with LLM(folder, device="cpu") as llm:
         expected = llm.generate([[1, 2, 3]], GREEDY, use_tqdm=False)[0].token_ids
-        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            for _ in range(100):
+        owner = llm.engine.scheduler if place in ("schedule", "update") else llm.engine.model_runner
+        original, calls = getattr(owner, place), []
+
+        def interrupted(*arguments):
+            calls.append(place)
+            if len(calls) == 5:
+                os.kill(os.getpid(), signal.SIGINT)  # what Jupyter's stop button sends; raised before the next line
+            return original(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, place, interrupted)
+            with pytest.raises(KeyboardInterrupt):
                 llm.generate([[5, 6]] * 4, SamplingParams(max_tokens=400, ignore_eos=True), use_tqdm=False)
-        timer.join()
+        assert len(calls) == 5
         assert not llm.engine.has_unfinished
         llm.engine.check_integrity()
         assert llm.engine.block_manager.num_free_blocks == llm.engine.block_manager.num_blocks

@@ -122,7 +122,8 @@ class LLM:
     def _serving(self, requests: list[tuple], order: list[Sequence]) -> Iterator[None]:
         """Queue all requests, filling `order`; on the way out, however that happens, none of them stays behind."""
         try:
-            order += [self.engine.add_request(token_ids, params) for _, token_ids, params in requests]
+            for _, token_ids, params in requests:  # one by one: an interrupt here, too, must find what is queued already
+                order.append(self.engine.add_request(token_ids, params))
             yield
         finally:
             for seq in order:

@@ -1,7 +1,7 @@
 """Attention alone on one GPU: how near each backend comes to what memory (decode) and arithmetic (prefill) allow.
 
     python -m benchmarks.attention                      # the table
-    python -m benchmarks.attention --sweep              # and the Triton decode kernel's tile, warps, stages and splits
+    python -m benchmarks.attention --sweep              # and the Triton decode kernel's tile, warps, stages and programs
     python -m benchmarks.attention --json results.json  # and the figures in a file
 
 Shapes are Qwen3-0.6B's: 16 query heads, 8 key/value heads, head size 128, bfloat16, blocks of 256 tokens. Decode is
@@ -104,24 +104,21 @@ def sweep(num_seqs: int, mean: int) -> list[dict]:
     """The Triton decode kernel cut and scheduled every way worth trying, fastest first."""
     from triton.runtime.errors import OutOfResources
 
-    from nanovllm.kernels.paged_decode import MAX_SPLITS, Tuning, choose_splits, paged_decode, programs_wanted
+    from nanovllm.kernels.paged_decode import Tuning, paged_decode
 
     q, cache, context = decode_batch(num_seqs, mean)
     out, rows = torch.empty_like(q), []
-    default = choose_splits(num_seqs, NUM_KV_HEADS, context.max_seqlen_k, 64, programs_wanted(q.device))
-    splits_tried = sorted({min(MAX_SPLITS, max(1, int(default * factor))) for factor in (0.25, 0.5, 1, 2, 4)})
-    for tile, warps, stages, splits in product((32, 64, 128), (2, 4, 8), (3, 5, 7), splits_tried):
-        tuning = Tuning(tile, warps, stages)
+    for tile, warps, stages, programs in product((32, 64, 128), (2, 4, 8), (3, 5, 7), (1, 2, 3, 4)):
+        tuning = Tuning(tile, warps, stages, programs)
 
-        def call(tuning=tuning, splits=splits):
-            tables, lengths = context.block_tables, context.context_lens
-            paged_decode(q, *cache, tables, lengths, context.max_seqlen_k, SCALE, out, splits, tuning)
+        def call(tuning=tuning):
+            paged_decode(q, *cache, context.block_tables, context.context_lens, SCALE, out, tuning)
 
         try:
             ms = milliseconds(call, repeat=60)
         except OutOfResources:
             continue
-        rows.append({**tuning._asdict(), "splits": splits, "ms": ms, "TB/s": bytes_read(context) / ms / 1e9})
+        rows.append({**tuning._asdict(), "ms": ms, "TB/s": bytes_read(context) / ms / 1e9})
     return sorted(rows, key=lambda row: row["ms"])
 
 

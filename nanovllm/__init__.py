@@ -3,8 +3,9 @@
 from importlib import import_module
 
 __version__ = "0.1.0"
-_HOMES = {"LLM": "nanovllm.llm", "RequestOutput": "nanovllm.outputs", "SamplingParams": "nanovllm.sampling_params"}
-__all__ = ["LLM", "RequestOutput", "SamplingParams"]
+_HOMES = {"AsyncLLM": "nanovllm.async_llm", "LLM": "nanovllm.llm", "RequestOutput": "nanovllm.outputs",
+          "SamplingParams": "nanovllm.sampling_params"}
+__all__ = ["LLM", "AsyncLLM", "RequestOutput", "SamplingParams"]
 
 
 def __getattr__(name: str):

@@ -1,4 +1,7 @@
-"""`python -m nanovllm demo`: three chats that share a system prompt, served together, and what each step did."""
+"""`python -m nanovllm demo`: three chats that share a system prompt, served together, and what each step did.
+
+`python -m nanovllm serve` is nanovllm/server.
+"""
 
 import argparse
 import shutil
@@ -6,6 +9,7 @@ import sys
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine.trace import Trace
+from nanovllm.server import command
 
 SYSTEM = ("You are a kind storyteller. You tell short stories for children in simple words. Every story has a hero, "
           "a small trouble and a happy end.")
@@ -58,9 +62,21 @@ def main(argv: list[str] | None = None) -> None:
     run = commands.add_parser("demo", help="serve a few chat prompts and show what each step did")
     run.add_argument("--model", help="model folder (default: the offline model)")
     run.add_argument("--max-tokens", type=int, default=120)
-    arguments = parser.parse_args(argv)
-    with LLM(arguments.model) as llm:
-        demo(llm, arguments.max_tokens)
+    run.set_defaults(run=run_demo)
+    run = commands.add_parser("serve", help="serve a model over HTTP, as the OpenAI API does")
+    command.add_arguments(run)
+    run.set_defaults(run=command.serve)
+    arguments = vars(parser.parse_args(argv))
+    del arguments["command"]
+    try:
+        arguments.pop("run")(**arguments)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def run_demo(model: str | None, max_tokens: int) -> None:
+    with LLM(model) as llm:
+        demo(llm, max_tokens)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ class Config:
     kvcache_block_size: tokens a block; None is 256 on a GPU (what flash-attn asks for) and 16 elsewhere.
     num_kvcache_blocks: None sizes the cache by the memory at hand.
     enforce_eager: run every kernel as written: no CUDA graphs, no compilation.
+    async_scheduling: prepare the next step while this one runs; None is True on a GPU. On a CPU, which does both itself,
+        it gains nothing.
 
     Raises ValueError naming the setting, its value, the limit and the remedy.
     """
@@ -37,6 +39,7 @@ class Config:
     gpu_memory_utilization: float = 0.9
     tensor_parallel_size: int = 1
     enforce_eager: bool = False
+    async_scheduling: bool | None = None
     kvcache_block_size: int | None = None
     num_kvcache_blocks: int | None = None
     device: str | torch.device = "auto"
@@ -65,6 +68,8 @@ class Config:
         self.dtype = self._resolve_dtype()
         self.eos_token_ids = self._find_eos_token_ids()
         self.max_model_len = min(self.max_model_len, self.hf_config.max_position_embeddings)
+        if self.async_scheduling is None:
+            self.async_scheduling = self.device.type == "cuda"
         if self.kvcache_block_size is None:
             self.kvcache_block_size = 256 if self.device.type == "cuda" else 16
 

@@ -1,20 +1,22 @@
 """The public face: text in, text out."""
 
+import traceback
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields
 
 from tqdm.auto import tqdm
 
 from nanovllm.config import Config
 from nanovllm.engine.llm_engine import LLMEngine
-from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.trace import Trace
 from nanovllm.outputs import RequestOutput
+from nanovllm.requests import Request
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.utils.checks import check, check_keywords
-from nanovllm.utils.detokenizer import IncrementalDetokenizer
+from nanovllm.utils.interrupts import uninterrupted
+from nanovllm.utils.profiling import profiled
 
 CONFIG_FIELDS = [f.name for f in fields(Config) if f.init]
 ENGINE_CLASSES = ("scheduler_cls", "block_manager_cls")
@@ -35,7 +37,11 @@ class LLM:
         classes = {name: settings.pop(name) for name in ENGINE_CLASSES if name in settings}
         config = Config(model, **settings)
         self.tokenizer = _load_tokenizer(config.model)
-        self.engine = LLMEngine(config, **classes)
+        try:
+            self.engine = LLMEngine(config, **classes)
+        except BaseException as error:
+            _forget_locals(error)
+            raise
         self.config = config
         # No atexit hook and no __del__: nothing but your own variables keeps an engine alive.
         self._finalizer = weakref.finalize(self, _release, self.engine)
@@ -56,34 +62,35 @@ class LLM:
         self._finalizer()
 
     def generate(self, prompts: Prompt | list[Prompt], sampling_params: SamplingParams | list[SamplingParams] | None = None,
-                 use_tqdm: bool = True) -> list[RequestOutput]:
+                 use_tqdm: bool = True, priority: int | list[int] = 0) -> list[RequestOutput]:
         """Serve the prompts together; returns one output a prompt, in order.
 
         prompts: a text, a list of texts, or a list of lists of token ids. sampling_params: one for all or one for each.
+        priority: likewise; less is served sooner, but waiting outweighs it in the end (see `Scheduler`).
         Raises ValueError, before anything is queued, when any of them cannot be served. When the call is interrupted
         or fails, its requests are aborted and their blocks freed; the engine stays usable.
         """
-        requests = self._requests(prompts, sampling_params)
-        order = []
-        with self._serving(requests, order):
-            with tqdm(total=len(order), desc="Generating", unit=" requests", disable=not use_tqdm, dynamic_ncols=True) as bar:
-                remaining, generated = {seq.seq_id for seq in order}, 0
-                while remaining:
-                    mine = [seq for seq in self.engine.step() if seq.seq_id in remaining]
-                    if mine:
-                        remaining.difference_update(seq.seq_id for seq in mine)
-                        generated += sum(seq.num_output_tokens for seq in mine)
-                        bar.set_postfix_str(f"{generated / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
-                        bar.update(len(mine))
-        return [self._output(seq, text) for seq, (text, _, _) in zip(order, requests)]
+        requests = self._requests(prompts, sampling_params, priority)
+        try:
+            for request in requests:
+                request.submit()
+            self._run(requests, use_tqdm)
+        finally:
+            _abort(requests)
+        return [request.output() for request in requests]
 
     def stream(self, prompts: Prompt | list[Prompt], sampling_params: SamplingParams | list[SamplingParams] | None = None
                ) -> Iterator[str] | Iterator[tuple[int, str]]:
         """Yield text as it is generated: pieces of text for one prompt; (index, piece) for a list served together.
 
-        A piece never splits a character. Raises as `generate` does; leaving the loop early aborts what still runs.
+        A piece never splits a character, nor holds the beginning of a stop string. Raises as `generate` does, and for
+        n > 1; leaving the loop early aborts what still runs.
         """
         requests = self._requests(prompts, sampling_params)
+        self._require_tokenizer("stream")
+        for request in requests:
+            check(request.params.n == 1, "n", request.params.n, "1 in stream",
+                  "pass the prompt n times, with a seed each, and follow the pieces by their index")
         pieces = self._stream(requests)
         return pieces if isinstance(prompts, list) else (piece for _, piece in pieces)
 
@@ -103,53 +110,63 @@ class LLM:
         """The text that the model's chat template makes of a conversation, ready for the assistant's turn."""
         self._require_tokenizer("chat")
         for message in messages if isinstance(messages, list) and messages else [messages]:
-            check(isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str),
+            check(isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content")),
                   "message", message, "a dict with a 'role' and a 'content', both texts",
                   'pass [{"role": "user", "content": "Hello"}]')
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_arguments)
 
     @contextmanager
-    def trace(self) -> Iterator[Trace]:
-        """Record every step inside the `with` block: `with llm.trace() as trace: llm.generate(...)`."""
-        trace = Trace()
+    def trace(self, path=None, *, max_records: int | None = None, profile: bool = False) -> Iterator[Trace]:
+        """Record every step inside the `with` block: `with llm.trace() as trace: llm.generate(...)`.
+
+        path: a file that takes the records while the run goes on; max_records: how many of the newest stay in memory.
+        Together they record runs of any length. profile: record the GPU's kernels, too (without a GPU the CPU's
+        operators): for some seconds' worth of steps, as a profiler keeps all it sees in memory and slows the host down.
+        """
+        trace = Trace(path=path, max_records=max_records)
         self.engine.attach(trace)
         try:
-            yield trace
+            with profiled(trace, self.config.device) if profile else nullcontext():
+                yield trace
         finally:
             self.engine.detach(trace)
+            trace.close()
 
-    @contextmanager
-    def _serving(self, requests: list[tuple], order: list[Sequence]) -> Iterator[None]:
-        """Queue all requests, filling `order`; on the way out, however that happens, none of them stays behind."""
+    def _run(self, requests: list[Request], use_tqdm: bool) -> None:
+        """Step the engine until all of them have ended."""
+        watched = any(request.watches_text for request in requests)
+        generated = 0
+        with tqdm(total=len(requests), desc="Generating", unit=" requests", disable=not use_tqdm, dynamic_ncols=True) as bar:
+            while requests:
+                if not (self.engine.step() or watched) and self.engine.has_unfinished:
+                    continue  # nobody ended: text is made once, at the end, unless it may end the request
+                for request in requests:
+                    if request.watches_text or request.has_run:
+                        request.advance()
+                    if request.is_finished:
+                        generated += sum(seq.num_output_tokens for seq in request.sequences)
+                        bar.set_postfix_str(f"{generated / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
+                        bar.update()
+                requests = [request for request in requests if not request.is_finished]
+
+    def _stream(self, requests: list[Request]) -> Iterator[tuple[int, str]]:
         try:
-            for _, token_ids, params in requests:  # one by one: an interrupt here, too, must find what is queued already
-                order.append(self.engine.add_request(token_ids, params))
-            yield
-        finally:
-            for seq in order:
-                if not seq.is_finished:
-                    self.engine.abort(seq.seq_id)
-
-    def _stream(self, requests: list[tuple]) -> Iterator[tuple[int, str]]:
-        self._require_tokenizer("stream")
-        order = []
-        with self._serving(requests, order):
-            decoders = [IncrementalDetokenizer(self.tokenizer) for _ in order]
-            sent, open_ = [0] * len(order), set(range(len(order)))
+            for request in requests:
+                request.submit()
+            open_ = dict(enumerate(requests))
             while open_:
-                if not all(order[i].is_finished for i in open_):
+                if not all(request.has_run for request in open_.values()):
                     self.engine.step()
-                for i in sorted(open_):
-                    seq = order[i]
-                    new = seq.output_token_ids[sent[i]:]
-                    sent[i] += len(new)
-                    if seq.is_finished:
-                        open_.remove(i)
-                    if piece := decoders[i].push(new, final=seq.is_finished):
-                        yield i, piece
+                for i, request in list(open_.items()):
+                    pieces = [delta.text for delta in request.advance() if delta.text]
+                    if request.is_finished:
+                        del open_[i]
+                    yield from ((i, piece) for piece in pieces)
+        finally:
+            _abort(requests)
 
-    def _requests(self, prompts, sampling_params) -> list[tuple[str | None, list[int], SamplingParams]]:
-        """(text, token ids, parameters) of every prompt, each checked, so that a bad one harms no other."""
+    def _requests(self, prompts, sampling_params, priority=0) -> list[Request]:
+        """A request for every prompt, each checked before any is queued, so that a bad one harms no other."""
         check(self._finalizer.alive, "LLM", self.config.model.name, "open", "it was closed; make a new one")
         if isinstance(prompts, str):
             prompts = [prompts]
@@ -159,29 +176,16 @@ class LLM:
               "wrap one prompt's token ids in a list: [[1, 2, 3]]")
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             sampling_params = [sampling_params or SamplingParams()] * len(prompts)
-        check(len(sampling_params) == len(prompts), "len(sampling_params)", len(sampling_params),
-              f"{len(prompts)}, one for each prompt", "pass one SamplingParams for all, or a list as long as prompts")
-        requests = []
-        for prompt, params in zip(prompts, sampling_params):
-            check(isinstance(params, SamplingParams), "sampling_params", params, "SamplingParams", "pass a SamplingParams")
-            text, token_ids = (prompt, self._encode(prompt)) if isinstance(prompt, str) else (None, list(prompt))
-            self.engine.validate(token_ids, params)
-            requests.append((text, token_ids, params))
-        return requests
-
-    def _encode(self, text: str) -> list[int]:
-        check(text != "", "prompt", text, "at least one character", "pass a non-empty prompt")
-        self._require_tokenizer("a text prompt")
-        return self.tokenizer.encode(text)
+        if isinstance(priority, int):
+            priority = [priority] * len(prompts)
+        for name, values in (("sampling_params", sampling_params), ("priority", priority)):
+            check(len(values) == len(prompts), f"len({name})", len(values), f"{len(prompts)}, one for each prompt",
+                  f"pass one {name} for all, or a list as long as prompts")
+        return [Request(self.engine, self.tokenizer, *each) for each in zip(prompts, sampling_params, priority)]
 
     def _require_tokenizer(self, what: str) -> None:
         check(self.tokenizer is not None, "model", str(self.config.model), f"a folder with a tokenizer.json for {what}",
               "add the tokenizer's files, or pass lists of token ids to generate()")
-
-    def _output(self, seq: Sequence, text: str | None) -> RequestOutput:
-        generated = self.tokenizer.decode(seq.output_token_ids, skip_special_tokens=True) if self.tokenizer else ""
-        return RequestOutput(seq.seq_id, text, seq.prompt_token_ids, generated, seq.output_token_ids, seq.finish_reason,
-                             seq.num_cached_tokens, seq.num_preemptions)
 
 
 def _load_tokenizer(folder):
@@ -194,3 +198,17 @@ def _load_tokenizer(folder):
 
 def _release(engine: LLMEngine) -> None:
     engine.model_runner.close()
+
+
+def _abort(requests: list[Request]) -> None:
+    """None of them stays behind in the engine, however the call that queued them ends."""
+    with uninterrupted(), ExitStack() as stack:  # which goes on when one of them raises
+        for request in requests:
+            stack.callback(request.abort)
+
+
+def _forget_locals(error: BaseException | None) -> None:
+    """An exception keeps alive every local variable of the functions it came through: here, weights."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

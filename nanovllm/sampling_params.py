@@ -1,21 +1,40 @@
-"""What a request asks for: how to draw its tokens and when to stop."""
+"""What a request asks for: how to draw its tokens, when to stop, and what to hand back."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import isfinite
 
 from nanovllm.utils.checks import check, check_keywords
+
+MAX_LOGPROBS = 20  # what the OpenAI API and vLLM allow
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one request draws its tokens and when it ends. Immutable: one object may serve many requests.
+    """How one request draws its tokens, when it ends and what it reports. Immutable: one object may serve many requests.
+
+    Fields mean what they mean in vLLM; the filters apply in transformers' order.
 
     temperature: 0 is greedy; otherwise logits are divided by it before the draw.
     top_k: keep the k most likely tokens; 0 or -1 keeps all.
     top_p: keep the smallest set of tokens whose probability reaches top_p (Holtzman et al. 2019, "nucleus").
     min_p: drop tokens less likely than min_p times the most likely one (Nguyen et al. 2024).
-    seed: fixes the draws of this request, whatever else is in its batch; None shares the engine's generator.
-    max_tokens: most tokens to generate. ignore_eos: do not end at the model's end-of-sequence tokens.
-    stop_token_ids: further tokens that end the request, with `finish_reason` "stop".
+    seed: fixes the draws of this request, whatever else is in its batch; None: the engine picks one.
+    repetition_penalty: logits of tokens in prompt or output are divided by it when positive and multiplied when
+        negative (Keskar et al. 2019, CTRL); 1 is off.
+    presence_penalty, frequency_penalty: taken from the logits of tokens in the output, once, or as often as they
+        occurred; in [-2, 2], 0 is off.
+    logit_bias: {token id: a number in [-100, 100]}, added to the logits.
+    max_tokens, min_tokens: most and fewest tokens to generate; before min_tokens no stop string counts, and no token
+        that would end the request is drawn.
+    ignore_eos: do not end at the model's end-of-sequence tokens.
+    stop: texts that end the request with `finish_reason` "stop"; what comes before stays.
+    stop_token_ids: tokens that do the same. include_stop_str_in_output: keep what stopped it in the text.
+    n: how many samples to draw for the prompt; sample i draws as a request with seed + i would.
+    logprobs: report this many of the most likely tokens at each step, and the one drawn; 0..20, None is off. They are
+        those of the model's own scores, before penalties, temperature and filters.
+    prompt_logprobs: the same for the prompt's tokens.
+    skip_special_tokens: leave the tokenizer's special tokens out of the text.
 
     Raises ValueError, naming the field, the value, the limit and the remedy; for an unknown field too.
     """
@@ -28,30 +47,92 @@ class SamplingParams:
     min_p: float = 0.0
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+    min_tokens: int = 0
+    n: int = 1
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] | None = field(default=None, hash=False)
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
 
     def __new__(cls, *args, **fields):
         check_keywords("SamplingParams", fields, cls.__dataclass_fields__)
         return object.__new__(cls)
 
     def __post_init__(self):
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
-        check(_is_number(self.temperature) and 0 <= self.temperature < float("inf"), "temperature", self.temperature,
-              "a finite number, 0 or more", "use 0 for greedy decoding")
-        check(_is_int(self.max_tokens) and self.max_tokens >= 1, "max_tokens", self.max_tokens,
-              "a whole number, 1 or more", "a request generates at least one token")
-        check(_is_int(self.top_k) and self.top_k >= -1, "top_k", self.top_k, "a whole number, -1 or more",
-              "use 0 to keep every token")
-        check(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]", "use 1 to keep every token")
-        check(_is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", self.min_p, "in [0, 1]", "use 0 to keep every token")
-        check(self.seed is None or _is_int(self.seed) and 0 <= self.seed < 2**63, "seed", self.seed,
-              "None or a whole number in [0, 2**63)", "leave it out for unseeded draws")
-        check(isinstance(self.ignore_eos, bool), "ignore_eos", self.ignore_eos, "True or False", "pass a bool")
-        check(all(_is_int(t) and t >= 0 for t in self.stop_token_ids), "stop_token_ids", self.stop_token_ids,
-              "token ids, 0 or more", "pass a list of ints")
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
+        for name, value in (("stop", stop), ("stop_token_ids", self.stop_token_ids or ())):
+            check(isinstance(value, (list, tuple, set, frozenset)), name, value, "a list", "pass a list")
+            object.__setattr__(self, name, tuple(value))
+        if self.logit_bias is not None:
+            check(isinstance(self.logit_bias, dict), "logit_bias", self.logit_bias, "a dict from token id to number",
+                  "pass {token_id: bias}")
+            object.__setattr__(self, "logit_bias", dict(self.logit_bias) or None)
+        self._check_draw()
+        self._check_end()
+        self._check_report()
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+    @property
+    def penalized(self) -> bool:
+        """Whether the scores depend on the tokens so far."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    @property
+    def changes_scores(self) -> bool:
+        """Whether a logits processor has work to do."""
+        return self.penalized or self.logit_bias is not None or self.min_tokens > 0
+
+    def ending_tokens(self, eos_token_ids: Iterable[int]) -> set[int]:
+        """The tokens that end this request, given the model's own."""
+        return {*self.stop_token_ids, *(() if self.ignore_eos else eos_token_ids)}
+
+    def _check_draw(self) -> None:
+        check(_is_number(self.temperature) and 0 <= self.temperature, "temperature", self.temperature,
+              "a finite number, 0 or more", "use 0 for greedy decoding")
+        check(_is_int(self.top_k) and self.top_k >= -1, "top_k", self.top_k, "a whole number, -1 or more",
+              "use 0 to keep every token")
+        check(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]", "use 1 to keep every token")
+        check(_is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", self.min_p, "in [0, 1]", "use 0 to keep every token")
+        check(self.seed is None or (_is_int(self.seed) and 0 <= self.seed < 2**63), "seed", self.seed,
+              "None or a whole number in [0, 2**63)", "leave it out for unseeded draws")
+        check(_is_number(self.repetition_penalty) and self.repetition_penalty > 0, "repetition_penalty",
+              self.repetition_penalty, "a finite number above 0", "use 1 for none")
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            check(_is_number(value) and -2 <= value <= 2, name, value, "in [-2, 2]", "use 0 for none")
+        for token, bias in (self.logit_bias or {}).items():
+            check(_is_int(token) and token >= 0, "logit_bias token", token, "a token id, 0 or more", "pass {token_id: bias}")
+            check(_is_number(bias) and -100 <= bias <= 100, f"logit_bias[{token}]", bias, "in [-100, 100]",
+                  "-100 all but forbids a token, 100 all but forces it")
+
+    def _check_end(self) -> None:
+        check(_is_int(self.max_tokens) and self.max_tokens >= 1, "max_tokens", self.max_tokens,
+              "a whole number, 1 or more", "a request generates at least one token")
+        check(_is_int(self.min_tokens) and 0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens,
+              f"a whole number from 0 to max_tokens={self.max_tokens}", "lower it or raise max_tokens")
+        check(all(_is_int(t) and t >= 0 for t in self.stop_token_ids), "stop_token_ids", self.stop_token_ids,
+              "token ids, 0 or more", "pass a list of ints")
+        check(all(isinstance(s, str) and s for s in self.stop), "stop", self.stop, "texts of at least one character",
+              "pass a text or a list of texts")
+        for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
+            check(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False", "pass a bool")
+
+    def _check_report(self) -> None:
+        check(_is_int(self.n) and self.n >= 1, "n", self.n, "a whole number, 1 or more", "use 1 for one sample")
+        check(self.n == 1 or not self.greedy, "n", self.n, "1 with temperature 0",
+              "greedy samples are all alike: raise temperature or ask for one")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            check(value is None or (_is_int(value) and 0 <= value <= MAX_LOGPROBS), name, value,
+                  f"None or a whole number from 0 to {MAX_LOGPROBS}", "ask for fewer")
 
 
 def _is_int(value) -> bool:
@@ -59,4 +140,4 @@ def _is_int(value) -> bool:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)

@@ -30,6 +30,7 @@ def prompts_with(bad):
     ([1, 96], {}, r"token id=96: must be a whole number in \[0, 96\)"),
     ([1, -1], {}, "token id=-1"),
     ([1, "2"], {}, "token id='2'"),
+    ([1], dict(logit_bias={96: 1}), "token id=96"),
     ([1] * 64, {}, "prompt length=64: must be below max_model_len=64 tokens; shorten the prompt or raise max_model_len"),
     ([1] * 30, dict(max_tokens=20), r"prompt \+ max_tokens=50: must be at most 33 tokens.*raise num_kvcache_blocks"),
     ("hello", {}, "tokenizer.json for a text prompt"),
@@ -57,7 +58,19 @@ def test_one_text_is_one_prompt_and_lists_must_match_defect_10(llm):
     (dict(temperature=float("inf")), "temperature=inf"),
     (dict(max_tokens=0), "max_tokens=0: must be a whole number, 1 or more"), (dict(max_tokens=2.5), "max_tokens=2.5"),
     (dict(top_p=0), "top_p=0"), (dict(top_p=1.1), "top_p=1.1"), (dict(top_k=-2), "top_k=-2"), (dict(min_p=2), "min_p=2"),
-    (dict(seed=-1), "seed=-1"), (dict(stop_token_ids=["a"]), "stop_token_ids"), (dict(max_token=5), "did you mean 'max_tokens'"),
+    (dict(seed=-1), "seed=-1"), (dict(stop_token_ids=["a"]), "stop_token_ids"),
+    (dict(max_token=5), "did you mean 'max_tokens'"),
+    (dict(stop=[""]), "stop="), (dict(stop=5), "stop=5: must be a list"), (dict(stop=["a", 5]), "stop="),
+    (dict(stop_token_ids=5), "stop_token_ids=5: must be a list"), (dict(n=0), "n=0"),
+    (dict(n=2, temperature=0), "n=2: must be 1 with temperature 0"), (dict(min_tokens=-1), "min_tokens=-1"),
+    (dict(min_tokens=9, max_tokens=8), "min_tokens=9: must be a whole number from 0 to max_tokens=8"),
+    (dict(repetition_penalty=0), "repetition_penalty=0: must be a finite number above 0"),
+    (dict(presence_penalty=2.1), r"presence_penalty=2.1: must be in \[-2, 2\]"),
+    (dict(frequency_penalty="1"), "frequency_penalty='1'"),
+    (dict(logit_bias=[1]), r"logit_bias=\[1\]: must be a dict"), (dict(logit_bias={"1": 1}), "logit_bias token='1'"),
+    (dict(logit_bias={3: 101}), r"logit_bias\[3\]=101: must be in \[-100, 100\]"), (dict(logprobs=21), "logprobs=21"),
+    (dict(logprobs=True), "logprobs=True"), (dict(prompt_logprobs=-1), "prompt_logprobs=-1"),
+    (dict(skip_special_tokens=1), "skip_special_tokens=1"), (dict(include_stop_str_in_output=None), "include_stop_str"),
 ])
 def test_nonsense_sampling_params(fields, message):
     with pytest.raises(ValueError, match=message):

@@ -86,6 +86,19 @@ def test_seeded_draws_do_not_depend_on_the_batch(tmp_path):
     assert together == alone and len({tuple(t) for t in together}) == 5
 
 
+def test_the_engines_seed_makes_a_run_repeat_itself(tmp_path):
+    folder = random_checkpoint(tmp_path)
+    unseeded, prompts = SamplingParams(temperature=1.0, max_tokens=10, ignore_eos=True), [[1, 2, 3]] * 3
+
+    def run(seed):
+        with LLM(folder, device="cpu", seed=seed) as llm:
+            return [o.token_ids for o in llm.generate(prompts, unseeded, use_tqdm=False)]
+
+    first = run(3)
+    assert first == run(3) and len({tuple(t) for t in first}) == 3, "equal prompts must draw apart"
+    assert first != run(4) and run(None) != run(None)
+
+
 def test_your_own_scheduler_runs_in_the_engine(tmp_path):
     from nanovllm.engine.scheduler import Scheduler
 

@@ -12,7 +12,7 @@ import torch
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine.sequence import Sequence
-from nanovllm.outputs import RequestOutput
+from nanovllm.outputs import CompletionOutput, RequestOutput, Usage
 
 from .checkpoints import random_checkpoint
 
@@ -68,9 +68,10 @@ def test_no_atexit_hook_keeps_the_process_alive_defect_2(folder):
     assert done.returncode == 0 and done.stderr == ""
 
 
+@pytest.mark.parametrize("looks_ahead", [False, True])
 @pytest.mark.parametrize("place", ["schedule", "forward", "collect", "update"])
-def test_interrupt_aborts_and_leaves_the_engine_usable_defect_3(folder, place, monkeypatch):
-    with LLM(folder, device="cpu") as llm:
+def test_interrupt_aborts_and_leaves_the_engine_usable_defect_3(folder, place, looks_ahead, monkeypatch):
+    with LLM(folder, device="cpu", async_scheduling=looks_ahead) as llm:
         expected = llm.generate([[1, 2, 3]], GREEDY, use_tqdm=False)[0].token_ids
         owner = llm.engine.scheduler if place in ("schedule", "update") else llm.engine.model_runner
         original, calls = getattr(owner, place), []
@@ -131,7 +132,7 @@ def test_reprs_are_short_and_worth_reading(folder):
         assert repr(seq) == "Sequence(0, running, prompt=5, output=1, computed=5, blocks=[0, 1])"
         assert "2 in use" in repr(llm.engine.block_manager)
         llm.engine.abort(0)
-    output = RequestOutput(3, None, [1, 2], "x" * 100, [5], "stop")
+    output = RequestOutput(3, None, [1, 2], [CompletionOutput(0, "x" * 100, [5], "stop")], Usage(2, 1, 0))
     assert repr(output) == f"RequestOutput(3, {'x' * 57 + '...'!r}, 2 prompt + 1 tokens, finish_reason='stop')"
     assert output["text"] == output.text and output["token_ids"] == [5]
     with pytest.raises(KeyError, match="a RequestOutput has"):

@@ -1,17 +1,31 @@
 """The loop: schedule, launch, collect, update."""
 
 import itertools
+import random
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from nanovllm.config import Config
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.model_runner import ModelRunner
+from nanovllm.engine.model_runner import Launched, ModelRunner
 from nanovllm.engine.scheduler import ScheduledBatch, Scheduler
 from nanovllm.engine.sequence import Sequence
-from nanovllm.engine.trace import StepRecord, Trace
+from nanovllm.engine.step_record import PHASES, StepRecord
+from nanovllm.engine.trace import Trace
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.utils.checks import check
+from nanovllm.utils.interrupts import uninterrupted
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step under way. marks: when its phases began, in their order, and when the last one ended."""
+
+    batch: ScheduledBatch
+    launched: Launched
+    marks: list[float]
 
 
 class LLMEngine:
@@ -19,6 +33,9 @@ class LLMEngine:
 
     Owns one scheduler, one block manager and one model runner, and gives every request its id. It knows token ids only:
     text is `LLM`'s business. `scheduler_cls` and `block_manager_cls` take your own classes in place of ours.
+
+    With `async_scheduling` it looks ahead: step n + 1 is scheduled and launched while step n runs. A scheduler with a
+    `schedule` or `update` of its own is never looked past.
     """
 
     def __init__(self, config: Config, scheduler_cls: Callable[..., Scheduler] = Scheduler,
@@ -30,9 +47,14 @@ class LLMEngine:
         self.scheduler = scheduler_cls(
             self.block_manager, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=config.max_model_len, eos_token_ids=config.eos_token_ids)
+        # A scheduler that goes its own way may not know of pending tokens.
+        own = all(getattr(type(self.scheduler), name, None) is getattr(Scheduler, name) for name in ("schedule", "update"))
+        self._looks_ahead = config.async_scheduling and own
+        self._under_way: deque[_Step] = deque()
         self.num_steps = 0
         self._ids = itertools.count()
-        self._traces: list[tuple[Trace, float]] = []  # who listens, and when they began
+        self._seeds = random.Random(config.seed)  # for requests that bring none
+        self._traces: list[Trace] = []  # who listens
 
     def __repr__(self) -> str:
         return f"LLMEngine(step {self.num_steps}, {self.scheduler!r}, {self.block_manager!r})"
@@ -41,64 +63,144 @@ class LLMEngine:
     def has_unfinished(self) -> bool:
         return self.scheduler.has_unfinished
 
-    def validate(self, prompt_token_ids: list[int], params: SamplingParams) -> None:
+    def validate(self, prompt_token_ids: list[int], params: SamplingParams, priority: int = 0) -> None:
         """Raise ValueError unless the request can be served to its end. Queues nothing."""
         vocab_size = self.config.hf_config.vocab_size
-        self.scheduler.validate(len(prompt_token_ids), params.max_tokens)
-        for token in (*prompt_token_ids, *params.stop_token_ids):
+        self.scheduler.validate(len(prompt_token_ids), params.max_tokens, priority)
+        for token in (*prompt_token_ids, *params.stop_token_ids, *(params.logit_bias or ())):
             check(isinstance(token, int) and 0 <= token < vocab_size, "token id", token,
                   f"a whole number in [0, {vocab_size}), the model's vocabulary", "encode the text with this model's tokenizer")
 
-    def add_request(self, prompt_token_ids: list[int], params: SamplingParams | None = None) -> Sequence:
-        """Queue a request and return its sequence, to be watched while `step` fills it. Raises as `validate` does."""
+    def add_request(self, prompt_token_ids: list[int], params: SamplingParams | None = None, priority: int = 0) -> Sequence:
+        """Queue a request and return its sequence, to be watched while `step` fills it. Raises as `validate` does.
+
+        One sequence draws one sample, and knows no text: `n` and `stop` are `nanovllm.requests.Request`'s.
+        """
         params = params or SamplingParams()
-        self.validate(prompt_token_ids, params)
-        seq = Sequence(next(self._ids), prompt_token_ids, params)
-        self.scheduler.add(seq)
-        for trace, _ in self._traces:
-            trace.meta["prompts"][seq.seq_id] = seq.num_prompt_tokens
+        self.validate(prompt_token_ids, params, priority)
+        seq = self.new_sequence(prompt_token_ids, params, priority)
+        self.enqueue(seq)
         return seq
 
-    def abort(self, seq_id: int) -> Sequence | None:
-        """End a request now and free its blocks; None when it has already ended."""
-        return self.scheduler.abort(seq_id)
+    def new_sequence(self, prompt_token_ids: list[int], params: SamplingParams, priority: int = 0) -> Sequence:
+        """A sequence with an id of its own, not queued yet."""
+        seq = Sequence(next(self._ids), prompt_token_ids, params, priority)
+        if seq.seed is None:
+            seq.seed = self._seeds.getrandbits(63)
+        return seq
+
+    def enqueue(self, seq: Sequence) -> None:
+        """Queue a sequence that `new_sequence` made; from now on `step` fills it."""
+        with uninterrupted():
+            self.scheduler.add(seq)
+        for trace in self._traces:
+            trace.joined(seq)
+
+    def abort(self, seq_id: int, reason: str = "abort") -> Sequence | None:
+        """End a request now and free its blocks; None when it has already ended. reason: see `Scheduler.abort`."""
+        with uninterrupted():
+            seq = self.scheduler.abort(seq_id, reason)
+        if seq is not None:
+            for trace in self._traces:
+                trace.ended(seq)
+        return seq
 
     def step(self) -> list[Sequence]:
-        """Advance every scheduled sequence; returns those that finished.
+        """Take in the next step's tokens; returns the sequences that they end.
 
-        An exception, an interrupt too, leaves the step undone: its sequences keep their place and can run again or be
-        aborted.
+        Where the engine looks ahead, the step after it is scheduled and launched first, so that the device never waits
+        for the host: a sequence that then turns out to have ended has cost one row of that step, and nothing else.
+
+        An exception, an interrupt too, leaves all steps under way undone: their sequences keep their place and can run
+        again or be aborted. Interrupts come between the phases, or while the model runs, but never in the bookkeeping.
         """
-        started = time.perf_counter()
-        batch = self.scheduler.schedule()
-        if not batch.items:
-            if self.has_unfinished and not batch.preempted:
-                raise RuntimeError(f"{self.scheduler!r} scheduled nothing although sequences wait; "
-                                   "this is a bug in the scheduler.")
-            return []
-        launched = self.model_runner.launch(batch)
-        token_ids = self.model_runner.collect(launched)
-        finished = self.scheduler.update(batch, token_ids)
-        self._record(started, batch, token_ids, finished)
+        try:
+            while len(self._under_way) < self._depth:
+                marks = [time.perf_counter()]
+                with uninterrupted():
+                    for step in self._under_way:
+                        self.scheduler.advance(step.batch)
+                    batch = self.scheduler.schedule()
+                marks.append(time.perf_counter())
+                if not batch.items:
+                    self._check_progress(batch)
+                    break
+                launched = self.model_runner.launch(batch)
+                marks.append(time.perf_counter())
+                self._under_way.append(_Step(batch, launched, marks))
+            if not self._under_way:
+                return []
+            oldest = self._under_way[0]
+            token_ids = self.model_runner.collect(oldest.launched)
+            oldest.marks.append(time.perf_counter())
+            with uninterrupted():
+                self._stamp(oldest)
+                finished = self.scheduler.update(oldest.batch, token_ids)
+                oldest.marks.append(time.perf_counter())
+                self._under_way.popleft()
+        except BaseException as error:
+            with uninterrupted():
+                self._undo()
+            error.add_note(f"in step {self.num_steps} of {self!r}, which was undone")
+            raise
+        if all(item.seq.is_finished for step in self._under_way for item in step.batch.items):
+            self._under_way.clear()  # nobody waits for it
+        self._record(oldest, token_ids, finished)
         self.num_steps += 1
         return finished
+
+    @property
+    def _depth(self) -> int:
+        """Steps under way at once. A traced engine runs one by one, so that a record shows one step's doing only."""
+        return 2 if self._looks_ahead and not self._traces else 1
+
+    def _check_progress(self, empty: ScheduledBatch) -> None:
+        if not self._under_way and self.has_unfinished and not empty.preempted:
+            raise RuntimeError(f"{self.scheduler!r} scheduled nothing although sequences wait; "
+                               "this is a bug in the scheduler.")
+
+    def _undo(self) -> None:
+        """Forget the steps under way. What they wrote to the cache will be written again, with the same values."""
+        for step in reversed(self._under_way):
+            if step.batch.is_advanced:
+                self.scheduler.undo(step.batch)
+        self._under_way.clear()
+        self.model_runner.reset()
 
     def attach(self, trace: Trace) -> None:
         """Have every step from now on appended to `trace`, until `detach`."""
         trace.meta |= {"block_size": self.block_manager.block_size, "num_blocks": self.block_manager.num_blocks,
                        "token_budget": self.config.max_num_batched_tokens, "max_num_seqs": self.config.max_num_seqs,
-                       "model": self.config.model.name,
-                       "prompts": {s.seq_id: s.num_prompt_tokens for s in (*self.scheduler.running, *self.scheduler.waiting)}}
-        self._traces.append((trace, time.perf_counter()))
+                       "model": self.config.model.name}
+        trace.began = time.perf_counter()
+        for seq in (*self.scheduler.running, *self.scheduler.waiting):
+            trace.joined(seq)
+        self._traces.append(trace)
+
+    def snapshot(self) -> StepRecord:
+        """The queues, tables and blocks as they are now, as a record of a step in which nothing ran."""
+        return StepRecord.of(self.num_steps, 0.0, 0.0, self.scheduler, ScheduledBatch(), [], [])
 
     def detach(self, trace: Trace) -> None:
-        self._traces = [entry for entry in self._traces if entry[0] is not trace]
+        self._traces = [other for other in self._traces if other is not trace]
 
     def check_integrity(self) -> None:
         """Raise RuntimeError unless the engine's books balance."""
         self.scheduler.check_integrity()
 
-    def _record(self, started: float, batch: ScheduledBatch, token_ids: list[int], finished: list[Sequence]) -> None:
-        for trace, origin in self._traces:
-            trace.records.append(StepRecord.of(self.num_steps, started - origin, time.perf_counter() - started,
-                                               self.scheduler, batch, token_ids, finished))
+    @staticmethod
+    def _stamp(step: "_Step") -> None:
+        """Note when sequences first ran and when their tokens were there."""
+        for item in step.batch.items:
+            seq = item.seq
+            if seq.scheduled_at is None:
+                seq.scheduled_at, seq.num_hit_tokens = step.marks[0], seq.num_cached_tokens
+            if item.samples and not seq.is_finished:
+                seq.token_times.append(step.marks[-1])
+
+    def _record(self, step: "_Step", token_ids: list[int], finished: list[Sequence]) -> None:
+        for trace in self._traces:
+            phases = {name: [start - trace.began, end - start]
+                      for name, (start, end) in zip(PHASES, itertools.pairwise(step.marks))}
+            trace.append(StepRecord.of(self.num_steps, step.marks[0] - trace.began, step.marks[-1] - step.marks[0],
+                                       self.scheduler, step.batch, token_ids, finished, phases))

@@ -1,11 +1,13 @@
 """Who runs this step, and how many tokens of each: continuous batching under one token budget."""
 
-from collections import deque
+from bisect import insort
 from dataclasses import dataclass, field
 
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.sequence import Sequence, SequenceStatus
 from nanovllm.utils.checks import check
+
+STEPS_PER_PRIORITY = 64  # what one unit of priority is worth, in steps of waiting
 
 
 @dataclass(slots=True)
@@ -20,7 +22,7 @@ class ScheduledSequence:
     is_decode: bool = field(init=False)  # feeds back one generated token, as against (re)computing a prompt
 
     def __post_init__(self):
-        self.samples = self.start + self.num_tokens == len(self.seq)
+        self.samples = self.start + self.num_tokens == len(self.seq.token_ids) + self.seq.num_pending_tokens
         self.is_decode = self.samples and self.num_tokens == 1 and self.start >= self.seq.num_prompt_tokens
 
 
@@ -35,6 +37,8 @@ class ScheduledBatch:
     preempted: list[Sequence] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)
     left_waiting: dict[int, str] = field(default_factory=dict)  # seq_id -> why it was not admitted
+    preemption_reasons: dict[int, str] = field(default_factory=dict)
+    is_advanced: bool = False  # see Scheduler.advance
 
     @property
     def num_tokens(self) -> int:
@@ -51,10 +55,14 @@ class Scheduler:
     Owns the waiting queue and the running list. It never sees a tensor and never asks how long anything took.
 
     One budget of `max_num_batched_tokens` a step: running sequences take their next token first, so a long prompt never
-    stalls them; what is left goes to prompt chunks, first of admitted sequences, then of waiting ones in order of
-    arrival. When blocks run out the newest running sequence is preempted: it gives its blocks back and is recomputed
+    stalls them; what is left goes to prompt chunks, first of admitted sequences, then of waiting ones as they stand in
+    line. When blocks run out the last in line of the running is preempted: it gives its blocks back and is recomputed
     later. New sequences are admitted only while every running one still finds a block for its next token; that
     reserve is the watermark that keeps admission from causing preemption.
+
+    Who comes first is decided once, on arrival: a request takes its place in line `priority` times STEPS_PER_PRIORITY
+    steps behind (below 0: before) where it arrived. Waiting thus outweighs any priority in the end, and nothing starves.
+    A policy of your own: subclass this and override `_line`.
     """
 
     def __init__(self, block_manager: BlockManager, *, max_num_seqs: int = 512, max_num_batched_tokens: int = 16384,
@@ -68,9 +76,10 @@ class Scheduler:
         self.max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
         self.max_model_len = max_model_len
         self.eos_token_ids = frozenset(eos_token_ids)
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: list[Sequence] = []  # both in line, see above
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self.num_scheduled_steps = 0
 
     def __repr__(self) -> str:
         return (f"Scheduler(waiting={len(self.waiting)}, running={len(self.running)} of {self.max_num_seqs}, "
@@ -80,11 +89,13 @@ class Scheduler:
     def has_unfinished(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def validate(self, num_prompt_tokens: int, max_tokens: int) -> None:
+    def validate(self, num_prompt_tokens: int, max_tokens: int, priority: int = 0) -> None:
         """Raise ValueError for a request that could never finish, before anything is queued.
 
         The last generated token is never fed back, so a request needs cache for one token less than its length.
         """
+        check(isinstance(priority, int) and abs(priority) <= 100, "priority", priority, "a whole number in [-100, 100]",
+              "use 0 for an ordinary request, less for one to be served sooner")
         check(num_prompt_tokens >= 1, "prompt length", num_prompt_tokens, "at least 1 token", "pass a non-empty prompt")
         check(num_prompt_tokens < self.max_model_len, "prompt length", num_prompt_tokens,
               f"below max_model_len={self.max_model_len} tokens", "shorten the prompt or raise max_model_len")
@@ -97,50 +108,82 @@ class Scheduler:
 
     def add(self, seq: Sequence) -> None:
         """Queue a sequence. Raises ValueError when it could never finish."""
-        self.validate(seq.num_prompt_tokens, seq.sampling_params.max_tokens)
-        self.waiting.append(seq)
+        self.validate(seq.num_prompt_tokens, seq.sampling_params.max_tokens, seq.priority)
+        seq.place = self._line(seq)
+        insort(self.waiting, seq, key=_place)
 
-    def abort(self, seq_id: int) -> Sequence | None:
-        """Take a sequence out of the engine and free its blocks; None when it is not there (it may just have ended)."""
+    def abort(self, seq_id: int, reason: str = "abort") -> Sequence | None:
+        """Take a sequence out of the engine and free its blocks; None when it is not there (it may just have ended).
+
+        reason: its finish_reason: "abort", "stop" (whoever reads its text found a stop string) or "error".
+        """
         for seq in (*self.running, *self.waiting):
             if seq.seq_id == seq_id:
-                (self.running if seq.status is SequenceStatus.RUNNING else self.waiting).remove(seq)
-                self._finish(seq, "abort")
+                self._queue_of(seq).remove(seq)
+                self._finish(seq, reason)
                 return seq
         return None
 
     def schedule(self) -> ScheduledBatch:
         """Pick the next step's work: decode, then chunks of admitted prompts, then new admissions."""
+        self.num_scheduled_steps += 1
         batch = ScheduledBatch()
         budget = self.max_num_batched_tokens
-        decoding = [seq for seq in self.running if seq.num_uncomputed_tokens == 1]
-        prefilling = [seq for seq in self.running if seq.num_uncomputed_tokens > 1]
+        decoding, prefilling = [], []
+        for seq in self.running:
+            if seq.num_uncomputed_tokens > 1:
+                prefilling.append(seq)
+            elif not (seq.num_pending_tokens and self._is_full_length(seq)):  # its last token is already being drawn
+                decoding.append(seq)
         for seq in decoding + prefilling:
             if budget and seq.status is SequenceStatus.RUNNING:  # an earlier turn may have preempted it
                 budget -= self._schedule_running(seq, budget, batch)
-        if not batch.preempted:  # whoever was just thrown out must not come back, nor be overtaken, in the same step
+        if self.waiting and not batch.preempted:  # whoever was just thrown out must not come back, nor be overtaken
             self._admit(budget, batch)
-        batch.items.sort(key=lambda item: item.num_tokens > 1)
+        if prefilling or batch.admitted:
+            batch.items.sort(key=lambda item: item.num_tokens > 1)
         return batch
+
+    def advance(self, batch: ScheduledBatch) -> None:
+        """Count `batch`, which is under way, as computed, so that `schedule` can look past it.
+
+        Sequences that draw a token in it get a pending one, which takes part in everything but its own value: it has a
+        position and a slot, and can be scheduled. Blocks it fills become findable before they are written: whoever finds
+        one runs in a later step.
+        """
+        batch.is_advanced = True
+        block_size = self.block_manager.block_size
+        for item in batch.items:
+            seq = item.seq
+            if seq.status is SequenceStatus.RUNNING:
+                seq.num_computed_tokens = upto = item.start + item.num_tokens
+                seq.num_pending_tokens = int(item.samples)
+                if item.start // block_size != upto // block_size:
+                    self.block_manager.commit(seq, item.start)
 
     def update(self, batch: ScheduledBatch, token_ids: list[int]) -> list[Sequence]:
         """Take in the tokens drawn for `batch`, one for each item that `samples`, in order. Returns who finished."""
+        if not batch.is_advanced:
+            self.advance(batch)
         finished = []
-        tokens = iter(token_ids)
-        for item in batch.items:
+        for item, token in zip((item for item in batch.items if item.samples), token_ids):
             seq = item.seq
-            token = next(tokens) if item.samples else None
-            if seq.status is not SequenceStatus.RUNNING:  # aborted while the step ran
+            # The row of a sequence that ended while the step ran was for nothing. One that was preempted meanwhile has
+            # lost its blocks, but keeps the token.
+            if seq.status is SequenceStatus.FINISHED:
                 continue
-            seq.num_computed_tokens = item.start + item.num_tokens
-            self.block_manager.commit(seq, item.start)
-            if token is not None:
-                seq.append_token(token)
-                if reason := self._finish_reason(seq):
-                    self.running.remove(seq)
-                    self._finish(seq, reason)
-                    finished.append(seq)
+            seq.append_token(token)
+            if reason := self._finish_reason(seq):
+                self._queue_of(seq).remove(seq)
+                self._finish(seq, reason)
+                finished.append(seq)
         return finished
+
+    def undo(self, batch: ScheduledBatch) -> None:
+        """Take back `advance`, after a step that failed: its sequences keep their blocks and compute the same again."""
+        for item in batch.items:
+            item.seq.num_pending_tokens = 0
+            item.seq.num_computed_tokens = min(item.start, item.seq.num_computed_tokens)
 
     def check_integrity(self) -> None:
         """Raise RuntimeError unless queues, statuses and block references agree. For tests: O(cache)."""
@@ -154,23 +197,27 @@ class Scheduler:
         self.block_manager.check_integrity([*self.running, *self.waiting])
 
     def _schedule_running(self, seq: Sequence, budget: int, batch: ScheduledBatch) -> int:
-        """Give `seq` its next tokens, preempting the newest for room; returns how many it got (0 if it fell itself)."""
+        """Give `seq` its next tokens, preempting others for room; returns how many it got (0 if it fell itself)."""
         num_tokens = min(seq.num_uncomputed_tokens, budget)
         upto = seq.num_computed_tokens + num_tokens
-        while self.block_manager.num_new_blocks(seq, upto) > self.block_manager.num_free_blocks:
-            # Newest first, and never one that already has its place in this batch while another can go.
+        has_room = upto <= len(seq.block_table) * self.block_manager.block_size
+        while not has_room and self.block_manager.num_new_blocks(seq, upto) > self.block_manager.num_free_blocks:
+            # Last in line first, and never one that already has its place in this batch while another can go.
             scheduled = {item.seq.seq_id for item in batch.items}
             victim = next((s for s in reversed(self.running) if s.seq_id not in scheduled), seq)
-            self._preempt(victim, batch)
+            self._preempt(victim, batch, f"sequence {seq.seq_id} needs {self.block_manager.num_new_blocks(seq, upto)} more "
+                          f"blocks and {self.block_manager.num_free_blocks} are free; "
+                          + ("all others have their place in this step" if victim is seq else "this one is last in line"))
             if victim is seq:
                 return 0
-        self.block_manager.append(seq, upto)
+        if not has_room:
+            self.block_manager.append(seq, upto)
         reason = "its next token" if seq.num_uncomputed_tokens == 1 else self._chunk_reason(seq, num_tokens)
         batch.items.append(ScheduledSequence(seq, seq.num_computed_tokens, num_tokens, reason))
         return num_tokens
 
     def _admit(self, budget: int, batch: ScheduledBatch) -> None:
-        """Admit waiting sequences in order of arrival while budget, places and blocks last."""
+        """Admit waiting sequences as they stand in line while budget, places and blocks last."""
         manager = self.block_manager
         # Blocks that admitted prompts will still need for the chunks to come.
         promised = sum(manager.num_new_blocks(seq, len(seq)) for seq in self.running)
@@ -184,11 +231,13 @@ class Scheduler:
             if len(self.running) >= self.max_num_seqs:
                 batch.left_waiting[seq.seq_id] = f"all {self.max_num_seqs} places are taken"
                 break
-            prefix = manager.find_cached_prefix(seq)
-            hashes = seq.block_hashes(manager.block_size) if manager.enable_prefix_caching else []
+            # Who asks for its prompt's log-probabilities must compute every token of it.
+            reuses = manager.enable_prefix_caching and seq.sampling_params.prompt_logprobs is None
+            prefix = manager.find_cached_prefix(seq) if reuses else []
+            hashes = seq.block_hashes(manager.block_size) if reuses else []
             if len(prefix) < len(hashes) and hashes[len(prefix)] in in_flight:
                 batch.left_waiting[seq.seq_id] = "its next block is being computed in this step; it will find it cached"
-                skipped.append(self.waiting.popleft())
+                skipped.append(self.waiting.pop(0))
                 continue
             needed = manager.num_new_blocks(seq, len(seq), prefix)
             if needed + promised + len(self.running) > manager.num_free_blocks:
@@ -196,19 +245,31 @@ class Scheduler:
                     f"it needs {needed} blocks; of {manager.num_free_blocks} free, {promised} are promised to admitted "
                     f"prompts and {len(self.running)} kept for the next tokens of running sequences")
                 break
-            self.waiting.popleft()
+            self.waiting.pop(0)
             manager.allocate(seq, prefix)
             num_tokens = min(seq.num_uncomputed_tokens, budget)
             manager.append(seq, seq.num_computed_tokens + num_tokens)
             promised += manager.num_new_blocks(seq, len(seq))
-            self.running.append(seq)
+            insort(self.running, seq, key=_place)
             seq.status = SequenceStatus.RUNNING
             item = ScheduledSequence(seq, seq.num_computed_tokens, num_tokens, self._admit_reason(seq, num_tokens))
             batch.items.append(item)
             batch.admitted.append(seq)
             in_flight |= self._hashes_of(item)
             budget -= num_tokens
-        self.waiting.extendleft(reversed(skipped))
+        self.waiting[:0] = skipped
+
+    def _line(self, seq: Sequence) -> int:
+        """The sequence's place in line; those with less come first, and of equals who was added first."""
+        return self.num_scheduled_steps + STEPS_PER_PRIORITY * seq.priority
+
+    def _queue_of(self, seq: Sequence) -> list[Sequence]:
+        return self.running if seq.status is SequenceStatus.RUNNING else self.waiting
+
+    def _is_full_length(self, seq: Sequence) -> bool:
+        """Whether its length ends it, once a pending token has arrived."""
+        length = len(seq.token_ids) + seq.num_pending_tokens
+        return length - seq.num_prompt_tokens >= seq.sampling_params.max_tokens or length >= self.max_model_len
 
     def _blocks_being_computed(self, batch: ScheduledBatch) -> set[bytes]:
         return set().union(*(self._hashes_of(item) for item in batch.items if not item.is_decode))
@@ -219,14 +280,15 @@ class Scheduler:
         size = self.block_manager.block_size
         return set(item.seq.block_hashes(size)[item.start // size:(item.start + item.num_tokens) // size])
 
-    def _preempt(self, seq: Sequence, batch: ScheduledBatch) -> None:
+    def _preempt(self, seq: Sequence, batch: ScheduledBatch, reason: str) -> None:
         self.running.remove(seq)
         self.block_manager.free(seq)
         seq.status = SequenceStatus.PREEMPTED
         seq.num_preemptions += 1
         self.num_preemptions += 1
-        self.waiting.appendleft(seq)
+        insort(self.waiting, seq, key=_place)
         batch.preempted.append(seq)
+        batch.preemption_reasons[seq.seq_id] = reason
 
     def _finish(self, seq: Sequence, reason: str) -> None:
         seq.status, seq.finish_reason = SequenceStatus.FINISHED, reason
@@ -234,11 +296,12 @@ class Scheduler:
 
     def _finish_reason(self, seq: Sequence) -> str | None:
         params, token = seq.sampling_params, seq.token_ids[-1]
-        if token in params.stop_token_ids or (token in self.eos_token_ids and not params.ignore_eos):
+        if token in self.eos_token_ids and not params.ignore_eos:
             return "stop"
-        if seq.num_output_tokens >= params.max_tokens or len(seq) >= self.max_model_len:
-            return "length"
-        return None
+        if token in params.stop_token_ids:
+            seq.stop_reason = token
+            return "stop"
+        return "length" if self._is_full_length(seq) else None
 
     @staticmethod
     def _chunk_reason(seq: Sequence, num_tokens: int) -> str:
@@ -251,3 +314,7 @@ class Scheduler:
         hit = f", {seq.num_cached_tokens} of {len(seq)} tokens found cached" if seq.num_cached_tokens else ""
         left = seq.num_uncomputed_tokens - num_tokens
         return f"{what}{hit}" + (f", chunked: {left} tokens wait for budget" if left else "")
+
+
+def _place(seq: Sequence) -> tuple[int, int]:
+    return seq.place, seq.seq_id

@@ -1,5 +1,6 @@
 """A request as the engine sees it: a growing list of tokens and a note of how far the cache has followed."""
 
+import time
 from array import array
 from enum import Enum
 from hashlib import blake2b
@@ -20,29 +21,49 @@ class Sequence:
     Owns the token ids, the block table and the counters below. It never allocates a block (BlockManager does) and never
     decides when it runs (Scheduler does); it imports no torch and knows no device.
 
-    seq_id: unique in one engine, in order of arrival.
+    seq_id: unique in one engine, in order of arrival. priority: less is served sooner. place: its place in line, the
+        scheduler's affair.
     token_ids: prompt and generated tokens, in one list.
     num_prompt_tokens: where the prompt ends.
-    num_computed_tokens: tokens whose keys and values are in the cache; the next step starts at this position.
+    num_computed_tokens: tokens whose keys and values are in the cache, or will be once the steps under way are done; the
+        next step starts at this position.
+    num_pending_tokens: 1 while a step under way draws its next token: it counts, but is not in token_ids yet.
     num_cached_tokens: leading tokens found in the prefix cache at admission. Their slots may be shared, so no step
         writes them: a fully cached prompt recomputes its last token to get logits, without storing it again.
+    num_hit_tokens: the same of its first admission, where only other requests can have left them.
     block_table: physical block of each logical block; position p lives in block_table[p // block_size].
+    finish_reason: "stop", "length", "abort" or "error" once it has ended; stop_reason: the stop token it met.
+    logprobs: {position: ([token, the likeliest tokens], their log-probabilities, the token's rank)}, where asked for.
+    arrived_at, scheduled_at, token_times: when it was made, first ran and drew each token, by `time.perf_counter`.
+    seed: what its draws are computed from; the engine gives one to a request that brings none.
     """
 
-    __slots__ = ("seq_id", "token_ids", "num_prompt_tokens", "num_computed_tokens", "num_cached_tokens", "block_table",
-                 "status", "sampling_params", "finish_reason", "num_preemptions", "_block_hashes")
+    __slots__ = ("seq_id", "priority", "place", "token_ids", "num_prompt_tokens", "num_computed_tokens", "num_pending_tokens",
+                 "num_cached_tokens", "num_hit_tokens", "block_table", "status", "sampling_params", "seed", "finish_reason",
+                 "stop_reason", "num_preemptions", "logprobs", "arrived_at", "scheduled_at", "token_times", "_block_hashes")
 
-    def __init__(self, seq_id: int, prompt_token_ids: list[int], sampling_params: SamplingParams | None = None):
+    def __init__(self, seq_id: int, prompt_token_ids: list[int], sampling_params: SamplingParams | None = None,
+                 priority: int = 0):
         self.seq_id = seq_id
+        self.priority = priority
+        self.place = 0
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
+        self.num_pending_tokens = 0
         self.num_cached_tokens = 0
+        self.num_hit_tokens = 0
         self.block_table: list[int] = []
         self.status = SequenceStatus.WAITING
         self.sampling_params = sampling_params or SamplingParams()
+        self.seed = self.sampling_params.seed
         self.finish_reason: str | None = None
+        self.stop_reason: int | None = None
         self.num_preemptions = 0
+        self.logprobs: dict[int, tuple[list[int], list[float], int]] = {}
+        self.arrived_at = time.perf_counter()
+        self.scheduled_at: float | None = None
+        self.token_times: list[float] = []
         self._block_hashes: list[bytes] = []
 
     def __len__(self) -> int:
@@ -60,7 +81,7 @@ class Sequence:
     @property
     def num_uncomputed_tokens(self) -> int:
         """Tokens the model still has to see: 1 while decoding, more while a prompt is being prefilled."""
-        return len(self.token_ids) - self.num_computed_tokens
+        return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
 
     @property
     def prompt_token_ids(self) -> list[int]:
@@ -75,8 +96,9 @@ class Sequence:
         return self.status is SequenceStatus.FINISHED
 
     def append_token(self, token_id: int) -> None:
-        """Add a sampled token. Its keys and values enter the cache in the step after this one."""
+        """Add a sampled token. Its keys and values enter the cache in the step after the one that drew it."""
         self.token_ids.append(token_id)
+        self.num_pending_tokens = 0
 
     def block_hashes(self, block_size: int) -> list[bytes]:
         """The chained hash of every full block: each covers its own tokens and, through its parent, all before it.

@@ -1,136 +1,125 @@
 """What happened, step by step, as plain data that pictures and tests can read. Imports no torch."""
 
+import gzip
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from nanovllm.engine.scheduler import ScheduledBatch, Scheduler
+from nanovllm.engine.perfetto import perfetto_events
 from nanovllm.engine.sequence import Sequence
+from nanovllm.engine.step_record import StepRecord
+from nanovllm.engine.trace_file import PER_REQUEST, PagedRecords, TraceWriter, read_head
+from nanovllm.utils.checks import check
 
-FORMAT_VERSION = 1
-
-
-@dataclass(slots=True)
-class StepRecord:
-    """One step of the engine, after it ended. Every field is JSON; sequences appear by their `seq_id`.
-
-    time, duration: seconds, the first since the trace began.
-    scheduled: who ran: {"seq_id", "phase": "prefill" | "decode", "start": first position, "num_tokens", "reason"}.
-    left_waiting: why the head of the queue (and whoever was passed over) was not admitted.
-    running, waiting: the queues after the step. preempted: thrown out in it. finished: {"seq_id", "reason"}.
-    tokens: the token drawn for each sequence that drew one. hit_tokens: prefix-cache hits of those admitted.
-    block_tables, context_lens: of the running sequences, after the step; context_lens counts tokens in the cache.
-    blocks: one letter for each physical block: f(ree), c(ached), u(sed), s(hared). ref_counts: of shared ones.
-    """
-
-    step: int
-    time: float
-    duration: float
-    token_budget: int
-    scheduled: list[dict]
-    left_waiting: dict[int, str]
-    running: list[int]
-    waiting: list[int]
-    preempted: list[int]
-    finished: list[dict]
-    tokens: dict[int, int]
-    hit_tokens: dict[int, int]
-    block_tables: dict[int, list[int]]
-    context_lens: dict[int, int]
-    blocks: str
-    ref_counts: dict[int, int]
-
-    @property
-    def num_prefill_tokens(self) -> int:
-        return sum(s["num_tokens"] for s in self.scheduled if s["phase"] == "prefill")
-
-    @property
-    def num_decode_tokens(self) -> int:
-        return sum(s["num_tokens"] for s in self.scheduled if s["phase"] == "decode")
-
-    @property
-    def num_blocks_in_use(self) -> int:
-        return self.blocks.count("u") + self.blocks.count("s")
-
-    @classmethod
-    def of(cls, step: int, time: float, duration: float, scheduler: Scheduler, batch: ScheduledBatch,
-           token_ids: list[int], finished: list[Sequence]) -> "StepRecord":
-        """Read a step off the live objects, after `Scheduler.update`. O(cache): only made when somebody listens."""
-        manager = scheduler.block_manager
-        sampled = (item.seq.seq_id for item in batch.items if item.samples)
-        return cls(
-            step, time, duration, scheduler.max_num_batched_tokens,
-            scheduled=[{"seq_id": i.seq.seq_id, "phase": "decode" if i.is_decode else "prefill", "start": i.start,
-                        "num_tokens": i.num_tokens, "reason": i.reason} for i in batch.items],
-            left_waiting=dict(batch.left_waiting),
-            running=[s.seq_id for s in scheduler.running], waiting=[s.seq_id for s in scheduler.waiting],
-            preempted=[s.seq_id for s in batch.preempted],
-            finished=[{"seq_id": s.seq_id, "reason": s.finish_reason} for s in finished],
-            tokens=dict(zip(sampled, token_ids)),
-            hit_tokens={s.seq_id: s.num_cached_tokens for s in batch.admitted},
-            block_tables={s.seq_id: list(s.block_table) for s in scheduler.running},
-            context_lens={s.seq_id: s.num_computed_tokens for s in scheduler.running},
-            blocks="".join(manager.block_state(b) for b in range(manager.num_blocks)),
-            ref_counts={b: n for b, n in enumerate(manager.ref_counts) if n > 1})
+__all__ = ["StepRecord", "Trace"]
 
 
 @dataclass
 class Trace:
-    """The steps of a run and what they ran on. An engine appends to `records` while it is attached (`LLM.trace()`).
+    """The steps of a run and what they ran on. An engine appends records while it is attached (`LLM.trace()`).
 
-    meta: block_size, num_blocks, token_budget, max_num_seqs, model; prompts: {seq_id: number of prompt tokens}.
+    meta: block_size, num_blocks, token_budget, max_num_seqs, model; by seq_id, prompts: number of prompt tokens, and
+        arrivals: seconds since the trace began (below 0 for those that came before it).
+    records: the steps; of a loaded trace they are read from the file page by page, as they are asked for.
+    operations: what a profiler saw, {"track", "name", "time", "duration"} in seconds since the trace began.
+    max_records: keep only so many of the newest in memory; None keeps all.
+    path: a file that takes every record while the run goes on, whatever is kept in memory. `close` completes it.
+    began: what `time.perf_counter` said at the trace's time 0.
+
+    It never looks into the engine: what is recorded is handed to it.
     """
 
     meta: dict = field(default_factory=dict)
-    records: list[StepRecord] = field(default_factory=list)
+    records: list[StepRecord] | PagedRecords = field(default_factory=list)
+    operations: list[dict] = field(default_factory=list)
+    max_records: int | None = field(default=None, compare=False)
+    path: str | Path | None = field(default=None, compare=False)
+    began: float = field(default=0.0, compare=False)
+
+    def __post_init__(self):
+        check(self.max_records is None or self.max_records >= 1, "max_records", self.max_records, "1 or more, or None",
+              "keep at least one record")
+        self.meta.setdefault("prompts", {})
+        self.meta.setdefault("arrivals", {})
+        self._writer = TraceWriter(self.path) if self.path else None
+        self._prune_above = 1024
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __iter__(self) -> Iterable[StepRecord]:
+    def __iter__(self) -> Iterator[StepRecord]:
         return iter(self.records)
 
-    def __getitem__(self, step: int) -> StepRecord:
-        return self.records[step]
+    def __getitem__(self, step: int | slice) -> "StepRecord | Trace":
+        """One record, or for a slice a trace of these records: `trace[-100:]` is what figures of a long run take."""
+        return Trace(self.meta, self.records[step], self.operations) if isinstance(step, slice) else self.records[step]
 
     def __repr__(self) -> str:
+        if isinstance(self.records, PagedRecords):  # counting would read a day's worth of pages
+            return f"Trace({len(self)} steps, read page by page)"
         tokens = sum(r.num_prefill_tokens + r.num_decode_tokens for r in self.records)
         preemptions = sum(len(r.preempted) for r in self.records)
         return f"Trace({len(self)} steps, {tokens} tokens computed, {preemptions} preemptions)"
 
+    def joined(self, seq: Sequence) -> None:
+        """Note a request that came in."""
+        self.meta["prompts"][seq.seq_id] = seq.num_prompt_tokens
+        self.meta["arrivals"][seq.seq_id] = seq.arrived_at - self.began
+
+    def append(self, record: StepRecord) -> None:
+        """Take in a step; with `max_records` the oldest goes, and with it what is known of requests long gone."""
+        self.records.append(record)
+        if self._writer:
+            self._writer.add(record, self.meta)
+        if self.max_records and len(self.records) > self.max_records:
+            del self.records[:-self.max_records]
+            if len(self.meta["prompts"]) > self._prune_above:
+                self._prune()
+
+    def ended(self, seq: Sequence) -> None:
+        """Note in the last record that a request was ended between two steps."""
+        if self.records:
+            self.records[-1].finished.append({"seq_id": seq.seq_id, "reason": seq.finish_reason})
+
+    def close(self) -> None:
+        """Write what is still in memory to `path`; may be called any number of times."""
+        if self._writer:
+            self._writer.close(self.meta, self.operations)
+            self._writer = None
+
     def save(self, path: str | Path) -> None:
-        """Write one JSON object: version, meta and the records."""
-        data = {"version": FORMAT_VERSION, "meta": self.meta, "records": [asdict(r) for r in self.records]}
-        Path(path).write_text(json.dumps(data, separators=(",", ":")))
+        """Write the whole trace: compressed pages of records, each readable without the others."""
+        writer = TraceWriter(path)
+        for record in self:
+            writer.add(record, self.meta)
+        writer.close(self.meta, self.operations)
 
     @classmethod
     def load(cls, path: str | Path) -> "Trace":
-        """Read what `save` wrote. Raises ValueError for another version of the format."""
-        data = json.loads(Path(path).read_text())
-        if data.get("version") != FORMAT_VERSION:
-            raise ValueError(f"{path}: trace format version {data.get('version')!r}: must be {FORMAT_VERSION}; "
-                             "record the trace again with this version.")
-        keyed_by_id = ("left_waiting", "tokens", "hit_tokens", "block_tables", "context_lens", "ref_counts")
-        for record in data["records"]:  # JSON turned the integer keys into strings
-            record.update({name: {int(k): v for k, v in record[name].items()} for name in keyed_by_id})
-        meta = data["meta"]
-        meta["prompts"] = {int(k): v for k, v in meta.get("prompts", {}).items()}
-        return cls(meta, [StepRecord(**record) for record in data["records"]])
+        """Open what `save` or a recording to a file wrote, finished or not. Reads records when they are asked for.
 
-    def to_chrome_trace(self) -> dict:
-        """The run as Chrome-trace JSON, which Perfetto opens: a track a sequence, and counters of cache and batch."""
-        events = [{"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "sequences"}},
-                  {"ph": "M", "pid": 2, "name": "process_name", "args": {"name": "engine"}}]
-        for r in self.records:
-            start, length = r.time * 1e6, max(r.duration * 1e6, 1e-3)  # microseconds
-            events += [{"ph": "X", "pid": 1, "tid": s["seq_id"], "ts": start, "dur": length, "name": s["phase"],
-                        "args": {"step": r.step, "tokens": s["num_tokens"], "start": s["start"], "reason": s["reason"]}}
-                       for s in r.scheduled]
-            events += [{"ph": "i", "s": "t", "pid": 1, "tid": i, "ts": start, "name": "preempted"} for i in r.preempted]
-            counts = {name: r.blocks.count(name[0]) for name in ("used", "shared", "cached", "free")}
-            events += [{"ph": "X", "pid": 2, "tid": 0, "ts": start, "dur": length, "name": f"step {r.step}"},
-                       {"ph": "C", "pid": 2, "ts": start, "name": "blocks", "args": counts},
-                       {"ph": "C", "pid": 2, "ts": start, "name": "tokens in the step",
-                        "args": {"prefill": r.num_prefill_tokens, "decode": r.num_decode_tokens}}]
-        return {"traceEvents": events, "displayTimeUnit": "ms"}
+        Raises ValueError for a file that is no trace, or one of another version of the format.
+        """
+        meta, operations = read_head(path)
+        return cls(meta, PagedRecords(path), operations)
+
+    def to_perfetto(self, path: str | Path | None = None) -> dict:
+        """The run as a JSON object that https://ui.perfetto.dev opens; with `path` also written there (.gz compresses).
+
+        Tracks: one a sequence (waiting, prefill, decode, preempted, each with its reason), the steps, the host's phases,
+        counters of the cache, the batch and the queues, and what a profiler saw beside them.
+        """
+        data = {"traceEvents": perfetto_events(self), "displayTimeUnit": "ms"}
+        if path is not None:
+            text = json.dumps(data, separators=(",", ":")).encode()
+            Path(path).write_bytes(gzip.compress(text) if Path(path).suffix == ".gz" else text)
+        return data
+
+    def _prune(self) -> None:
+        """Forget requests that no record speaks of; those newer than all records have yet to run."""
+        seen = set().union(*(record.seq_ids() for record in self.records))
+        newest = max(seen, default=-1)
+        for name in PER_REQUEST:
+            self.meta[name] = {i: value for i, value in self.meta[name].items() if i in seen or i > newest}
+        self._prune_above = max(1024, 2 * len(self.meta["prompts"]))

@@ -75,12 +75,15 @@ def _why_not(name: str, device: torch.device, dtype: torch.dtype, head_dim: int,
 def select_backend(
     name: str, *, device: torch.device | str, dtype: torch.dtype, head_dim: int, block_size: int
 ) -> AttentionBackend:
-    """The backend called `name`; "auto" takes the first of flash_attn, triton, torch that fits.
+    """The backend called `name`; "auto" takes the first of triton, flash_attn, torch that fits.
+
+    The order is measured, not a matter of taste (H200, bf16, `benchmarks/results/`): ours decodes 256 sequences of about
+    700 tokens in 0.178 ms to flash-attn's 0.198, 16 in 0.019 to 0.034, one in 0.007 to 0.017, and is level in prefill.
 
     Raises ValueError, naming what is missing and the remedy, when `name` is unknown or cannot
     run with this device, dtype, head size or block size.
     """
-    kinds = {"flash_attn": FlashAttnBackend, "triton": TritonBackend, "torch": TorchBackend}
+    kinds = {"triton": TritonBackend, "flash_attn": FlashAttnBackend, "torch": TorchBackend}
     device = torch.device(device)
     if name == "auto":
         # The interpreter is for checking kernels, so a CPU never gets Triton unasked.

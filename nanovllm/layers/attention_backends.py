@@ -94,7 +94,7 @@ class TritonBackend:
         n = context.num_decodes
         if n > 0:
             tables, lengths = context.block_tables[:n], context.context_lens[:n]
-            self._decode(q[:n], k_cache, v_cache, tables, lengths, context.max_seqlen_k, scale, out[:n])
+            self._decode(q[:n], k_cache, v_cache, tables, lengths, scale, out[:n])
         if q.shape[0] > n:
             tables, lengths = context.block_tables[n:], context.context_lens[n:]
             starts = context.cu_seqlens_q[n:]

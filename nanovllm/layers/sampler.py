@@ -1,98 +1,123 @@
 """From scores to tokens: one draw a row, each row by its own rules."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from nanovllm.layers.logits_processors import LogitsProcessors
+from nanovllm.layers.noise import gumbel_noise
 from nanovllm.sampling_params import SamplingParams
 
 
 @dataclass(slots=True)
-class SamplingBatch:
-    """What the rows of one step ask for. A filter that no row asks for is None and costs nothing.
+class Filters:
+    """What the rows that restrict their draw ask for. A filter that none of them asks for is None and costs nothing.
 
-    temperatures: [num_rows, 1] float32, None when all rows are greedy; 0 marks a greedy row among others.
-    top_k: [num_rows, 1] int64. top_p, min_p: [num_rows, 1] float32.
-    seeds: row -> (seed, index of the token being drawn), for rows whose draw must not depend on the batch.
+    rows: [num_filtered] int64, which rows of the step they are.
+    top_k: [num_filtered, 1] int64. top_p, min_p: [num_filtered, 1] float32.
     """
 
-    temperatures: Tensor | None = None
+    rows: Tensor
     top_k: Tensor | None = None
     top_p: Tensor | None = None
     min_p: Tensor | None = None
-    seeds: dict[int, tuple[int, int]] | None = None
+
+
+@dataclass(slots=True)
+class SamplingBatch:
+    """What the rows of one step ask for.
+
+    temperatures: [num_rows] float32; 0 marks a greedy row. seeds: [num_rows] int64, each request's own. offsets:
+    [num_rows] int64, how many tokens the request has drawn before. All three None: every row is greedy.
+    filters: None when no row that draws has any. processors: None when no row asks for a bias or a penalty.
+    """
+
+    temperatures: Tensor | None = None
+    seeds: Tensor | None = None
+    offsets: Tensor | None = None
+    filters: Filters | None = None
+    processors: LogitsProcessors | None = None
 
     @classmethod
-    def from_params(cls, params: list[SamplingParams], offsets: list[int], device="cpu") -> "SamplingBatch":
-        """params: one for each row; offsets: how many tokens each row's request has drawn before."""
+    def from_params(cls, params: list[SamplingParams], seeds: list[int], offsets: list[int], device="cpu",
+                    processors: LogitsProcessors | None = None) -> "SamplingBatch":
+        """params, seeds, offsets: one for each row."""
         if all(p.greedy for p in params):
-            return cls()
+            return cls(processors=processors)
 
-        def column(values, dtype=torch.float32):
-            return torch.tensor(values, dtype=dtype).to(device, non_blocking=True).unsqueeze(1)
+        def tensor(values, dtype):
+            return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
-        drawn = [p for p in params if not p.greedy]  # greedy rows ignore every filter
-        return cls(
-            temperatures=column([p.temperature for p in params]),
-            top_k=column([p.top_k if p.top_k > 0 else 2**31 for p in params], torch.int64)
-            if any(p.top_k > 0 for p in drawn) else None,
-            top_p=column([p.top_p for p in params]) if any(p.top_p < 1 for p in drawn) else None,
-            min_p=column([p.min_p for p in params]) if any(p.min_p > 0 for p in drawn) else None,
-            seeds={i: (p.seed, offset) for i, (p, offset) in enumerate(zip(params, offsets))
-                   if p.seed is not None and not p.greedy})
+        filtered = [(row, p) for row, p in enumerate(params) if not p.greedy and (p.top_k > 0 or p.top_p < 1 or p.min_p > 0)]
+        filters = None
+        if filtered:
+            rows, asked = zip(*filtered)
+            filters = Filters(tensor(rows, torch.int64))
+            if any(p.top_k > 0 for p in asked):
+                filters.top_k = tensor([[p.top_k if p.top_k > 0 else 2**31] for p in asked], torch.int64)
+            if any(p.top_p < 1 for p in asked):
+                filters.top_p = tensor([[p.top_p] for p in asked], torch.float32)
+            if any(p.min_p > 0 for p in asked):
+                filters.min_p = tensor([[p.min_p] for p in asked], torch.float32)
+        return cls(tensor([p.temperature for p in params], torch.float32), tensor(seeds, torch.int64),
+                   tensor(offsets, torch.int64), filters, processors)
+
+
+def draw(logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: Tensor) -> Tensor:
+    """Gumbel-max (Gumbel 1954): the argmax of scores plus Gumbel noise is distributed as their softmax.
+
+    It needs no sum over the vocabulary, so no second pass, and a greedy row is the same thing without the noise.
+    logits: [num_rows, vocab_size]; the others [num_rows] -> token ids [num_rows] int64.
+    """
+    greedy = (temperatures == 0)[:, None]
+    noise = gumbel_noise(seeds, offsets, logits.shape[-1]).masked_fill_(greedy, 0)
+    return (logits.float() / temperatures[:, None].masked_fill(greedy, 1)).add_(noise).argmax(-1)
 
 
 class Sampler(nn.Module):
-    """Draws one token a row. Owns the generator of unseeded draws, and nothing of any request.
+    """Draws one token a row. Owns nothing: what it draws follows from the logits and the batch alone.
 
-    Filters come in transformers' order, temperature, top-k, top-p, min-p, and mean the same as its logits processors.
-    The draw is the exponential race: token i finishes at Exp(1) / p_i and the first one home is distributed as p. It is
-    Gumbel-max under a logarithm, needs no sum over the vocabulary, and never waits for the device.
+    Processors and filters come in transformers' order, bias, penalties, temperature, top-k, top-p, min-p, and mean the
+    same as its own. They need the whole distribution, so only rows that ask for them pay; all others are drawn in one
+    pass, by `draw` or its twin in `kernels/sample.py`.
     """
 
-    def __init__(self, seed: int | None = None, device="cpu"):
+    def __init__(self, draw: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = draw):
         super().__init__()
-        self.generator = torch.Generator(device)
-        if seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(seed)
+        self.draw = draw
 
     def forward(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-        """logits: [num_rows, vocab_size] -> token ids [num_rows] int64."""
-        greedy = logits.argmax(-1)
+        """logits: [num_rows, vocab_size] -> token ids [num_rows] int64. Never waits for the device."""
+        if batch.processors is not None:
+            logits = batch.processors(logits)
         if batch.temperatures is None:
-            return greedy
-        is_greedy = batch.temperatures == 0
-        scores = filter_logits(logits.float() / batch.temperatures.masked_fill(is_greedy, 1), batch)
-        drawn = (scores.softmax(-1) / self._race(scores, batch.seeds)).argmax(-1)
-        return torch.where(is_greedy.squeeze(1), greedy, drawn)
-
-    def _race(self, scores: Tensor, seeds: dict[int, tuple[int, int]] | None) -> Tensor:
-        """Exp(1) noise like `scores`; a seeded row gets its own, fixed by seed and offset alone."""
-        noise = torch.empty_like(scores).exponential_(generator=self.generator)
-        for row, (seed, offset) in (seeds or {}).items():
-            # On the CPU, so that a seed means the same on every device. The offset is mixed in by a large odd constant.
-            own = torch.Generator().manual_seed((seed + offset * 0x9E3779B97F4A7C15) % 2**63)
-            noise[row] = torch.empty(scores.shape[1]).exponential_(generator=own).to(scores.device, non_blocking=True)
-        return noise.clamp_min_(torch.finfo(noise.dtype).tiny)
+            return logits.argmax(-1)
+        tokens = self.draw(logits, batch.temperatures, batch.seeds, batch.offsets)
+        if batch.filters is not None:
+            rows = batch.filters.rows
+            temperatures = batch.temperatures[rows]
+            scores = filter_logits(logits[rows].float() / temperatures[:, None], batch.filters)
+            tokens[rows] = self.draw(scores, torch.ones_like(temperatures), batch.seeds[rows], batch.offsets[rows])
+        return tokens
 
 
-def filter_logits(scores: Tensor, batch: SamplingBatch) -> Tensor:
-    """Set to -inf what each row's top_k, top_p and min_p exclude. scores: [num_rows, vocab_size], by temperature already."""
-    if batch.top_k is not None or batch.top_p is not None:
+def filter_logits(scores: Tensor, filters: Filters) -> Tensor:
+    """Set to -inf what each row's filters exclude. scores: [num_filtered, vocab_size], divided by temperature already."""
+    top_k, top_p, min_p = filters.top_k, filters.top_p, filters.min_p
+    if top_k is not None or top_p is not None:
         ordered, order = scores.sort(-1, descending=True)
-        if batch.top_k is not None:  # by value, not by rank: ties with the k-th stay, as in transformers
-            kth = ordered.gather(-1, batch.top_k.clamp(max=scores.shape[-1]) - 1)
+        if top_k is not None:  # by value, not by rank: ties with the k-th stay, as in transformers
+            kth = ordered.gather(-1, top_k.clamp(max=scores.shape[-1]) - 1)
             scores = scores.masked_fill(scores < kth, float("-inf"))
             ordered = ordered.masked_fill(ordered < kth, float("-inf"))
-        if batch.top_p is not None:
+        if top_p is not None:
             probs = ordered.softmax(-1)
             before = probs.cumsum(-1) - probs  # what the more likely tokens add up to: 0 for the first, so it stays
-            drop = (before >= batch.top_p) & (batch.top_p < 1)
+            drop = (before >= top_p) & (top_p < 1)
             scores = scores.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), float("-inf"))
-    if batch.min_p is not None:
+    if min_p is not None:
         probs = scores.softmax(-1)
-        scores = scores.masked_fill(probs < batch.min_p * probs.amax(-1, keepdim=True), float("-inf"))
+        scores = scores.masked_fill(probs < min_p * probs.amax(-1, keepdim=True), float("-inf"))
     return scores

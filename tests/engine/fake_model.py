@@ -1,6 +1,8 @@
 """A model without tensors: the next token depends on every token before it, so a wrong prefix shows."""
 
 from hashlib import blake2b
+from pathlib import Path
+from types import SimpleNamespace
 
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduler import Scheduler
@@ -15,27 +17,43 @@ class FakeRunner:
 
     def __init__(self, num_blocks: int, block_size: int):
         self.block_size = block_size
+        self.num_blocks = num_blocks
         self.slots: dict[int, int] = {}  # slot -> the token whose keys and values it holds
+        self.reset()
 
     def run(self, batch):
-        written = []
+        """Like a device, it knows the tokens that it drew in the step before and the host has not seen yet."""
+        written, drawn = [], {}
+        token_ids = {item.seq.seq_id: item.seq.token_ids + self.drawn.get(item.seq.seq_id, [])[:item.seq.num_pending_tokens]
+                     for item in batch.items}
+        if not all(item.num_tokens > 0 for item in batch.items):
+            raise RuntimeError(f"a sequence is scheduled with nothing to compute: {batch.items}")
         for item in batch.items:
             seq = item.seq
             for position in range(item.start, item.start + item.num_tokens):
                 if position >= seq.num_cached_tokens:
                     slot = self._slot(seq, position)
                     written.append(slot)
-                    self.slots[slot] = seq.token_ids[position]
+                    self.slots[slot] = token_ids[seq.seq_id][position]
         if len(written) != len(set(written)):
             raise RuntimeError("two tokens were written to one slot in one step")
-        tokens = []
         for item in batch.items:
             if item.samples:
                 seen = [self.slots.get(self._slot(item.seq, p)) for p in range(item.start + item.num_tokens)]
-                if seen != item.seq.token_ids:
-                    raise RuntimeError(f"{item.seq!r} reads {seen} through its block table, not {item.seq.token_ids}")
-                tokens.append(next_token(seen))
-        return tokens
+                if seen != token_ids[item.seq.seq_id]:
+                    raise RuntimeError(f"{item.seq!r} reads {seen} through its block table, not {token_ids[item.seq.seq_id]}")
+                drawn[item.seq.seq_id] = [next_token(seen)]
+        self.drawn = drawn
+        return [token for tokens in drawn.values() for token in tokens]
+
+    def launch(self, batch):
+        return self.run(batch)
+
+    def collect(self, token_ids):
+        return token_ids
+
+    def reset(self):
+        self.drawn = {}
 
     def _slot(self, seq, position):
         return seq.block_table[position // self.block_size] * self.block_size + position % self.block_size
@@ -44,6 +62,19 @@ class FakeRunner:
 def make(num_blocks=64, block_size=4, caching=True, **limits):
     scheduler = Scheduler(BlockManager(num_blocks, block_size, caching), **limits)
     return scheduler, FakeRunner(num_blocks, block_size)
+
+
+def make_engine(monkeypatch, num_blocks=64, block_size=4, caching=True, looks_ahead=True, eos_token_ids=(),
+                scheduler_cls=Scheduler, **limits):  # fmt: skip
+    """The engine itself, on a model without tensors."""
+    from nanovllm.engine import llm_engine
+
+    monkeypatch.setattr(llm_engine, "ModelRunner", lambda config: FakeRunner(num_blocks, block_size))
+    limits = dict(max_num_seqs=512, max_num_batched_tokens=16384, max_model_len=4096) | limits
+    config = SimpleNamespace(kvcache_block_size=block_size, enable_prefix_caching=caching, eos_token_ids=eos_token_ids,
+                             async_scheduling=looks_ahead, seed=0, hf_config=SimpleNamespace(vocab_size=1000),
+                             model=Path("fake"), **limits)
+    return llm_engine.LLMEngine(config, scheduler_cls)
 
 
 def step(scheduler, runner):

@@ -1,12 +1,7 @@
-"""Without a GPU the kernels run in Triton's interpreter, which must be chosen before any of them is defined."""
-
-import os
+"""Kernels run on a GPU where there is one, else in Triton's interpreter (see tests/conftest.py)."""
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture

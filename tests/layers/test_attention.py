@@ -118,21 +118,20 @@ def fake_packages(monkeypatch):
 
 def test_auto_takes_the_best_that_fits(fake_packages):
     assert choose(device="cpu").name == "torch"
-    assert choose(device="cuda").name == "flash_attn"
-    assert choose(device="cuda", dtype=torch.float32).name == "triton"
-    assert choose(device="cuda", block_size=16).name == "triton"
-    assert choose(device="cuda", head_dim=32).name == "triton"
-    assert choose(device="cuda", head_dim=48).name == "torch"
-    fake_packages["flash_attn"] = "ImportError: built for another torch"
     assert choose(device="cuda").name == "triton"
+    assert choose(device="cuda", dtype=torch.float32).name == "triton"
+    assert choose(device="cuda", head_dim=48).name == "torch"
     fake_packages["triton"] = "ModuleNotFoundError: No module named 'triton'"
+    assert choose(device="cuda").name == "flash_attn"
+    assert choose(device="cuda", block_size=16).name == "torch"
+    fake_packages["flash_attn"] = "ImportError: built for another torch"
     assert choose(device="cuda").name == "torch"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "xformers"}, r"'xformers' is unknown; use one of 'auto', 'flash_attn', 'triton', 'torch'"),
+        ({"name": "xformers"}, r"'xformers' is unknown; use one of 'auto', 'triton', 'flash_attn', 'torch'"),
         ({"name": "flash_attn"}, r"needs a CUDA device, not 'cpu'; use attention_backend='torch'"),
         ({"name": "triton"}, r"needs a CUDA device, not 'cpu'"),
         ({"name": "flash_attn", "device": "cuda", "block_size": 16}, r"block size 16 .* kvcache_block_size=256"),

@@ -1,0 +1,65 @@
+"""Which rows of a step report log-probabilities, and where the numbers go."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nanovllm.engine.scheduler import ScheduledBatch
+from nanovllm.engine.sequence import Sequence
+from nanovllm.layers.logprobs import TopLogprobs, top_logprobs
+
+CHUNK_ROWS = 256  # a prompt's logits are made so many rows at once: 156 MB in float32 with 152,000 tokens
+
+
+@dataclass(slots=True)
+class LogprobReport:
+    """Log-probabilities on their way from the device to the sequences that asked for them.
+
+    owners: (sequence, position) of the token that row i of `top` speaks of; a prompt's own tokens have positions, too.
+    """
+
+    owners: list[tuple[Sequence, int]]
+    top: TopLogprobs
+
+    def fetch(self) -> None:
+        """Send the numbers to the host, without waiting for them."""
+        self.top = TopLogprobs(*(column.to("cpu", non_blocking=True) for column in self.top))
+
+    def deliver(self) -> None:
+        """Note the numbers, which must be on the host by now, in each sequence's `logprobs`."""
+        for (seq, position), *entry in zip(self.owners, *(column.tolist() for column in self.top)):
+            seq.logprobs[position] = tuple(entry)
+
+
+def sampled_report(batch: ScheduledBatch, logits: Tensor, token_ids: Tensor) -> list[LogprobReport]:
+    """Of the tokens just drawn: none or one report. logits: [num_sampled, vocab_size], as the model gave them."""
+    sampled = [item for item in batch.items if item.samples]
+    asking = [row for row, item in enumerate(sampled) if item.seq.sampling_params.logprobs is not None]
+    if not asking:
+        return []
+    k = max(sampled[row].seq.sampling_params.logprobs for row in asking)
+    rows = torch.tensor(asking, device=logits.device)
+    owners = [(sampled[row].seq, sampled[row].start + sampled[row].num_tokens) for row in asking]
+    return [LogprobReport(owners, top_logprobs(logits[rows], token_ids[rows], k))]
+
+
+def prompt_reports(batch: ScheduledBatch, hidden: Tensor, compute_logits: Callable[[Tensor], Tensor]) -> list[LogprobReport]:
+    """Of the prompts' tokens that this step predicts anew, in chunks. hidden: [num_tokens, hidden_size], of the whole step."""
+    rows, owners, k, first = [], [], 0, 0
+    for item in batch.items:
+        seq = item.seq
+        if seq.sampling_params.prompt_logprobs is not None:
+            known = range(item.start, min(item.start + item.num_tokens, seq.num_prompt_tokens - 1))  # the next is prompt
+            rows += [first + position - item.start for position in known]
+            owners += [(seq, position + 1) for position in known]
+            k = max(k, seq.sampling_params.prompt_logprobs)
+        first += item.num_tokens
+    reports = []
+    for start in range(0, len(rows), CHUNK_ROWS):
+        some = owners[start:start + CHUNK_ROWS]
+        logits = compute_logits(hidden[torch.tensor(rows[start:start + CHUNK_ROWS], device=hidden.device)])
+        chosen = torch.tensor([seq.token_ids[position] for seq, position in some], device=hidden.device)
+        reports.append(LogprobReport(some, top_logprobs(logits, chosen, k)))
+    return reports

@@ -1,0 +1,73 @@
+"""From scheduled sequences to the exact arrays of a step: one long row of tokens, no padding."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from nanovllm.engine.scheduler import ScheduledSequence
+from nanovllm.layers.sampler import SamplingBatch
+from nanovllm.utils.context import Context
+
+
+@dataclass(slots=True)
+class StepInputs:
+    """The tensors of one step. input_ids, positions: [num_tokens]; context: how attention reads the paged cache."""
+
+    input_ids: Tensor
+    positions: Tensor
+    context: Context
+    sampling: SamplingBatch | None
+
+
+@dataclass(slots=True)
+class Layout:
+    """A step as numpy arrays on the host, in the terms of `StepInputs` and `Context`.
+
+    pending: [num_pending] int64, rows of input_ids whose token is still being drawn; they hold 0 for now. owners: the
+    seq_id of each, in the same order.
+    """
+
+    input_ids: np.ndarray
+    positions: np.ndarray
+    cu_seqlens_q: np.ndarray
+    context_lens: np.ndarray
+    block_tables: np.ndarray
+    slot_mapping: np.ndarray
+    last_rows: np.ndarray
+    pending: np.ndarray
+    owners: list[int]
+
+    @classmethod
+    def of(cls, items: list[ScheduledSequence], block_size: int) -> "Layout":
+        """Lay the scheduled tokens of all sequences end to end."""
+        lens = np.array([item.num_tokens for item in items], np.int32)
+        starts = np.array([item.start for item in items], np.int32)
+        cu_seqlens_q = np.zeros(len(items) + 1, np.int32)
+        np.cumsum(lens, out=cu_seqlens_q[1:])
+        token_ids, pending, owners = [], [], []
+        for item in items:
+            seq = item.seq
+            token_ids += seq.token_ids[item.start:item.start + item.num_tokens]
+            if item.samples and seq.num_pending_tokens:
+                pending.append(len(token_ids))
+                owners.append(seq.seq_id)
+                token_ids.append(0)
+        owner = np.repeat(np.arange(len(items)), lens)
+        positions = np.arange(len(token_ids)) - (cu_seqlens_q[:-1] - starts)[owner]
+        tables = block_tables([item.seq.block_table for item in items])
+        slots = tables[owner, positions // block_size].astype(np.int64) * block_size + positions % block_size
+        cached = np.array([item.seq.num_cached_tokens for item in items])
+        slots[positions < cached[owner]] = -1  # shared blocks are never written, not even with equal values
+        return cls(
+            np.array(token_ids, np.int64), positions, cu_seqlens_q, starts + lens, tables, slots,
+            last_rows=cu_seqlens_q[1:][[item.samples for item in items]].astype(np.int64) - 1,
+            pending=np.array(pending, np.int64), owners=owners)
+
+
+def block_tables(tables: list[list[int]]) -> np.ndarray:
+    """[num_seqs, longest] int32, rows padded with 0."""
+    lens = np.array([len(table) for table in tables])
+    padded = np.zeros((len(tables), lens.max()), np.int32)
+    padded[np.arange(padded.shape[1]) < lens[:, None]] = [block for table in tables for block in table]
+    return padded

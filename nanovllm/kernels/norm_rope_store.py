@@ -1,0 +1,96 @@
+"""What stands between the QKV projection and attention, in one pass: head norms, RoPE, and the store to the cache."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nanovllm.kernels.device import has_pdl
+
+
+@triton.jit
+def _norm_rope(first, second, weight_ptr, cos, sin, eps, HALF: tl.constexpr):
+    """Heads cut in the middle, `[heads, HALF]` each: their norm, then the turn of each pair (first[i], second[i])."""
+    i = tl.arange(0, HALF)
+    wide1, wide2 = first.to(tl.float32), second.to(tl.float32)
+    scale = tl.rsqrt((tl.sum(wide1 * wide1, 1) + tl.sum(wide2 * wide2, 1)) / (2 * HALF) + eps)[:, None]
+    # Rounded where the plain layers round: after the norm and after its weight.
+    normed1 = ((wide1 * scale).to(first.dtype) * tl.load(weight_ptr + i)[None, :]).to(tl.float32)
+    normed2 = ((wide2 * scale).to(first.dtype) * tl.load(weight_ptr + HALF + i)[None, :]).to(tl.float32)
+    return (normed1 * cos - normed2 * sin).to(first.dtype), (normed2 * cos + normed1 * sin).to(first.dtype)
+
+
+@triton.jit
+def _norm_rope_store_kernel(
+    qkv_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, positions_ptr, cos_ptr, sin_ptr, q_weight_ptr, k_weight_ptr, eps,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    Q_ROWS: tl.constexpr, KV_ROWS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One program takes one token, all its heads. Q_ROWS, KV_ROWS: the numbers of heads, rounded up to powers of two."""
+    HALF: tl.constexpr = HEAD_DIM // 2
+    WIDTH: tl.constexpr = NUM_KV_HEADS * HEAD_DIM
+    token = tl.program_id(0).to(tl.int64)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    i = tl.arange(0, HALF)
+    position = tl.load(positions_ptr + token)
+    cos = tl.load(cos_ptr + position * HALF + i)[None, :]
+    sin = tl.load(sin_ptr + position * HALF + i)[None, :]
+    row_ptr = qkv_ptr + token * (NUM_HEADS * HEAD_DIM + 2 * WIDTH)
+
+    head = tl.arange(0, Q_ROWS)[:, None]
+    places = row_ptr + head * HEAD_DIM + i[None, :]
+    first = tl.load(places, mask=head < NUM_HEADS, other=0.0)
+    second = tl.load(places + HALF, mask=head < NUM_HEADS, other=0.0)
+    first, second = _norm_rope(first, second, q_weight_ptr, cos, sin, eps, HALF)
+    tl.store(places, first, mask=head < NUM_HEADS)
+    tl.store(places + HALF, second, mask=head < NUM_HEADS)
+
+    slot = tl.load(slots_ptr + token)
+    if slot >= 0:
+        kv_head = tl.arange(0, KV_ROWS)[:, None]
+        inside = kv_head < NUM_KV_HEADS
+        offsets = kv_head * HEAD_DIM + i[None, :]
+        key_ptr, value_ptr = row_ptr + NUM_HEADS * HEAD_DIM, row_ptr + NUM_HEADS * HEAD_DIM + WIDTH
+        key1 = tl.load(key_ptr + offsets, mask=inside, other=0.0)
+        key2 = tl.load(key_ptr + HALF + offsets, mask=inside, other=0.0)
+        key1, key2 = _norm_rope(key1, key2, k_weight_ptr, cos, sin, eps, HALF)
+        k_places, v_places = k_cache_ptr + slot * WIDTH + offsets, v_cache_ptr + slot * WIDTH + offsets
+        tl.store(k_places, key1, mask=inside)
+        tl.store(k_places + HALF, key2, mask=inside)
+        tl.store(v_places, tl.load(value_ptr + offsets, mask=inside), mask=inside)
+        tl.store(v_places + HALF, tl.load(value_ptr + HALF + offsets, mask=inside), mask=inside)
+
+
+def norm_rope_store(
+    qkv: Tensor,
+    positions: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    eps: float,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+) -> Tensor:
+    """Norm and turn the query and key heads; send keys and values to their slots; return the queries.
+
+    qkv: `[num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]`, contiguous; its query part is overwritten with the
+    result, which comes back as `[num_tokens, num_heads, head_dim]`, a view. positions: `[num_tokens]`. q_weight,
+    k_weight: `[head_dim]`. cos, sin: `[max_positions, head_dim / 2]` float32. k_cache, v_cache: `[num_blocks,
+    block_size, num_kv_heads, head_dim]`, contiguous. slot_mapping: `[num_tokens]` int64; -1 is not stored.
+    ValueError if a layout does not hold.
+    """
+    if not (qkv.is_contiguous() and k_cache.is_contiguous() and v_cache.is_contiguous()):
+        raise ValueError(f"strides {qkv.stride()}, {k_cache.stride()}, {v_cache.stride()} must be contiguous; "
+                         "pass the projection's whole output and one layer's view of the cache")  # fmt: skip
+    num_kv_heads, head_dim = k_cache.shape[2:]
+    pdl = has_pdl(qkv.device)
+    num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
+    _norm_rope_store_kernel[(len(qkv),)](
+        qkv, k_cache, v_cache, slot_mapping, positions, cos, sin, q_weight, k_weight, eps,
+        NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, Q_ROWS=triton.next_power_of_2(num_heads),
+        KV_ROWS=triton.next_power_of_2(num_kv_heads), PDL=pdl, launch_pdl=pdl, num_warps=4,
+    )  # fmt: skip
+    return qkv[:, : num_heads * head_dim].unflatten(1, (num_heads, head_dim))

@@ -1,0 +1,45 @@
+"""RMSNorm, and the addition before it, in one pass over the row."""
+
+import triton
+import triton.language as tl
+from torch import Tensor, empty_like
+
+
+@triton.jit
+def rms_scale(wide, size, eps):
+    """1 / rms of float32 numbers along their last axis; whatever pads them must be 0."""
+    return tl.rsqrt(tl.sum(wide * wide, -1) / size + eps)
+
+
+@triton.jit
+def _norm_kernel(
+    out_ptr, total_ptr, x_ptr, residual_ptr, weight_ptr, size, eps,
+    ADD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program normalises one row, which it holds in registers."""
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BLOCK)
+    inside = i < size
+    x = tl.load(x_ptr + row * size + i, mask=inside, other=0.0)
+    if ADD:
+        x += tl.load(residual_ptr + row * size + i, mask=inside, other=0.0)
+        tl.store(total_ptr + row * size + i, x, mask=inside)
+    wide = x.to(tl.float32)
+    normed = (wide * rms_scale(wide, size, eps)).to(x.dtype)
+    tl.store(out_ptr + row * size + i, normed * tl.load(weight_ptr + i, mask=inside), mask=inside)
+
+
+def rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(norm(x + residual), x + residual), as `layers.layernorm.RMSNorm` says; without a residual (norm(x), x).
+
+    x, residual: `[num_tokens, size]`, contiguous, never written. The sum is rounded to their dtype before the norm, as
+    it is in the plain layer.
+    """
+    out = empty_like(x)
+    total = x if residual is None else empty_like(x)
+    num_tokens, size = x.shape
+    _norm_kernel[(num_tokens,)](
+        out, total, x, x if residual is None else residual, weight, size, eps,
+        ADD=residual is not None, BLOCK=triton.next_power_of_2(size), num_warps=4 if size <= 2048 else 8,
+    )  # fmt: skip
+    return out, total

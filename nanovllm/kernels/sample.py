@@ -1,0 +1,88 @@
+"""Drawing a token a row in one pass over the logits: Gumbel-max, whose winner needs no sum over the vocabulary."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nanovllm.kernels.device import multiprocessors
+from nanovllm.kernels.noise import gumbel, random_bits, row_key
+
+MAX_SPLITS = 128
+
+
+@triton.jit
+def _best(scores, tokens):
+    """The highest score and its token; of equals the first, as torch's argmax has it."""
+    highest = tl.max(scores, 0)
+    return highest, tl.min(tl.where(scores == highest, tokens, 0x7FFFFFFF), 0)
+
+
+@triton.jit
+def _draw_kernel(
+    tokens_ptr, score_ptr, logits_ptr, temperatures_ptr, seeds_ptr, offsets_ptr, stride_row, vocab_size, tiles_per_split,
+    SPLITS: tl.constexpr, TILE: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Program (split, row): the winner of one row among one split of the vocabulary."""
+    split, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    temperature = tl.load(temperatures_ptr + row)
+    greedy = temperature == 0
+    scale = 1.0 / tl.where(greedy, 1.0, temperature)
+    low, high = row_key(tl.load(seeds_ptr + row), tl.load(offsets_ptr + row))
+    best = tl.full([TILE], float("-inf"), tl.float32)
+    winner = tl.full([TILE], 0x7FFFFFFF, tl.int32)
+    start = split * tiles_per_split * TILE
+    for first in range(start, tl.minimum(start + tiles_per_split * TILE, vocab_size), TILE):
+        token = first + tl.arange(0, TILE)
+        logits = tl.load(logits_ptr + row * stride_row + token, mask=token < vocab_size, other=float("-inf"))
+        scores = logits.to(tl.float32) * scale
+        if not greedy:
+            scores += gumbel(random_bits(low, high, token), FAST)
+        better = scores > best
+        best = tl.where(better, scores, best)
+        winner = tl.where(better, token, winner)
+    score, token = _best(best, winner)
+    if SPLITS == 1:
+        tl.store(tokens_ptr + row, token.to(tl.int64))
+    else:
+        tl.store(score_ptr + row * SPLITS + split, score)
+        tl.store(tokens_ptr + row * SPLITS + split, token.to(tl.int64))
+
+
+@triton.jit
+def _final_kernel(out_ptr, tokens_ptr, score_ptr, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+    """Program (row): the winner of the splits' winners."""
+    row, split = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    inside = split < SPLITS
+    scores = tl.load(score_ptr + row * SPLITS + split, mask=inside, other=float("-inf"))
+    tokens = tl.load(tokens_ptr + row * SPLITS + split, mask=inside, other=0x7FFFFFFF)
+    tl.store(out_ptr + row, _best(scores, tokens)[1])
+
+
+def draw(logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: Tensor, splits: int | None = None,
+         tile: int = 2048) -> Tensor:  # fmt: skip
+    """What `layers.sampler.draw` says, in one read of the logits.
+
+    logits: `[num_rows, vocab_size]`, any float dtype, last dimension contiguous. temperatures: `[num_rows]` float32, 0
+    is greedy. seeds, offsets: `[num_rows]` int64. Returns `[num_rows]` int64. A row that holds no number above -inf
+    gives no valid token.
+    """
+    num_rows, vocab_size = logits.shape
+    tiles = triton.cdiv(vocab_size, tile)
+    if splits is None:
+        splits = max(1, min(8 * multiprocessors(logits.device) // num_rows, MAX_SPLITS))
+    tiles_per_split = triton.cdiv(tiles, min(splits, tiles))
+    splits = triton.cdiv(tiles, tiles_per_split)
+    tokens = torch.empty(num_rows, splits, dtype=torch.int64, device=logits.device)
+    scores = torch.empty(num_rows, splits, dtype=torch.float32, device=logits.device)
+    _draw_kernel[(splits, num_rows)](
+        tokens, scores, logits, temperatures, seeds, offsets, logits.stride(0), vocab_size, tiles_per_split,
+        SPLITS=splits, TILE=tile, FAST=logits.is_cuda, num_warps=4,
+    )  # fmt: skip
+    if splits == 1:
+        return tokens[:, 0]
+    out = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    _final_kernel[(num_rows,)](
+        out, tokens, scores, SPLITS=splits, BLOCK=triton.next_power_of_2(splits), num_warps=1,
+    )  # fmt: skip
+    return out

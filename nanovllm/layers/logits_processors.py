@@ -1,0 +1,108 @@
+"""What changes the scores before temperature and filters: bias, tokens forbidden for now, and penalties on repetition."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nanovllm.sampling_params import SamplingParams
+
+
+@dataclass(slots=True)
+class Penalties:
+    """Penalties on tokens that were there before, for the rows that ask for one.
+
+    rows: [num_penalized] int64, which rows of the step they are.
+    history: [num_penalized, longest] int64, each row's prompt and output, padded with the vocabulary's size.
+    is_output: [num_penalized, longest] bool, False for the prompt and the padding.
+    repetition, presence, frequency: [num_penalized, 1] float32.
+    """
+
+    rows: Tensor
+    history: Tensor
+    is_output: Tensor
+    repetition: Tensor
+    presence: Tensor
+    frequency: Tensor
+
+    def apply(self, scores: Tensor) -> None:
+        """Change the rows of `scores`, [num_rows, vocab_size] float32, in place."""
+        num_rows, vocab_size = len(self.rows), scores.shape[-1]
+        # One column more than there are tokens takes the padding.
+        seen = scores.new_zeros(num_rows, vocab_size + 1).scatter_(1, self.history, 1)[:, :-1] > 0
+        counts = scores.new_zeros(num_rows, vocab_size + 1).scatter_add_(1, self.history, self.is_output.float())[:, :-1]
+        own = scores[self.rows]
+        repeated = torch.where(own > 0, own / self.repetition, own * self.repetition)
+        own = torch.where(seen, repeated, own)
+        scores[self.rows] = own - self.frequency * counts - self.presence * (counts > 0)
+
+
+@dataclass(slots=True)
+class LogitsProcessors:
+    """Changes to the scores of one step, before temperature. What no row asks for is None and costs nothing.
+
+    The order is vLLM's and transformers': bias and forbidden tokens, then penalties.
+    bias: rows, tokens [num_entries] int64 and values [num_entries] float32, added; -inf forbids a token.
+    """
+
+    bias: tuple[Tensor, Tensor, Tensor] | None = None
+    penalties: Penalties | None = None
+
+    @classmethod
+    def from_rows(cls, params: list[SamplingParams], histories: list[list[int]], num_prompt_tokens: list[int],
+                  last_tokens: Tensor, eos_token_ids: tuple[int, ...], vocab_size: int) -> "LogitsProcessors | None":
+        """None when no row asks for anything. One entry for each row in:
+
+        histories: prompt and output so far but for the last token; last_tokens: that one, [num_rows] int64 on the
+        sampler's device, where it may just have been drawn.
+        """
+        device = last_tokens.device
+        bias, penalized = [], []
+        for row, p in enumerate(params):
+            if p.logit_bias or p.min_tokens:
+                num_output = len(histories[row]) + 1 - num_prompt_tokens[row]
+                changes = dict(p.logit_bias or {})
+                if num_output < p.min_tokens:
+                    changes |= dict.fromkeys(p.ending_tokens(eos_token_ids), float("-inf"))
+                bias += [(row, token, value) for token, value in changes.items()]
+            if p.penalized:
+                penalized.append(row)
+        if not bias and not penalized:
+            return None
+        processors = cls()
+        if bias:
+            rows, tokens, values = (torch.tensor(column, device=device) for column in zip(*bias))
+            processors.bias = rows, tokens, values.float()
+        if penalized:
+            processors.penalties = _penalties(penalized, params, histories, num_prompt_tokens, last_tokens, vocab_size)
+        return processors
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """logits: [num_rows, vocab_size] -> changed scores, float32; the logits stay as they are."""
+        scores = logits.to(torch.float32, copy=True)
+        if self.bias is not None:
+            rows, tokens, values = self.bias
+            scores[rows, tokens] += values
+        if self.penalties is not None:
+            self.penalties.apply(scores)
+        return scores
+
+
+def _penalties(penalized: list[int], params: list[SamplingParams], histories: list[list[int]], num_prompt_tokens: list[int],
+               last_tokens: Tensor, vocab_size: int) -> Penalties:
+    device = last_tokens.device
+    rows = torch.tensor(penalized, device=device)
+    lengths = torch.tensor([len(histories[row]) for row in penalized])
+    history = torch.full((len(penalized), int(lengths.max()) + 1), vocab_size)
+    for line, row in zip(history, penalized):
+        line[:len(histories[row])] = torch.tensor(histories[row], dtype=torch.int64)
+    position = torch.arange(history.shape[1])
+    prompt = torch.tensor([num_prompt_tokens[row] for row in penalized])
+    is_output = (position >= prompt[:, None]) & (position <= lengths[:, None])
+    history = history.to(device, non_blocking=True).scatter_(1, lengths[:, None].to(device), last_tokens[rows][:, None])
+
+    def column(name):
+        return torch.tensor([[getattr(params[row], name)] for row in penalized], dtype=torch.float32, device=device)
+
+    return Penalties(rows, history, is_output.to(device), column("repetition_penalty"), column("presence_penalty"),
+                     column("frequency_penalty"))

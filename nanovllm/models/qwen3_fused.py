@@ -1,0 +1,68 @@
+"""Qwen3 in few launches: what `qwen3.py` computes, with a kernel for each stretch between two matrix products."""
+
+from torch import Tensor
+
+from nanovllm.kernels.linear import linear, norm_linear
+from nanovllm.kernels.norm_rope_store import norm_rope_store
+from nanovllm.kernels.rms_norm import rms_norm
+from nanovllm.kernels.silu_and_mul import silu_and_mul
+from nanovllm.models.qwen3 import Qwen3Attention, Qwen3DecoderLayer, Qwen3ForCausalLM
+from nanovllm.utils.context import Context
+
+# So few tokens make a product a mere read of its weight, and our kernels read it faster than cuBLAS. Each number is a
+# kernel of its own to compile, so these are the sizes in which decode graphs come, not every one below.
+FEW_TOKENS = (1, 2, 4)
+
+
+class FusedQwen3:
+    """Runs the layers of a Qwen3ForCausalLM with the kernels of `nanovllm.kernels`.
+
+    Owns nothing: the weights stay the model's, and each method below is the plain module's `forward` with fewer, larger
+    steps. A layer of many tokens takes eight launches instead of some thirty; one of a few tokens, where a launch costs
+    as much as the work, takes six.
+    """
+
+    def __init__(self, model: Qwen3ForCausalLM):
+        self.model = model
+        linears = [module for layer in model.model.layers for module in layer.modules() if hasattr(module, "bias")]
+        whole = model.lm_head.tp.size == 1 and all(module.bias is None for module in linears)
+        self.few_tokens = FEW_TOKENS if whole else ()
+
+    def __call__(self, input_ids: Tensor, positions: Tensor, kv_cache: Tensor, context: Context) -> Tensor:
+        """As Qwen3ForCausalLM.forward: the final hidden states, [num_tokens, hidden_size]."""
+        model = self.model.model
+        layer_of = self._few if len(input_ids) in self.few_tokens else self._many
+        x, residual = model.embed_tokens(input_ids), None
+        for layer, layer_cache in zip(model.layers, kv_cache):
+            x, residual = layer_of(layer, positions, x, residual, layer_cache, context)
+        return rms_norm(x, residual, model.norm.weight, model.norm.eps)[0]
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """As Qwen3ForCausalLM.compute_logits: [num_rows, vocab_size]."""
+        few = len(hidden) in self.few_tokens
+        return linear(hidden, self.model.lm_head.weight) if few else self.model.compute_logits(hidden)
+
+    def _many(self, layer: Qwen3DecoderLayer, positions: Tensor, x: Tensor, residual: Tensor | None, kv_cache: Tensor,
+              context: Context) -> tuple[Tensor, Tensor]:
+        before, after, mlp = layer.input_layernorm, layer.post_attention_layernorm, layer.mlp
+        x, residual = rms_norm(x, residual, before.weight, before.eps)
+        x = self._attend(layer.self_attn, layer.self_attn.qkv_proj(x), positions, kv_cache, context)
+        x, residual = rms_norm(layer.self_attn.o_proj(x), residual, after.weight, after.eps)
+        return mlp.down_proj(silu_and_mul(mlp.gate_up_proj(x))), residual
+
+    def _few(self, layer: Qwen3DecoderLayer, positions: Tensor, x: Tensor, residual: Tensor | None, kv_cache: Tensor,
+             context: Context) -> tuple[Tensor, Tensor]:
+        before, after, mlp = layer.input_layernorm, layer.post_attention_layernorm, layer.mlp
+        qkv, residual = norm_linear(x, residual, before.weight, before.eps, layer.self_attn.qkv_proj.weight)
+        x = self._attend(layer.self_attn, qkv, positions, kv_cache, context)
+        x = linear(x, layer.self_attn.o_proj.weight)
+        x, residual = norm_linear(x, residual, after.weight, after.eps, mlp.gate_up_proj.weight, gated=True)
+        return linear(x, mlp.down_proj.weight), residual
+
+    @staticmethod
+    def _attend(attention: Qwen3Attention, qkv: Tensor, positions: Tensor, kv_cache: Tensor, context: Context) -> Tensor:
+        rotary, eps = attention.rotary, attention.q_norm.eps
+        k_cache, v_cache = kv_cache
+        q = norm_rope_store(qkv, positions, attention.q_norm.weight, attention.k_norm.weight, eps, rotary.cos, rotary.sin,
+                            k_cache, v_cache, context.slot_mapping)
+        return attention.attn.backend.attend(q, k_cache, v_cache, context, attention.attn.scale).flatten(1)

@@ -1,0 +1,61 @@
+"""The command line of `python -m nanovllm serve`; reading it needs no web framework."""
+
+import argparse
+import os
+
+KEY_VARIABLE = "NANOVLLM_API_KEY"
+ENGINE_SETTINGS = {  # of nanovllm.config.Config, whose defaults hold
+    "max_model_len": (int, "longest prompt and answer together, in tokens"),
+    "max_num_seqs": (int, "samples that may run at once"),
+    "max_num_batched_tokens": (int, "tokens that one step may compute"),
+    "gpu_memory_utilization": (float, "share of the GPU's memory for weights, activations and KV cache together"),
+    "num_kvcache_blocks": (int, "blocks of the KV cache (default: what the memory holds)"),
+    "kvcache_block_size": (int, "tokens a block"),
+    "tensor_parallel_size": (int, "GPUs to split the model over"),
+    "device": (str, "auto, cpu or cuda[:n]"),
+    "dtype": (str, "auto, float32, float16 or bfloat16"),
+    "attention_backend": (str, "auto, torch, triton or flash_attn"),
+    "seed": (int, "of the draws of requests that bring none"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    server, engine = parser.add_argument_group("server"), parser.add_argument_group("engine")
+    parser.add_argument("model", nargs="?", help="model folder; none is the offline model", default=argparse.SUPPRESS)
+    server.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one of this machine's")
+    server.add_argument("--port", type=int, default=8000, help="port to listen on; 0 is any free one")
+    server.add_argument("--api-key", default=argparse.SUPPRESS, metavar="KEY",
+                        help=f"clients must send it; better set {KEY_VARIABLE}, which other users of the machine cannot see")
+    server.add_argument("--served-model-name", default=argparse.SUPPRESS, metavar="NAME",
+                        help="what clients call the model (default: the name of its folder)")
+    server.add_argument("--max-queue", type=int, default=1024, metavar="N",
+                        help="samples that may wait for their first step; more are refused with status 429")
+    server.add_argument("--max-body-bytes", type=int, default=4 * 2**20, metavar="N",
+                        help="largest body of a request; larger ones are refused with status 413")
+    server.add_argument("--shutdown-seconds", type=float, default=10, metavar="S",
+                        help="how long running requests may take to end after Ctrl-C or SIGTERM")
+    server.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"),
+                        help="info prints a line for each request")
+    for name, (kind, text) in ENGINE_SETTINGS.items():
+        engine.add_argument(f"--{name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, help=text,
+                            metavar={int: "N", float: "X", str: "NAME"}[kind])
+    engine.add_argument("--enforce-eager", action="store_true", default=argparse.SUPPRESS,
+                        help="run every kernel as written: no CUDA graphs, no compilation")
+    engine.add_argument("--no-prefix-caching", dest="enable_prefix_caching", action="store_false", default=argparse.SUPPRESS,
+                        help="compute every prompt anew")
+
+
+def serve(model: str | None = None, api_key: str | None = None, **settings) -> None:
+    """Serve until SIGINT or SIGTERM. Raises ValueError for what cannot be served."""
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as missing:
+        raise SystemExit(f"The server needs {missing.name}, which is not installed: pip install 'nano-vllm-course[serve]'"
+                         ) from None
+    from nanovllm.server.run import run
+    engine_settings = {name: settings.pop(name) for name in (*ENGINE_SETTINGS, "enforce_eager", "enable_prefix_caching")
+                       if name in settings}
+    run(model, engine_settings, api_key=os.environ.get(KEY_VARIABLE) if api_key is None else api_key, **settings)

@@ -1,0 +1,85 @@
+"""Answers that take a while, and clients that do not wait for them."""
+
+import asyncio
+import json
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from nanovllm.async_llm import AsyncRequest, RequestFailed
+from nanovllm.server.errors import error_body
+from nanovllm.server.replies import CompletionReply
+
+T = TypeVar("T")
+
+
+class HungUp(Exception):
+    """The client closed its connection before it had its answer."""
+
+
+async def unless_hung_up(receive: Receive, work: Awaitable[T]) -> T:
+    """Await `work`; when the client hangs up first, cancel it and raise HungUp. The body must have been read already."""
+    async def hang_up():
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = asyncio.ensure_future(work), asyncio.ensure_future(hang_up())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise HungUp
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class EventStream(Response):
+    """Requests that run, as server-sent events: a chunk for each delta, whichever request it comes from.
+
+    Owns the requests: whatever ends the response, a client that hangs up above all, aborts those that still run.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, requests: list[AsyncRequest], reply: CompletionReply):
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._requests, self._reply = requests, reply
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await unless_hung_up(receive, self._write(send))
+            await send({"type": "http.response.body", "body": b""})
+        except HungUp:
+            pass
+        finally:
+            for request in self._requests:
+                request.abort()
+
+    async def _write(self, send: Send) -> None:
+        async def event(data: str) -> None:
+            await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
+
+        async def follow(prompt: int, request: AsyncRequest) -> None:
+            for chunk in self._reply.opening(prompt):
+                await event(json.dumps(chunk))
+            async for delta in request:
+                for chunk in self._reply.chunks(prompt, delta):
+                    await event(json.dumps(chunk))
+
+        results = await asyncio.gather(*(follow(i, request) for i, request in enumerate(self._requests)),
+                                       return_exceptions=True)
+        errors = [result for result in results if result is not None]
+        if errors and not isinstance(errors[0], RequestFailed):
+            raise errors[0]
+        if errors:  # the status is out already; an error event is what clients look for
+            await event(json.dumps(error_body(500, str(errors[0]))))
+        else:
+            for chunk in self._reply.closing([await request.output() for request in self._requests]):
+                await event(json.dumps(chunk))
+        await event("[DONE]")

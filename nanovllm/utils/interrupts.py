@@ -1,0 +1,29 @@
+"""An interrupt, at a moment that suits us."""
+
+import signal
+import threading
+
+
+class uninterrupted:
+    """`with uninterrupted():` an interrupt (Ctrl-C, Jupyter's stop button) waits until the block is done, then strikes.
+
+    For bookkeeping that must not stop half-way, and for nothing that takes long. It changes the handler of SIGINT for as
+    long as the block runs; outside the main thread, where Python delivers no signals, it does nothing.
+    """
+
+    def __enter__(self) -> None:
+        self._previous, self._caught = None, None
+        if threading.current_thread() is threading.main_thread():
+            previous = signal.getsignal(signal.SIGINT)
+            if callable(previous):  # else nobody in Python listens
+                self._previous = previous
+                signal.signal(signal.SIGINT, self._note)
+
+    def __exit__(self, *exc_info) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            if self._caught is not None:
+                self._previous(*self._caught)
+
+    def _note(self, signum, frame) -> None:
+        self._caught = signum, frame

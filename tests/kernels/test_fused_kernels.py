@@ -1,0 +1,119 @@
+"""Each fused kernel against the plain layers that it stands for, in the interpreter when there is no GPU."""
+
+import pytest
+import torch
+
+from nanovllm.layers import sampler
+from nanovllm.layers.activation import SiluAndMul
+from nanovllm.layers.layernorm import RMSNorm
+from nanovllm.layers.rotary_embedding import RotaryEmbedding
+
+DTYPES = [torch.float32, torch.float16]  # the interpreter does not compute bfloat16 correctly; tests/gpu does
+CLOSE = {torch.float32: dict(rtol=1e-5, atol=1e-5), torch.float16: dict(rtol=4e-3, atol=4e-3)}
+EPS = 1e-6
+
+
+def random(*shape, dtype, device):
+    return torch.randn(*shape).to(device, dtype)
+
+
+def norm(size, dtype, device) -> RMSNorm:
+    layer = RMSNorm(size, EPS, dtype=dtype, device=device)
+    layer.weight.copy_(torch.randn(size))
+    return layer
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [16, 48, 1024])
+def test_norm(device, size, dtype):
+    from nanovllm.kernels.rms_norm import rms_norm
+
+    x, residual = random(5, size, dtype=dtype, device=device), random(5, size, dtype=dtype, device=device)
+    kept, layer = (x.clone(), residual.clone()), norm(size, dtype, device)
+    normed, total = rms_norm(x, residual, layer.weight, EPS)
+    torch.testing.assert_close((normed, total), layer(x, residual), **CLOSE[dtype])
+    normed, same = rms_norm(x, None, layer.weight, EPS)
+    torch.testing.assert_close(normed, layer(x), **CLOSE[dtype])
+    assert same is x and torch.equal(x, kept[0]) and torch.equal(residual, kept[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [3, 1500])
+def test_silu_and_mul(device, size, dtype):
+    from nanovllm.kernels.silu_and_mul import silu_and_mul
+
+    x = random(4, 2 * size, dtype=dtype, device=device)
+    torch.testing.assert_close(silu_and_mul(x), SiluAndMul()(x), **CLOSE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(6, 2, 32), (4, 4, 64), (3, 1, 16)])
+def test_norm_rope_store(device, num_heads, num_kv_heads, head_dim, dtype):
+    from nanovllm.kernels.norm_rope_store import norm_rope_store
+
+    sizes = [heads * head_dim for heads in (num_heads, num_kv_heads, num_kv_heads)]
+    qkv, positions = random(6, sum(sizes), dtype=dtype, device=device), torch.tensor([0, 99, 5, 7, 31, 2], device=device)
+    q_norm, k_norm = norm(head_dim, dtype, device), norm(head_dim, dtype, device)
+    rotary = RotaryEmbedding(head_dim, 100, 1e4, device=device)
+    cache, slots = torch.zeros(2, 4, 4, num_kv_heads, head_dim, dtype=dtype, device=device), [3, -1, 0, 15, 9, 8]
+    q, k, v = (t.unflatten(1, (-1, head_dim)) for t in qkv.clone().split(sizes, 1))
+    q, k = rotary(positions, q_norm(q), k_norm(k))
+    expected = cache.clone()
+    for token, slot in enumerate(slots):
+        if slot >= 0:
+            expected.flatten(1, 2)[0, slot], expected.flatten(1, 2)[1, slot] = k[token], v[token]
+    found = norm_rope_store(qkv, positions, q_norm.weight, k_norm.weight, EPS, rotary.cos, rotary.sin, *cache,
+                            torch.tensor(slots, device=device))  # fmt: skip
+    torch.testing.assert_close(found, q, **CLOSE[dtype])
+    torch.testing.assert_close(cache, expected, **CLOSE[dtype])
+    with pytest.raises(ValueError, match="must be contiguous"):
+        norm_rope_store(qkv[:, ::2], positions, q_norm.weight, k_norm.weight, EPS, rotary.cos, rotary.sin, *cache,
+                        torch.tensor(slots, device=device))  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("num_tokens", "out_features", "in_features"), [(1, 40, 96), (2, 34, 1024), (4, 6, 48)])
+def test_products_of_few_tokens(device, num_tokens, out_features, in_features, dtype):
+    from nanovllm.kernels.linear import linear, norm_linear
+
+    x, residual = (random(num_tokens, in_features, dtype=dtype, device=device) for _ in range(2))
+    weight = random(out_features, in_features, dtype=dtype, device=device) * in_features**-0.5
+    layer, close = norm(in_features, dtype, device), CLOSE[dtype]
+
+    def product(x):
+        return (x.float() @ weight.float().T).to(dtype)
+
+    torch.testing.assert_close(linear(x, weight), product(x), **close)
+    normed, total = layer(x, residual)
+    torch.testing.assert_close(norm_linear(x, residual, layer.weight, EPS, weight), (product(normed), total), **close)
+    gated = SiluAndMul()(product(normed))
+    torch.testing.assert_close(norm_linear(x, residual, layer.weight, EPS, weight, gated=True), (gated, total), **close)
+    torch.testing.assert_close(norm_linear(x, None, layer.weight, EPS, weight)[0], product(layer(x)), **close)
+
+
+@pytest.mark.parametrize(("num_rows", "vocab_size", "splits"), [(1, 5000, None), (7, 5000, 1), (7, 2049, 2), (3, 30, None)])
+def test_draws_are_those_of_the_plain_sampler(device, num_rows, vocab_size, splits):
+    from nanovllm.kernels.sample import draw
+
+    logits = 3 * random(num_rows, vocab_size, dtype=torch.float32, device=device)
+    temperatures = torch.linspace(0, 2, num_rows, device=device)
+    seeds, offsets = torch.arange(num_rows, device=device) + 2**40, torch.arange(num_rows, device=device)
+    tokens = draw(logits, temperatures, seeds, offsets, splits)
+    assert tokens.dtype == torch.int64
+    assert torch.equal(tokens, sampler.draw(logits, temperatures, seeds, offsets))
+    batch = sampler.SamplingBatch(temperatures, seeds, offsets)
+    assert torch.equal(sampler.Sampler(draw)(logits, batch), sampler.Sampler()(logits, batch))
+
+
+def test_of_equal_scores_the_first_wins(device):
+    from nanovllm.kernels.sample import draw
+
+    logits = torch.zeros(2, 6000, device=device)
+    logits[0, [17, 2500, 5999]], logits[1, 1:] = 1.0, float("-inf")
+    zeros = torch.zeros(2, dtype=torch.int64, device=device)
+    assert draw(logits, torch.tensor([0.0, 0.7], device=device), zeros, zeros).tolist() == [17, 0]

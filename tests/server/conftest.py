@@ -1,0 +1,105 @@
+"""A real server on a free port, in a thread, around one engine on the offline model."""
+
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+from openai import OpenAI
+
+from nanovllm import LLM, AsyncLLM
+from nanovllm.server.app import create_app
+from nanovllm.server.run import Server, bind
+
+
+class Running:
+    """A server that runs: where it is, and the engine behind it."""
+
+    def __init__(self, llm: LLM, server: Server, port: int):
+        self.llm, self.server, self.port = llm, server, port
+        self.url = f"http://127.0.0.1:{port}"
+
+    def client(self, **options) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": 60} | options)
+
+    def wait_until(self, condition) -> None:
+        deadline = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < deadline, "waited 30 s"
+            time.sleep(0.005)
+
+    def wait_until_idle(self) -> None:
+        """Every request has ended, its blocks are free, and the books balance."""
+        blocks = self.llm.engine.block_manager
+        self.wait_until(lambda: not self.llm.engine.has_unfinished and blocks.num_free_blocks == blocks.num_blocks)
+        self.llm.engine.check_integrity()
+
+
+@contextmanager
+def running_server(llm: LLM, max_queued: int | None = None, shutdown_seconds: float = 5, **options):
+    """The tests' own way to have a server: `with running_server(llm) as server`."""
+    with bind("127.0.0.1", 0) as listener:
+        server = Server(create_app(AsyncLLM(llm, max_queued=max_queued), **options), shutdown_seconds, "warning")
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        running = Running(llm, server, listener.getsockname()[1])
+        try:
+            running.wait_until(lambda: server.started)
+            yield running
+        finally:
+            server.should_exit = True
+            thread.join(60)
+            assert not thread.is_alive()
+    running.wait_until_idle()
+
+
+def make_llm() -> LLM:
+    return LLM(device="cpu", kvcache_block_size=4, num_kvcache_blocks=4000, max_num_seqs=64)
+
+
+@pytest.fixture(scope="session")
+def llm():
+    """For tests that bring up a server of their own, or ask the engine without one. An LLM serves one master at a time."""
+    with make_llm() as llm:
+        yield llm
+
+
+@pytest.fixture(scope="session")
+def shared_server():
+    with make_llm() as llm, running_server(llm) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server):
+    """The shared server, which must be idle and whole again after every test."""
+    yield shared_server
+    shared_server.wait_until_idle()
+
+
+@pytest.fixture
+def client(server):
+    with server.client() as client:
+        yield client
+
+
+class Gate:
+    """Holds the engine before its next step until it is opened."""
+
+    def __init__(self, llm: LLM, monkeypatch):
+        self.reached, self._open, step = threading.Event(), threading.Event(), llm.engine.step
+
+        def gated():
+            self.reached.set()
+            assert self._open.wait(30)
+            return step()
+
+        monkeypatch.setattr(llm.engine, "step", gated)
+        self.open = self._open.set
+
+
+@pytest.fixture
+def gate(llm, monkeypatch):
+    gate = Gate(llm, monkeypatch)
+    yield gate
+    gate.open()

@@ -1,14 +1,38 @@
-"""Pictures of a running engine. Every figure reads a `StepRecord` or a `Trace` and returns a matplotlib `Figure`.
+"""Pictures of a running engine. Every `plot_*` returns a matplotlib `Figure`, and draws on `ax` when it is given one; the
+explorers are widgets that step, play and drive. `Simulation` runs the real scheduler without a model.
 
-`nanovllm` never imports this package; chapters import both.
+They read a `Trace`, live objects or plain measurements, and import no torch; `theme.using(theme.DARK)` draws for dark
+pages. `nanovllm` never imports this package; chapters import both.
 """
 
+from visualizations.ablation import plot_ablation
+from visualizations.attention_mask import plot_attention_mask
 from visualizations.batch_composition import plot_batch_composition
 from visualizations.block_table import plot_block_tables
 from visualizations.cache_occupancy import plot_cache_occupancy
+from visualizations.explorers.base import standalone_html
+from visualizations.explorers.scheduler import SchedulerExplorer
+from visualizations.fragmentation import plot_fragmentation
+from visualizations.gpu_timeline import plot_gpu_timeline
 from visualizations.journey import plot_journey
+from visualizations.latency import plot_latencies, trace_latencies
+from visualizations.life_of_request import plot_life_of_request
+from visualizations.memory_budget import plot_memory_budget
 from visualizations.next_token import plot_next_token
+from visualizations.padding_waste import plot_padding_waste
+from visualizations.parity import plot_parity
+from visualizations.prefix_tree import plot_prefix_tree
+from visualizations.roofline import Measured, plot_roofline
+from visualizations.rope import plot_rope
+from visualizations.sampling_filters import plot_sampling_filters, sampling_stages
+from visualizations.simulation import Simulation
 from visualizations.timeline import plot_request_timeline
+from visualizations.work import plot_work
 
-__all__ = ["plot_batch_composition", "plot_block_tables", "plot_cache_occupancy", "plot_journey", "plot_next_token",
-           "plot_request_timeline"]
+__all__ = [
+    "Measured", "SchedulerExplorer", "Simulation", "plot_ablation", "plot_attention_mask", "plot_batch_composition",
+    "plot_block_tables", "plot_cache_occupancy", "plot_fragmentation", "plot_gpu_timeline", "plot_journey", "plot_latencies",
+    "plot_life_of_request", "plot_memory_budget", "plot_next_token", "plot_padding_waste", "plot_parity", "plot_prefix_tree",
+    "plot_request_timeline", "plot_roofline", "plot_rope", "plot_sampling_filters", "plot_work", "sampling_stages",
+    "standalone_html", "trace_latencies",
+]

@@ -17,7 +17,7 @@ def plot_cache_occupancy(trace: Trace, *, ax: Axes | None = None) -> Figure:
     m = theme.mode()
     steps = np.array([r.step for r in trace])
     edges = np.append(steps, steps[-1] + 1) - 0.5
-    grey = "#7b8794"
+    grey = theme.GREY
     style = {"s": dict(facecolor=grey, edgecolor=m.paper, hatch=theme.SHARED_HATCH, linewidth=0),
              "u": dict(facecolor=grey, edgecolor=grey, linewidth=0),
              "c": dict(facecolor=m.paper, edgecolor=m.muted, linewidth=1.2),
@@ -30,9 +30,7 @@ def plot_cache_occupancy(trace: Trace, *, ax: Axes | None = None) -> Figure:
     ax.set(xlabel="step", ylabel="blocks", xlim=(edges[0], edges[-1]), ylim=(0, below.max()))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    legend = ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), frameon=False, fontsize=9, reverse=True)
-    for text in legend.get_texts():
-        text.set_color(m.ink)
+    theme.legend(ax, loc="upper left", bbox_to_anchor=(1.0, 1.02), reverse=True)
     most = max(r.num_blocks_in_use for r in trace)
     theme.title(ax, "The cache, step by step", f"At most {most} of {int(below.max())} blocks are held at once. "
                 "What a finished sequence lets go stays readable until its place is needed.")

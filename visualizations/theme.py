@@ -20,6 +20,8 @@ from matplotlib.patheffects import withStroke
 # Told apart under deuteranopia, protanopia and tritanopia, neighbours in the list most easily; ids beyond start again.
 HUES = ("#0b6fb8", "#d2570b", "#0f9171", "#ab4a96", "#a37a00", "#5a52b5", "#8c4a2f", "#4d6b7a")
 SHARED_HATCH = "////"
+WASTE_HATCH = "...."
+GREY = "#7b8794"  # whatever belongs to no sequence in particular
 STRIKE_HATCH = "\\\\"
 ROUNDING = 0.14  # of a block one unit wide
 
@@ -97,7 +99,7 @@ def canvas(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
     for name, spine in ax.spines.items():
         spine.set_visible(name in ("left", "bottom"))
         spine.set_color(mode().line)
-    ax.tick_params(colors=mode().muted, labelsize=9, length=3)
+    ax.tick_params(which="both", colors=mode().muted, labelsize=9, length=3)
     ax.xaxis.label.set_color(mode().muted)
     ax.yaxis.label.set_color(mode().muted)
     return ax.figure, ax
@@ -108,6 +110,12 @@ def title(ax: Axes, text: str, caption: str) -> None:
     ax.set_title(text, loc="left", color=mode().ink, fontsize=11.5, fontweight="bold", pad=23)
     ax.annotate(caption, (0, 1), (0, 9), xycoords="axes fraction", textcoords="offset points", color=mode().muted,
                 fontsize=9.5, ha="left", va="bottom", gid="caption")
+
+
+def legend(ax: Axes, **where) -> None:
+    """A frameless legend in the mode's ink; `where` are matplotlib's own keywords."""
+    for text in ax.legend(frameon=False, fontsize=9, **where).get_texts():
+        text.set_color(mode().ink)
 
 
 def no_axes(ax: Axes) -> None:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.browser.lab_page import LabPage
+from visualizations.explorers.base import standalone_html
 
 ROOT = Path(__file__).parents[2]
 HERE = ("127.0.0.1", "localhost")
@@ -106,6 +107,29 @@ def wait_for_server(server, address, log):
         except (OSError, urllib.error.URLError):
             time.sleep(0.2)
     raise RuntimeError("JupyterLab did not start:\n" + log.read_text(errors="replace")[-3000:])
+
+
+@pytest.fixture
+def show(browser, tmp_path):
+    """show(*explorers, width=..., mode="light" | "dark"): a page with them and no kernel. It must end without an error."""
+    pages, errors = [], []
+
+    def open_page(*explorers, width=1000, mode="light"):
+        file = tmp_path / f"{len(pages)}.html"
+        file.write_text(standalone_html(list(explorers)))
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=mode)
+        page.set_default_timeout(10_000)
+        page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(file.as_uri())
+        page.wait_for_function("n => document.querySelectorAll('.nvx-root[data-ready]').length === n", arg=len(explorers))
+        pages.append(page)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert errors == []
 
 
 @pytest.fixture

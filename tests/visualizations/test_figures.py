@@ -1,9 +1,8 @@
-"""What the figures say, read back from their artists."""
+"""What the figures of a trace say, read back from their artists."""
 
 import subprocess
 import sys
 from dataclasses import replace
-from io import BytesIO
 
 import matplotlib
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from visualizations import (
@@ -20,21 +18,13 @@ from visualizations import (
     plot_block_tables,
     plot_cache_occupancy,
     plot_journey,
+    plot_life_of_request,
     plot_next_token,
     plot_request_timeline,
+    plot_work,
     theme,
 )
 from visualizations.journey import NAMES
-
-FIGURES = {
-    "batch": plot_batch_composition,
-    "blocks": plot_block_tables,
-    "cache": plot_cache_occupancy,
-    "timeline": plot_request_timeline,
-    "journey": lambda trace, ax=None: plot_journey(ax=ax),
-    "next": lambda trace, ax=None: plot_next_token([0.5, 0.3, 0.2], "abc".__getitem__, drawn=1, ax=ax),
-}
-every_figure = pytest.mark.parametrize("plot", FIGURES.values(), ids=FIGURES)
 
 
 def artists(fig, kind, prefix=""):
@@ -43,66 +33,6 @@ def artists(fig, kind, prefix=""):
 
 def texts(fig):
     return [t.get_text() for t in fig.axes[0].findobj(plt.Text) if t.get_text()]
-
-
-@every_figure
-def test_has_a_title_and_a_one_line_caption(plot, shared_trace):
-    ax = plot(shared_trace).axes[0]
-    (caption,) = [t for t in ax.texts if t.get_gid() == "caption"]
-    assert ax.get_title(loc="left")
-    assert caption.get_text() and "\n" not in caption.get_text()
-
-
-@every_figure
-def test_nothing_written_lies_outside_the_figure(plot, shared_trace):
-    fig = plot(shared_trace)
-    fig.draw_without_rendering()
-    page = fig.bbox
-    ax = fig.axes[0]
-    ticks = [t for t in ax.get_yticklabels() if ax.get_ylim()[0] <= t.get_position()[1] <= ax.get_ylim()[1]]
-    for text in [*ax.texts, *ticks, ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label]:
-        if text.get_text():
-            box = text.get_window_extent()
-            assert box.x0 >= -2 and box.x1 <= page.x1 + 2 and box.y0 >= -2 and box.y1 <= page.y1 + 2, text.get_text()
-
-
-@every_figure
-def test_draws_on_given_axes_and_leaves_no_figure_open(plot, shared_trace):
-    fig, ax = plt.subplots()
-    try:
-        assert plot(shared_trace, ax=ax) is fig
-        assert ax.get_title(loc="left")
-    finally:
-        plt.close(fig)
-    plot(shared_trace)
-    assert plt.get_fignums() == []
-
-
-@every_figure
-def test_is_the_same_picture_twice(plot, shared_trace):
-    def pixels():
-        out = BytesIO()
-        plot(shared_trace).savefig(out, format="rgba")
-        return out.getvalue()
-    assert pixels() == pixels()
-
-
-@every_figure
-def test_dark_mode_changes_paper_and_ink(plot, shared_trace):
-    with theme.using(theme.DARK):
-        fig = plot(shared_trace)
-    assert to_rgb(fig.get_facecolor()) == to_rgb(theme.DARK.paper)
-    assert theme.mode() is theme.LIGHT
-    for text in fig.axes[0].texts + [fig.axes[0].title]:
-        if text.get_gid() == "caption":
-            assert to_rgb(text.get_color()) == to_rgb(theme.DARK.muted)
-
-
-def test_axes_carry_their_units(shared_trace):
-    labels = {name: (FIGURES[name](shared_trace).axes[0].get_xlabel(), FIGURES[name](shared_trace).axes[0].get_ylabel())
-              for name in ("batch", "cache", "timeline", "next")}
-    assert labels == {"batch": ("step", "tokens computed"), "cache": ("step", "blocks"), "timeline": ("step", ""),
-                      "next": ("probability", "")}
 
 
 def test_batch_bars_add_up_to_what_ran_and_stay_below_the_budget(shared_trace):
@@ -211,10 +141,10 @@ def test_the_journey_names_every_room_and_lights_one():
 
 
 def test_a_loaded_trace_draws_like_the_recorded_one(shared_trace, tmp_path):
-    shared_trace.save(tmp_path / "trace.json")
-    loaded = type(shared_trace).load(tmp_path / "trace.json")
-    for name in ("batch", "blocks", "cache", "timeline"):
-        assert texts(FIGURES[name](loaded)) == texts(FIGURES[name](shared_trace))
+    shared_trace.save(tmp_path / "run.trace")
+    loaded = type(shared_trace).load(tmp_path / "run.trace")
+    for plot in (plot_batch_composition, plot_block_tables, plot_cache_occupancy, plot_request_timeline):
+        assert texts(plot(loaded)) == texts(plot(shared_trace))
 
 
 def test_the_engine_knows_nothing_of_pictures_and_pictures_load_no_torch():
@@ -222,3 +152,19 @@ def test_the_engine_knows_nothing_of_pictures_and_pictures_load_no_torch():
               "import nanovllm.engine.trace; assert not any(m.startswith('visualizations') for m in "
               "vars(nanovllm.engine.trace))")
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_work_triangle_counts_what_it_draws():
+    fig = plot_work(6, 4)
+    drawn = {c.get_gid(): len(c.get_paths()) for c in fig.axes[0].collections}
+    assert drawn["prefill-naive"] + drawn["decode-naive"] == 6 + 7 + 8 + 9
+    assert drawn["prefill-cached"] + drawn["decode-cached"] == 6 + 3
+    assert "with a cache: 9 tokens" in texts(fig)
+
+
+def test_the_life_bar_shows_what_each_step_computed(shared_trace):
+    seq_id = min(shared_trace.meta["prompts"])
+    fig = plot_life_of_request(shared_trace, seq_id)
+    computed = [s["num_tokens"] for r in shared_trace for s in r.scheduled if s["seq_id"] == seq_id]
+    bars = [b for b in artists(fig, Rectangle) if b.get_gid() in ("prefill", "decode")]
+    assert [b.get_height() for b in bars] == computed

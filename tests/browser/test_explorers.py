@@ -1,0 +1,142 @@
+"""The explorers in a real Chromium on a page without a kernel, as the report and the book show them."""
+
+import pytest
+
+from visualizations.explorers.scheduler import SchedulerExplorer
+from visualizations.simulation import Simulation
+
+STEP = "() => +document.querySelector('.nvx-root').dataset.step"
+SIDEWAYS = "() => document.documentElement.scrollWidth > document.documentElement.clientWidth"
+UNQUIET = """() => [...document.querySelectorAll('.nvx-root :is(button, input, select, textarea, [tabindex])')]
+  .filter(node => !node.hasAttribute('data-lm-suppress-shortcuts')).map(node => node.outerHTML)"""
+UNNAMED = """() => [...document.querySelectorAll('.nvx-root :is(button, input, select, canvas, [tabindex])')]
+  .filter(node => !(node.getAttribute('aria-label') || node.textContent || node.labels?.length)).map(node => node.outerHTML)"""
+# Parts of an explorer that lie over each other or stick out of it.
+MISPLACED = """() => [...document.querySelectorAll('.nvx-root')].flatMap(root => {
+  const edge = root.getBoundingClientRect();
+  const parts = [...root.querySelectorAll('button, input, select, canvas, h3, h4, .nvx-caption, .nvx-chip')]
+    .map(node => [node, node.getBoundingClientRect()]).filter(([, box]) => box.width && box.height);
+  const out = parts.filter(([, box]) => box.left < edge.left - 1 || box.right > edge.right + 1);
+  const over = parts.flatMap(([a, p], i) => parts.slice(i + 1).filter(([b, q]) => !a.contains(b)
+    && Math.min(p.right, q.right) - Math.max(p.left, q.left) > 1 && Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 1)
+    .map(([b]) => [a, b]));
+  return [...out, ...over].map(pair => pair.map(x => x.outerHTML?.slice(0, 120) ?? '').join(' / '));
+})"""
+
+
+def run() -> Simulation:
+    """Five requests in a cache that is too small for them: chunks, shared blocks, waiting and a preemption."""
+    simulation = Simulation(num_blocks=12, block_size=4, max_num_batched_tokens=16, max_num_seqs=6)
+    for at, question in enumerate(("Tell me about cats", "What is a good name for a boat ?", "Why does bread rise ?")):
+        simulation.add(f"You are a helpful assistant . Answer kindly . {question}", 14, at=at)
+    simulation.add(12, 6, at=4)
+    simulation.add(30, 9, at=5)
+    simulation.run()
+    assert any(r.preempted for r in simulation.trace) and any(r.ref_counts for r in simulation.trace)
+    return simulation
+
+
+def scheduler_explorer() -> SchedulerExplorer:
+    return SchedulerExplorer(run().trace, step=3)
+
+
+EXPLORERS = {"scheduler": scheduler_explorer}
+every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
+
+
+@every_explorer
+@pytest.mark.parametrize(("width", "mode"), [(700, "dark"), (1400, "light")])
+def test_fits_its_width_in_its_colours_with_a_name_for_everything(make, show, width, mode):
+    page = show(make(), width=width, mode=mode)
+    assert page.locator(".nvx-root").get_attribute("data-mode") == mode
+    assert page.evaluate(SIDEWAYS) is False
+    assert page.evaluate(MISPLACED) == []
+    assert page.evaluate(UNQUIET) == []
+    assert page.evaluate(UNNAMED) == []
+
+
+def test_steps_plays_scrubs_and_takes_keys(show):
+    page = show(scheduler_explorer())
+    last = len(run().trace) - 1
+    assert page.evaluate(STEP) == 3
+    page.get_by_label("step forward").click()
+    assert page.evaluate(STEP) == 4
+    page.get_by_label("step back").click()
+    page.get_by_label("step back").click()
+    assert page.evaluate(STEP) == 2
+    page.focus(".nvx-scrub")
+    for key, step in (("ArrowRight", 3), ("ArrowLeft", 2), ("End", last), ("ArrowRight", last), ("Home", 0), ("ArrowLeft", 0),
+                      ("PageDown", 10)):
+        page.keyboard.press(key)
+        assert page.evaluate(STEP) == step, key
+    page.locator(".nvx-scrub").fill("5")
+    assert page.evaluate(STEP) == 5
+    page.get_by_label("steps a second").select_option("30")
+    page.focus(".nvx-scrub")
+    page.keyboard.press("Space")
+    page.wait_for_function("() => +document.querySelector('.nvx-root').dataset.step > 8")
+    page.keyboard.press("Space")
+    stopped = page.evaluate(STEP)
+    page.wait_for_timeout(150)
+    assert page.evaluate(STEP) == stopped
+
+
+def test_says_what_the_trace_says_at_every_step(show):
+    simulation = run()
+    page = show(SchedulerExplorer(simulation.trace))
+    for step, record in enumerate(simulation.trace):
+        page.locator(".nvx-scrub").fill(str(step))
+        said = page.inner_text(".nvx-why")
+        for item in record.scheduled:
+            if item["phase"] == "prefill":
+                assert item["reason"] in said
+        for why in record.left_waiting.values():
+            assert why in said
+        assert said.count("is preempted") == len(record.preempted)
+        assert f"{record.num_blocks_in_use} of 12 blocks held" in page.inner_text(".nvx-root")
+        computed = record.num_prefill_tokens + record.num_decode_tokens
+        assert f"computes {computed} of at most 16 tokens" in page.inner_text(".nvx-root .nvx-caption >> nth=1")
+
+
+def test_a_click_in_the_chart_goes_to_the_step_and_a_second_chooses_the_sequence(show):
+    page = show(scheduler_explorer())
+    chart = page.get_by_label("Requests by steps")
+    box = chart.bounding_box()
+    chart.click(position={"x": box["width"] * 0.5, "y": 10})
+    at = page.evaluate(STEP)
+    assert 3 < at < len(run().trace) - 1
+    chart.click(position={"x": box["width"] * 0.5, "y": 10})
+    assert page.evaluate(STEP) == at
+    assert "Sequence 0 is chosen" in page.locator("canvas").first.get_attribute("aria-label")
+    page.keyboard.press("ArrowDown")
+    assert "Sequence 1 is chosen" in page.locator("canvas").first.get_attribute("aria-label")
+    page.keyboard.press("Escape")
+    assert "Up and down choose" in page.locator("canvas").first.get_attribute("aria-label")
+
+
+def test_follows_a_change_of_theme_and_of_width(show):
+    page = show(scheduler_explorer(), width=1300, mode="light")
+    wide = page.locator("canvas").first.bounding_box()["width"]
+    light = page.screenshot()
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_selector(".nvx-root[data-mode=dark]")
+    assert page.screenshot() != light
+    page.set_viewport_size({"width": 720, "height": 900})
+    page.wait_for_function("wide => document.querySelector('canvas').clientWidth < wide", arg=wide)
+    assert page.evaluate(SIDEWAYS) is False and page.evaluate(MISPLACED) == []
+
+
+def test_a_live_explorer_without_a_kernel_scrubs_and_says_why_it_cannot_be_driven(show):
+    page = show(SchedulerExplorer(run()))
+    page.get_by_label("step forward").click()
+    assert page.evaluate(STEP) == 1
+    page.get_by_placeholder("a text, or a number of tokens").fill("hello there")
+    page.get_by_role("button", name="Add request").click()
+    assert "No kernel runs here" in page.inner_text(".nvx-error")
+
+
+def test_two_explorers_on_a_page_move_apart(show):
+    page = show(scheduler_explorer(), SchedulerExplorer(run().trace, step=9))
+    page.get_by_label("step forward").first.click()
+    steps = "() => [...document.querySelectorAll('.nvx-root')].map(root => +root.dataset.step)"
+    assert page.evaluate(steps) == [4, 9]

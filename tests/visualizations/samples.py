@@ -1,0 +1,112 @@
+"""One example of every figure, from small data that is always the same. Used by the tests and the baseline images."""
+
+import numpy as np
+
+import visualizations as v
+from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.scheduler import Scheduler
+from nanovllm.engine.sequence import Sequence
+from nanovllm.engine.trace import StepRecord, Trace
+from nanovllm.sampling_params import SamplingParams
+
+
+def serve(prompts: list[list[int]], max_tokens: int, *, num_blocks: int = 32, block_size: int = 4, budget: int = 12,
+          prefix_caching: bool = True) -> tuple[Trace, BlockManager, list[Sequence]]:
+    """Serve `prompts` by a model that always says 7, and record every step, each 10 ms long."""
+    manager = BlockManager(num_blocks, block_size, prefix_caching)
+    scheduler = Scheduler(manager, max_num_batched_tokens=budget, max_model_len=256)
+    trace = Trace({"block_size": block_size, "num_blocks": num_blocks, "token_budget": budget, "model": "always-seven",
+                   "prompts": {i: len(p) for i, p in enumerate(prompts)},
+                   "arrivals": {i: 0.001 * i for i in range(len(prompts))}})
+    sequences = [Sequence(i, prompt, SamplingParams(max_tokens=max_tokens)) for i, prompt in enumerate(prompts)]
+    for seq in sequences:
+        scheduler.add(seq)
+    while scheduler.has_unfinished:
+        batch = scheduler.schedule()
+        tokens = [7] * sum(item.samples for item in batch.items)
+        finished = scheduler.update(batch, tokens)
+        now = 0.01 * len(trace)
+        phases = {name: [now + 0.0025 * i, 0.0025] for i, name in enumerate(("schedule", "launch", "collect", "update"))}
+        trace.append(StepRecord.of(len(trace), now, 0.01, scheduler, batch, tokens, finished, phases))
+    return trace, manager, sequences
+
+
+def shared() -> tuple[Trace, BlockManager, list[Sequence]]:
+    """Three prompts of 14 tokens, the first 8 alike: two blocks of 4 are shared."""
+    return serve([[*range(10, 18), *range(20 * i, 20 * i + 6)] for i in range(1, 4)], max_tokens=6)
+
+
+def preempted() -> Trace:
+    """A cache too small for the three: somebody is thrown out and comes back."""
+    return serve([[30 * i + j for j in range(8)] for i in range(1, 4)], max_tokens=12, num_blocks=10, prefix_caching=False)[0]
+
+
+def profiled(captured: bool) -> Trace:
+    """A step of 0.2 ms that launches forty kernels one by one, or all at once."""
+    trace = Trace()
+    trace.append(StepRecord(0, 0.0, 2e-4 if not captured else 9e-5, 8, [], {}, [], [], [], [], {}, {}, {}, {}, "", {},
+                            phases={"launch": [5e-6, 2e-4]}))
+    for i in range(40):
+        start = 1.5e-5 + (i * 1.5e-6 if captured else i * 4.4e-6)
+        trace.operations.append({"track": "GPU 0, stream 7", "name": f"kernel {i}", "time": start, "duration": 1.3e-6})
+        if not captured or i == 0:
+            trace.operations.append({"track": "launches", "name": "cudaLaunchKernel", "time": start - 8e-6, "duration": 3e-6})
+    return trace
+
+
+def _probabilities() -> np.ndarray:
+    logits = 4 * np.cos(np.arange(60) * 1.7) - np.arange(60) / 12
+    return np.exp(logits) / np.exp(logits).sum()
+
+
+def _stages() -> dict[str, np.ndarray]:
+    return v.sampling_stages(np.log(_probabilities()), SamplingParams(temperature=0.7, top_k=12, top_p=0.9, min_p=0.08))
+
+
+def _two_levels() -> tuple[BlockManager, list[Sequence]]:
+    """Prompts that part twice; the last of them still runs beside the second, so that some blocks are shared."""
+    head = list(range(8))
+    _, manager, sequences = serve([head + [50] * 4 + [60, 61, 62, 63], head + [50] * 4 + [70, 71, 72, 73, 74],
+                                   head + [80, 81, 82, 83], [90, 91, 92, 93, 94, 95, 96, 97]], max_tokens=2)
+    for seq in sequences[1:3]:
+        manager.allocate(seq, manager.find_cached_prefix(seq))
+    return manager, sequences
+
+
+WORDS = "the a fox hen kite lantern and ran to see who had come so late at night".split()
+LAYERS = {"embed_tokens": 0.0} | {f"layers.{i}": 2e-7 * 1.35**i for i in range(12)} | {"norm": 9e-6, "lm_head": 1.4e-5}
+
+# name -> a figure drawn on `ax` or on its own
+FIGURES = {
+    "ablation": lambda ax=None: v.plot_ablation({"everything": [4100, 4210, 4180], "no CUDA graphs": [1900, 1850, 1960],
+                                                 "no prefix cache": [3300, 3350, 3310], "no fused kernels": [3600, 3610, 3655]},
+                                                unit="tokens/s", ax=ax),
+    "attention_mask": lambda ax=None: v.plot_attention_mask([0, 1, 2, 8, 20], [14, 9, 16, 12], ax=ax),
+    "batch_composition": lambda ax=None: v.plot_batch_composition(shared()[0], ax=ax),
+    "block_tables": lambda ax=None: v.plot_block_tables(shared()[0], shared()[0][4], ax=ax),
+    "cache_occupancy": lambda ax=None: v.plot_cache_occupancy(shared()[0], ax=ax),
+    "fragmentation": lambda ax=None: v.plot_fragmentation([310, 95, 700, 41, 260, 512, 130, 77], block_size=16, max_len=1024,
+                                                          ax=ax),
+    "gpu_timeline": lambda ax=None: v.plot_gpu_timeline({"eager": (profiled(False), 0), "captured": (profiled(True), 0)},
+                                                        ax=ax),
+    "journey": lambda ax=None: v.plot_journey(ax=ax),
+    "latencies": lambda ax=None: v.plot_latencies(v.trace_latencies(preempted()), ax=ax),
+    "life_of_request": lambda ax=None: v.plot_life_of_request(preempted(), 2, ax=ax),
+    "memory_budget": lambda ax=None: v.plot_memory_budget(
+        {"Qwen3-0.6B": {"weights": 1_192_099_840, "activations": 3 << 30, "KV cache": 122 << 30},
+         "beside another engine": {"weights": 1_192_099_840, "activations": 3 << 30, "KV cache": 40 << 30}},
+        139 << 30, bytes_per_token=114_688, ax=ax),
+    "next_token": lambda ax=None: v.plot_next_token(_probabilities(), lambda i: WORDS[i % len(WORDS)], drawn=19, ax=ax),
+    "padding_waste": lambda ax=None: v.plot_padding_waste([1, 2, 4, 8, 16, 24, 32, 40, 48], range(1, 52), ax=ax),
+    "parity": lambda ax=None: v.plot_parity(LAYERS, tolerance=1e-4, ax=ax),
+    "prefix_tree": lambda ax=None: v.plot_prefix_tree(*_two_levels(), decode=lambda ids: " ".join(WORDS[i % 16] for i in ids),
+                                                      ax=ax),
+    "request_timeline": lambda ax=None: v.plot_request_timeline(preempted(), ax=ax),
+    "roofline": lambda ax=None: v.plot_roofline(
+        [v.Measured("decode attention", 2.1e9, 0.73e9, 0.182e-3), v.Measured("prefill attention", 275e9, 0.9e9, 1.109e-3),
+         v.Measured("projection, 64 rows", 3.2e9, 0.052e9, 0.03e-3)],
+        peak_flops=989e12, bandwidth=4.22e12, device="an H200, bf16", ax=ax),
+    "rope": lambda ax=None: v.plot_rope(128, 1e6, ax=ax),
+    "sampling_filters": lambda ax=None: v.plot_sampling_filters(_stages(), lambda i: WORDS[i % len(WORDS)], ax=ax),
+    "work": lambda ax=None: v.plot_work(40, 20, ax=ax),
+}

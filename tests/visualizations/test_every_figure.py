@@ -1,0 +1,98 @@
+"""What holds for every figure: the rules of the visual language, and how it looked when somebody last looked."""
+
+from io import BytesIO
+
+import matplotlib
+import pytest
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.colors import to_rgb
+from PIL import Image, ImageChops
+
+import visualizations
+from tests.visualizations import baseline
+from tests.visualizations.samples import FIGURES
+from visualizations import theme
+
+UNITS = {
+    "ablation": ("tokens/s (more is better)", ""), "batch_composition": ("step", "tokens computed"),
+    "attention_mask": ("keys in the cache, all sequences end to end (ticks: where each begins)",
+                       "query tokens (ticks: cu_seqlens_q)"),
+    "cache_occupancy": ("step", "blocks"), "fragmentation": ("token slots of the KV cache", ""),
+    "gpu_timeline": ("milliseconds since the step began", ""), "latencies": ("milliseconds", "share of them this short"),
+    "life_of_request": ("step", "tokens"), "memory_budget": ("memory of the device (GiB)", ""),
+    "next_token": ("probability", ""),
+    "padding_waste": ("bucket: captured batch size (sequences)", "rows computed"),
+    "parity": ("largest difference from transformers (dashed: tolerance 0.0001)", ""), "request_timeline": ("step", ""),
+    "roofline": ("arithmetic intensity (FLOP per byte moved)", "TFLOP/s"),
+    "sampling_filters": ("tokens, the most likely first", ""), "work": ("position of the token", "round"),
+}
+MAPS = {"block_tables", "journey", "prefix_tree", "rope"}  # place has no unit there
+every_figure = pytest.mark.parametrize("name", FIGURES)
+
+
+def test_every_public_figure_has_an_example():
+    public = {name.removeprefix("plot_") for name in visualizations.__all__ if name.startswith("plot_")}
+    assert public == set(FIGURES) and UNITS.keys() | MAPS == set(FIGURES)
+
+
+@every_figure
+def test_keeps_the_rules(name):
+    fig = FIGURES[name]()
+    assert plt.get_fignums() == []  # nothing stays open behind the reader's back
+    (ax,) = fig.axes
+    (caption,) = [t for t in ax.texts if t.get_gid() == "caption"]
+    assert ax.get_title(loc="left") and caption.get_text().endswith((".", ":")) and "\n" not in caption.get_text()
+    assert (ax.get_xlabel(), ax.get_ylabel()) == UNITS.get(name, ("", ""))
+    assert fig.get_figwidth() <= 12.5 and fig.get_figheight() <= 6.5  # inches at 100 dpi: fits a 13" screen
+    fig.draw_without_rendering()
+    page = fig.bbox
+    ticks = [t for t in ax.get_yticklabels() if min(ax.get_ylim()) <= t.get_position()[1] <= max(ax.get_ylim())]
+    for text in [*ax.texts, *ticks, ax._left_title, ax.xaxis.label, ax.yaxis.label]:
+        if text.get_text():
+            box = text.get_window_extent()
+            assert box.x0 >= -2 and box.x1 <= page.x1 + 2 and box.y0 >= -2 and box.y1 <= page.y1 + 2, text.get_text()
+            assert text.get_fontsize() >= 7.5
+
+
+@every_figure
+def test_draws_on_given_axes(name):
+    fig, ax = plt.subplots()
+    try:
+        assert FIGURES[name](ax=ax) is fig
+        assert ax.get_title(loc="left")
+    finally:
+        plt.close(fig)
+
+
+@every_figure
+@pytest.mark.parametrize("mode", baseline.MODES)
+def test_looks_as_it_did(name, mode):
+    """Somebody looked at these. After a wanted change: `python -m tests.visualizations.baseline NAME`, and look again."""
+    picture = baseline.render(name, mode)
+    with theme.using(baseline.MODES[mode]):
+        assert to_rgb(FIGURES[name]().get_facecolor()) == to_rgb(baseline.MODES[mode].paper)
+    assert theme.mode() is theme.LIGHT
+    assert not (difference := baseline.compare(picture, Image.open(baseline.path(name, mode)))), difference
+
+
+def test_is_the_same_picture_twice():
+    def pixels():
+        out = BytesIO()
+        FIGURES["block_tables"]().savefig(out, format="rgba")
+        return out.getvalue()
+    assert pixels() == pixels()
+
+
+def test_comparing_forgives_a_pixel_and_finds_a_missing_bar():
+    picture = baseline.render("ablation", "light")
+    assert not baseline.compare(ImageChops.offset(picture, 1, 0), picture)
+    without = picture.copy()
+    bar = [i for i, colour in enumerate(picture.get_flattened_data()) if colour == picture.getpixel((80, 135))]
+    for i in bar[:len(bar) // 6]:
+        without.putpixel((i % picture.width, i // picture.width), picture.getpixel((picture.width - 2, 2)))
+    assert "differs" in baseline.compare(without, picture)
+    assert "pixels" in baseline.compare(picture.resize((picture.width + 40, picture.height)), picture)
+    assert baseline.compare(baseline.render("ablation", "dark"), picture)

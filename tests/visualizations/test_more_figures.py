@@ -1,0 +1,184 @@
+"""What the figures of measurements and of live objects say, read back from their artists."""
+
+from itertools import pairwise
+
+import matplotlib
+import numpy as np
+import pytest
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.colors import to_rgb
+from matplotlib.patches import FancyBboxPatch, Rectangle
+
+import visualizations as v
+from nanovllm.engine.trace import Trace
+from nanovllm.layers.sampler import SamplingBatch, filter_logits
+from nanovllm.sampling_params import SamplingParams
+from tests.visualizations import samples
+from tests.visualizations.test_figures import artists, texts
+from visualizations import theme
+
+
+def caption(fig):
+    return next(t.get_text() for t in fig.axes[0].texts if t.get_gid() == "caption")
+
+
+def test_prefix_tree_has_a_node_a_block_and_a_branch_where_prompts_part():
+    manager, sequences = samples._two_levels()
+    fig = v.plot_prefix_tree(manager, sequences)
+    blocks = {b for seq in sequences for b in manager.find_cached_prefix(seq)}
+    numbers = [int(t) for t in texts(fig) if t.isdigit()]
+    assert sorted(numbers) == sorted(blocks) and len(blocks) == 8
+    edges = {tuple(map(int, line.get_gid().split("-")[1:])) for line in artists(fig, plt.Line2D, "edge-")}
+    tables = [manager.find_cached_prefix(seq) for seq in sequences]
+    assert edges == {pair for table in tables for pair in pairwise(table)}
+    assert texts(fig).count("×2") == 2 == len([p for p in artists(fig, FancyBboxPatch) if p.get_hatch()])
+    assert "13 blocks of prompts are 8 blocks of memory" in caption(fig)
+
+
+def test_prefix_tree_of_an_empty_cache_says_so():
+    _, manager, sequences = samples.shared()
+    manager.reset_prefix_cache()
+    assert "Nothing is cached" in caption(v.plot_prefix_tree(manager, sequences))
+
+
+def test_fragmentation_draws_every_slot_once():
+    lengths, size, longest = [10, 33, 5], 16, 64
+    fig = v.plot_fragmentation(lengths, block_size=size, max_len=longest)
+    for row, slots in ((1, 3 * longest), (0, 16 + 48 + 16)):
+        assert sum(p.get_width() for p in artists(fig, Rectangle, f"waste-{row}")) == slots
+        assert sum(p.get_width() for p in artists(fig, Rectangle, f"used-{row}")) == sum(lengths)
+    assert "75% wasted" in texts(fig) and "40% wasted" in texts(fig) and "blocks hold 7 requests" in caption(fig)
+    with pytest.raises(ValueError, match="max_len=8"):
+        v.plot_fragmentation([9], block_size=4, max_len=8)
+
+
+def test_attention_mask_is_causal_in_each_sequence_and_empty_between():
+    starts, contexts = [0, 1, 4], [3, 5]
+    fig = v.plot_attention_mask(starts, contexts)
+    picture = next(i for i in fig.axes[0].images).get_array()
+    empty = picture[0, -1]
+    read = ~np.all(np.isclose(picture, empty), axis=-1)
+    assert ["".join("#" if r else "." for r in row) for row in read] == ["###.....", "...###..", "...####.", "...#####"]
+    assert "15 of 32 pairs" in caption(fig)
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["0", "1", "4"]
+    assert np.allclose(picture[0, 2], theme.prompt_colour(0)) and np.allclose(picture[0, 0], theme.decode_colour(0))
+    with pytest.raises(ValueError, match="1 to context_lens"):
+        v.plot_attention_mask([0, 4], [3])
+    with pytest.raises(ValueError, match="one more than sequences"):
+        v.plot_attention_mask([0, 4], [3, 3])
+
+
+def test_rope_hands_stand_at_the_angles_of_the_layer():
+    from nanovllm.layers.rotary_embedding import RotaryEmbedding
+    layer = RotaryEmbedding(16, 8, 100.0)
+    fig = v.plot_rope(16, 100.0, positions=[0, 3, 7], pairs=[0, 5])
+    for place, pair in enumerate((0, 5)):
+        for position in (0, 3, 7):
+            (hand,) = artists(fig, plt.Line2D, f"hand-{pair}-{position}")
+            x, y = hand.get_xdata()[1] - place * 2.7, hand.get_ydata()[1]
+            assert (x, y) == pytest.approx((layer.cos[position, pair].item(), layer.sin[position, pair].item()), abs=1e-5)
+    with pytest.raises(ValueError, match="0 to 7"):
+        v.plot_rope(16, 100.0, pairs=[8])
+
+
+def test_parity_marks_what_is_above_the_tolerance():
+    fig = v.plot_parity({"a": 0.0, "b": 1e-6, "c": 3e-3, "d": 2e-3}, tolerance=1e-4)
+    assert len(artists(fig, Rectangle, "equal")) == 1 and len(artists(fig, Rectangle, "different")) == 2
+    assert "exactly equal" in texts(fig) and "first layer that differs is c" in caption(fig)
+    bar = artists(fig, Rectangle, "equal")[0]
+    assert bar.get_x() + bar.get_width() == pytest.approx(1e-6)
+    with pytest.raises(ValueError, match="differences"):
+        v.plot_parity({"a": float("nan")}, tolerance=1e-4)
+
+
+def test_stages_are_those_of_the_sampler():
+    torch = pytest.importorskip("torch")
+    logits = torch.linspace(3, -3, 40)[torch.randperm(40, generator=torch.Generator().manual_seed(0))]
+    params = SamplingParams(temperature=0.6, top_k=20, top_p=0.8, min_p=0.05)
+    stages = v.sampling_stages(logits, params)
+    assert list(stages) == ["the model's own", "temperature 0.6", "top_k 20", "top_p 0.8", "min_p 0.05"]
+    filters = SamplingBatch.from_params([params], [0], [0]).filters
+    at_once = filter_logits(logits[None] / 0.6, filters).softmax(-1)[0].numpy()
+    assert np.allclose(stages["min_p 0.05"], at_once) and all(p.sum() == pytest.approx(1) for p in stages.values())
+    with pytest.raises(ValueError, match="temperature"):
+        v.sampling_stages(logits, SamplingParams(temperature=0))
+
+
+def test_filters_cross_out_what_they_drop_once():
+    stages = {"own": [0.5, 0.3, 0.15, 0.05], "top_k 3": [0.5, 0.3, 0.2, 0], "top_p 0.7": [0.6, 0.4, 0, 0]}
+    fig = v.plot_sampling_filters(stages)
+    assert [len(artists(fig, Rectangle, f"kept-{row}")) for row in range(3)] == [4, 3, 2]
+    assert [len(artists(fig, plt.Line2D, f"dropped-{row}")) for row in range(3)] == [0, 1, 1]
+    assert len(artists(fig, plt.Line2D, "gone-2")) == 1
+    heights = [bar.get_height() for bar in artists(fig, Rectangle, "kept-")]
+    assert np.allclose(np.array(heights) / heights[0], np.array([0.5, 0.3, 0.15, 0.05, 0.5, 0.3, 0.2, 0.6, 0.4]) / 0.5)
+
+
+def test_the_timeline_of_a_step_shows_each_launch_and_kernel():
+    fig = v.plot_gpu_timeline({"eager": (samples.profiled(False), 0), "captured": (samples.profiled(True), 0)})
+    counts = {c.get_gid(): len(c.get_paths()) for c in fig.axes[0].collections}
+    assert counts == {"launches-eager": 40, "GPU-eager": 40, "launches-captured": 1, "GPU-captured": 40}
+    assert "eager: 40 kernels, busy 26% of 0.20 ms" in caption(fig)
+    with pytest.raises(ValueError, match="profile=True"):
+        v.plot_gpu_timeline({"plain": (samples.shared()[0], 0)})
+
+
+def test_padding_counts_rows():
+    fig = v.plot_padding_waste([2, 4], [1, 2, 3, 4, 4, 9])
+    assert [bar.get_height() for bar in artists(fig, Rectangle, "real")] == [3, 11, 9]
+    assert [bar.get_height() for bar in artists(fig, Rectangle, "padding")] == [1, 1, 0]
+    assert "8.0% of all in 6 steps" in caption(fig) and fig.axes[0].get_xticklabels()[-1].get_text() == "eager"
+
+
+def test_memory_adds_up_to_the_device():
+    gib = 1 << 30
+    fig = v.plot_memory_budget({"a": {"weights": gib, "KV cache": 5 * gib}}, 8 * gib, bytes_per_token=gib // 100)
+    assert sum(bar.get_width() for bar in artists(fig, Rectangle) if bar.get_gid()) == pytest.approx(8)
+    assert "5.0 GiB: 500 tokens" in texts(fig)
+    (cache,) = artists(fig, Rectangle, "KV cache")
+    assert cache.get_facecolor()[:3] == theme.prompt_colour(0)
+    with pytest.raises(ValueError, match="bytes of 'a'"):
+        v.plot_memory_budget({"a": {"weights": 9 * gib}}, 8 * gib)
+
+
+def test_roofline_places_points_and_refuses_impossible_ones():
+    point = v.Measured("a", flops=1e12, bytes=1e12, seconds=2.0)
+    fig = v.plot_roofline([point], peak_flops=10e12, bandwidth=1e12)
+    (mark,) = artists(fig, plt.Line2D, "point-a")
+    assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (1.0, 0.5) and "a: 50%" in texts(fig)
+    assert (fig.axes[0].get_xscale(), fig.axes[0].get_yscale()) == ("log", "log")
+    with pytest.raises(ValueError, match="at most the roof"):
+        v.plot_roofline([v.Measured("b", 1e12, 1e12, 0.5)], peak_flops=10e12, bandwidth=1e12)
+
+
+def test_latencies_of_a_trace():
+    trace = samples.preempted()
+    found = v.trace_latencies(trace)
+    drawn = {i: [r.time + r.duration for r in trace if i in r.tokens] for i in range(3)}
+    assert found["time to first token"] == pytest.approx([drawn[i][0] - 0.001 * i for i in range(3)])
+    assert sorted(found["between tokens"]) == pytest.approx(sorted(np.concatenate([np.diff(drawn[i]) for i in range(3)])))
+    fig = v.plot_latencies(found)
+    (dot,) = artists(fig, plt.Line2D, "p50-time to first token")
+    assert dot.get_xdata()[0] == pytest.approx(1e3 * np.median(found["time to first token"]))
+    with pytest.raises(ValueError, match="at least one number"):
+        v.plot_latencies(v.trace_latencies(Trace()))
+
+
+def test_ablation_shows_medians_ranges_and_ratios():
+    fig = v.plot_ablation({"all": [90, 100, 130], "without": 50.0}, unit="tokens/s")
+    assert [bar.get_width() for bar in fig.axes[0].patches] == [100, 50]
+    assert "50  ×0.50" in texts(fig) and "largest loss: without, ×0.50" in caption(fig)
+    (line,) = artists(fig, plt.Line2D, "range-all")
+    assert line.get_xdata().tolist() == [90, 130]
+    assert "loss" not in caption(v.plot_ablation({"all": 10, "other": 5}, unit="ms", better="less"))
+    with pytest.raises(ValueError, match="baseline='none'"):
+        v.plot_ablation({"all": 1}, unit="ms", baseline="none")
+
+
+def test_dark_figures_write_in_light_ink():
+    with theme.using(theme.DARK):
+        fig = v.plot_roofline([], peak_flops=1e12, bandwidth=1e12)
+    assert to_rgb(artists(fig, plt.Line2D, "roof")[0].get_color()) == to_rgb(theme.DARK.ink)

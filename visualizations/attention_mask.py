@@ -1,0 +1,50 @@
+"""The attention mask of a mixed batch: all sequences in one row of tokens, and nobody sees a neighbour."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from nanovllm.utils.checks import check
+from visualizations import theme
+
+
+def plot_attention_mask(cu_seqlens_q, context_lens, *, seq_ids: list[int] | None = None, ax: Axes | None = None) -> Figure:
+    """Which keys each token of the step may read: a row a query token, a column a key, sequence after sequence.
+
+    cu_seqlens_q: [num_seqs + 1], where each sequence's queries begin, from 0. context_lens: [num_seqs], its keys after
+    this step, so that its queries are the last of them. Both as they stand in the step's `Context` (CPU tensors, arrays
+    or lists). Strong: the token's own key; dark: read in a prompt chunk; light: read by a decode.
+    """
+    starts, contexts = np.asarray(cu_seqlens_q, dtype=int), np.asarray(context_lens, dtype=int)
+    queries = np.diff(starts)
+    check(len(starts) == len(contexts) + 1, "len(cu_seqlens_q)", len(starts), f"{len(contexts) + 1}, one more than sequences",
+          "pass the cu_seqlens_q and context_lens of one step")
+    check(bool(np.all(queries >= 1) and np.all(queries <= contexts)), "queries of the sequences", queries.tolist(),
+          f"1 to context_lens={contexts.tolist()} each", "a query's own key is among the keys")
+    ids = seq_ids if seq_ids is not None else list(range(len(contexts)))
+    keys = np.concatenate(([0], np.cumsum(contexts)))
+    m = theme.mode()
+    picture = np.empty((starts[-1], keys[-1], 3))
+    picture[:] = theme.mix(m.paper, m.free, 0.55)
+    for i, seq_id in enumerate(ids):
+        dark, light = theme.prompt_colour(seq_id), theme.decode_colour(seq_id)
+        shade = light if queries[i] == 1 else theme.mix(dark, m.paper, 0.35)
+        for row in range(queries[i]):
+            own = contexts[i] - queries[i] + row
+            picture[starts[i] + row, keys[i]:keys[i] + own] = shade
+            picture[starts[i] + row, keys[i] + own] = dark
+    fig, ax = theme.canvas(ax, 10, min(6.2, max(2.6, 10 * starts[-1] / keys[-1] * 0.9 + 1.5)))
+    ax.imshow(picture, interpolation="nearest", extent=(0, keys[-1], starts[-1], 0), aspect="auto", gid="mask")
+    for i in range(len(ids)):
+        ax.add_patch(Rectangle((keys[i], starts[i]), contexts[i], queries[i], facecolor="none", linewidth=1.1,
+                               edgecolor=theme.sequence_colour(ids[i]), gid=f"sequence-{ids[i]}"))
+    ax.set_yticks(starts, [str(s) for s in starts])
+    ax.set_xticks(keys, [str(k) for k in keys])
+    ax.set(xlabel="keys in the cache, all sequences end to end (ticks: where each begins)",
+           ylabel="query tokens (ticks: cu_seqlens_q)", xlim=(0, keys[-1]), ylim=(starts[-1], 0))
+    read = sum(int(contexts[i] * queries[i] - queries[i] * (queries[i] - 1) // 2) for i in range(len(ids)))
+    theme.title(ax, "Who may read what, in one step",
+                f"{read} of {starts[-1] * keys[-1]} pairs are computed: a staircase for a prompt chunk, one row for a "
+                "decode, nothing between sequences.")
+    return fig

@@ -1,0 +1,165 @@
+"""The ground that every explorer stands on.
+
+An explorer is a Python file and a JavaScript file of the same name: Python packs plain data once, the browser draws every
+step from it, so scrubbing needs no kernel. Making one:
+
+    class MyExplorer(Explorer):                     # my.py
+        module = "my.js"
+        def __init__(self, trace):
+            super().__init__({"rows": [...]}, label="What a screen reader calls it")
+        def figure(self) -> Figure: ...             # the same data as a still, for places without JavaScript
+        def summary(self) -> str: ...               # and in words
+        def act(self, message: dict) -> None: ...   # only when the browser may ask Python for something
+
+    import { explorer, h, player } from "./shared.js";   // my.js
+    export default explorer((context) => {
+      const steps = player(context, { length: context.data.rows.length, onStep: draw });
+      context.root.append(steps.node, ...);
+      return { draw, resize: (width) => {}, update: (data) => {}, destroy: () => {} };   // each of them optional
+    });
+
+There is no build step: `bundle` joins the files that a module imports from "./" into the one module that anywidget takes.
+All of them share one scope, so top-level names must differ. "./theme.js" is made here from theme.py; colours are written
+down once. `explorer(build)` in shared.js unpacks the data, finds light or dark, watches the width and the theme, and calls
+`draw`. What `build` gets:
+
+    context.data      what Python passed; `update(data)` is called when Python passes more (`self.show(data)`)
+    context.root      the element to fill; class names are prefixed nvx-
+    context.mode      "light" or "dark"; context.colours: THEME[mode]
+    context.ask(msg)  send to `act`; a promise of {ok} or {error}, and {error} too when no kernel answers
+    context.step      the step shown, shared with Python's `step` (sent there only with follow=True, 10 times a second at most)
+
+`h` puts data-lm-suppress-shortcuts on everything that takes focus: JupyterLab would take its keys otherwise. `standalone_html`
+puts explorers into one page that needs no kernel; `host.js` does the same for a Sphinx book with saved widget state.
+"""
+
+import base64
+import io
+import json
+import re
+import zlib
+from dataclasses import asdict
+from html import escape
+from pathlib import Path
+
+import anywidget
+import traitlets
+from ipywidgets.embed import embed_data
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from visualizations import theme
+
+HERE = Path(__file__).parent
+IMPORT = re.compile(r'^import \{[^}]*\} from "\./([\w.]+)";\n', re.MULTILINE)
+FALLBACK_DPI = 80
+
+
+def pack(data) -> bytes:
+    """Data as zlib-compressed JSON: a run of 200 steps shrinks from hundreds of kilobytes to a few."""
+    return zlib.compress(json.dumps(data, separators=(",", ":")).encode(), 6)
+
+
+def unpack(payload: bytes):
+    return json.loads(zlib.decompress(payload))
+
+
+def theme_module() -> str:
+    """theme.py as JavaScript, so that figures and explorers cannot drift apart."""
+    places = range(len(theme.HUES))
+    values = {"prompt": [to_hex(theme.prompt_colour(i)) for i in places],
+              "decode": [to_hex(theme.decode_colour(i)) for i in places],
+              "onPrompt": [theme.text_on(theme.prompt_colour(i)) for i in places],
+              "onDecode": [theme.text_on(theme.decode_colour(i)) for i in places],
+              "hatch": [to_hex(theme.mix(theme.prompt_colour(i), "#ffffff", 0.45)) for i in places],
+              "rounding": theme.ROUNDING, "light": asdict(theme.LIGHT), "dark": asdict(theme.DARK)}
+    return f"export const THEME = {json.dumps(values)};\n"
+
+
+def bundle(name: str, seen: set[str] | None = None) -> str:
+    """The ES module `name` with everything it imports from "./" in front of it, each file once."""
+    seen = set() if seen is None else seen
+    seen.add(name)
+    source = theme_module() if name == "theme.js" else (HERE / name).read_text()
+    needed = [other for other in IMPORT.findall(source) if other not in seen]
+    return "".join(bundle(other, seen) for other in needed if other not in seen) + IMPORT.sub("", source)
+
+
+class Explorer(anywidget.AnyWidget):
+    """A widget that draws itself in the browser from data that Python packed once.
+
+    Owns the data's way to the browser, the still picture and the words that stand where no JavaScript runs. It never draws
+    a step and never holds a live engine: subclasses do what is particular.
+
+    step: the step shown. follow: report it to Python as the reader scrubs, at most ten times a second.
+    """
+
+    module: str
+    payload = traitlets.Bytes(b"").tag(sync=True)
+    label = traitlets.Unicode("").tag(sync=True)
+    step = traitlets.Int(0).tag(sync=True)
+    follow = traitlets.Bool(False).tag(sync=True)
+
+    def __init_subclass__(cls, **kwargs):
+        if "module" in cls.__dict__:
+            cls._esm = bundle(cls.module)
+            own = (HERE / cls.module).with_suffix(".css")
+            cls._css = (HERE / "shared.css").read_text() + (own.read_text() if own.exists() else "")
+        super().__init_subclass__(**kwargs)
+
+    def __init__(self, data, *, label: str, step: int = 0, follow: bool = False):
+        super().__init__(payload=pack(data), label=label, step=step, follow=follow)
+        self.on_msg(self._receive)
+
+    def show(self, data) -> None:
+        """Replace what the browser draws from."""
+        self.payload = pack(data)
+
+    def figure(self) -> Figure:
+        """The same data as a still picture."""
+        raise NotImplementedError
+
+    def summary(self) -> str:
+        """The same data in a few words of plain text."""
+        raise NotImplementedError
+
+    def act(self, message: dict) -> None:
+        """Do what the browser asked for. ValueError and RuntimeError are shown to the reader there."""
+        raise ValueError(f"{type(self).__name__} takes no requests.")
+
+    def _receive(self, _, message: dict, buffers) -> None:
+        try:
+            self.act(message)
+        except (ValueError, RuntimeError) as error:
+            self.send({"reply_to": message.get("id"), "error": str(error)})
+        else:
+            self.send({"reply_to": message.get("id"), "ok": True})
+
+    def _repr_mimebundle_(self, **kwargs):
+        """The widget, and beside it a picture and a text for places that run no JavaScript (GitHub, a mail, a diff)."""
+        data, metadata = super()._repr_mimebundle_(**kwargs)
+        picture = io.BytesIO()
+        self.figure().savefig(picture, format="png", dpi=FALLBACK_DPI)
+        return data | {"image/png": base64.b64encode(picture.getvalue()).decode(), "text/plain": self.summary()}, metadata
+
+
+def standalone_html(explorers: list[Explorer], title: str = "nanovllm") -> str:
+    """One page with the explorers in order: no kernel, no network, everything inside."""
+    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            "<style>:root { color-scheme: light dark; } body { margin: 24px auto; padding: 0 16px; max-width: 1400px; "
+            "font-family: system-ui, sans-serif; }</style></head>\n"
+            f"<body>\n{embedded(explorers)}</body></html>\n")
+
+
+def embedded(explorers: list[Explorer]) -> str:
+    """The part of a page that holds the explorers, to be put between anything else; call it once a page."""
+    # Defaults must stay: the embedding helper would take the module itself for one.
+    data = embed_data(explorers, drop_defaults=False)
+    views = "".join(_json_script("view", view) for view in data["view_specs"])
+    return f"{_json_script('state', data['manager_state'])}{views}<script>{(HERE / 'host.js').read_text()}</script>\n"
+
+
+def _json_script(kind: str, value) -> str:
+    text = json.dumps(value).replace("</", "<\\/")  # a closing tag in the data would end the script
+    return f'<script type="application/vnd.jupyter.widget-{kind}+json">{text}</script>\n'

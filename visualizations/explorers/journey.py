@@ -1,0 +1,76 @@
+"""JourneyExplorer: one prompt through every room of the engine, a stop at a time."""
+
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from visualizations import theme
+from visualizations.explorers.base import Explorer
+from visualizations.journey import ROOMS, plot_journey
+
+STILL_LINES = 20  # of source code in the still picture
+CODE = {"family": "DejaVu Sans Mono", "va": "center", "parse_math": False}
+VALUE_ROWS = 2.4  # a value's name, the value, and some air
+
+
+class JourneyExplorer(Explorer):
+    """At each stop: the room, the function that ran and which of its lines, the live objects' values, tokens and blocks.
+
+        JourneyExplorer(record_journey(llm, prompt, SamplingParams(max_tokens=8)))
+
+    journey: what `record_journey` returned, or the same read back from JSON. step: the stop to begin with.
+    """
+
+    module = "journey.js"
+
+    def __init__(self, journey: dict, *, step: int = 0, label: str = "The life of a prompt"):
+        self.journey = journey
+        colours = [to_hex(shade(journey["seq_id"])) for shade in (theme.prompt_colour, theme.decode_colour)]
+        super().__init__(journey | {"rooms": [room[:2] for room in ROOMS], "colours": colours}, label=label, step=step)
+
+    def summary(self) -> str:
+        stops, prompt = self.journey["stops"], self.journey["num_prompt_tokens"]
+        return (f"{self.label}: {len(stops)} stops in {stops[-1]['step']} steps, from {prompt} prompt tokens to "
+                f"{stops[-1]['text']!r}. Run this cell in JupyterLab to walk through them.")
+
+    def figure(self) -> Figure:
+        """The stop shown: the map, the code with the lines that ran, and the values."""
+        stop = self.journey["stops"][self.step]
+        source = self.journey["sources"][stop["source"]]
+        rows = min(max(len(source["lines"]), round(VALUE_ROWS * len(stop["values"]))), STILL_LINES)
+        fig, ax = theme.canvas(None, 12.4, 2.1 + 0.19 * (rows + 2))
+        ax.remove()
+        axes = fig.subplot_mosaic([["map", "map"], ["code", "values"]], height_ratios=[1.6, 0.19 * (rows + 2)],
+                                  width_ratios=[1.15, 1])
+        plot_journey(stop["room"], seq_id=self.journey["seq_id"], ax=axes["map"])
+        theme.title(axes["map"], f"{self.label}: stop {self.step} of {len(self.journey['stops']) - 1}", stop["says"])
+        for name in ("code", "values"):
+            theme.canvas(axes[name], 0, 0)
+            theme.no_axes(axes[name])
+            axes[name].set(xlim=(0, 1), ylim=(rows, -1.6))
+        self._draw_code(axes["code"], source, stop)
+        self._draw_values(axes["values"], stop)
+        return fig
+
+    def _draw_code(self, ax: Axes, source: dict, stop: dict) -> None:
+        m = theme.mode()
+        glow = theme.mix(m.paper, theme.sequence_colour(self.journey["seq_id"]), 0.16)
+        ax.text(0, -0.8, f"{source['file']}:{source['first']}  {stop['source']}", fontsize=9, color=m.muted)
+        begin = max(0, min(stop["lit"][0] - source["first"] - 2 if stop["lit"] else 0, len(source["lines"]) - STILL_LINES))
+        for row, line in enumerate(source["lines"][begin:begin + STILL_LINES]):
+            number = source["first"] + begin + row
+            lit = number in stop["lit"]
+            if lit:
+                ax.axhspan(row - 0.5, row + 0.5, facecolor=glow)
+            ax.text(0.005, row, f"{number:4d}  {_cut(line, 92)}", fontsize=7.5, color=m.ink if lit else m.muted, **CODE)
+
+    def _draw_values(self, ax: Axes, stop: dict) -> None:
+        m = theme.mode()
+        ax.text(0, -0.8, "The live objects, at this moment", fontsize=9, color=m.muted)
+        for i, (name, value) in enumerate(stop["values"]):
+            ax.text(0.005, VALUE_ROWS * i, name, fontsize=8, color=m.ink, fontweight="bold", **CODE)
+            ax.text(0.03, VALUE_ROWS * i + 1, _cut(value.replace("\n", "⏎"), 84), fontsize=7.5, color=m.ink, **CODE)
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[:longest - 1] + "…"

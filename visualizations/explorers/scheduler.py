@@ -1,0 +1,115 @@
+"""SchedulerExplorer: continuous batching, watched or driven step by step."""
+
+import time
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from nanovllm.utils.checks import check
+from visualizations import theme
+from visualizations.explorers.base import Explorer
+from visualizations.explorers.sources import LiveEngine, Recording, frames_of, source_of
+
+RUN_SECONDS = 0.5  # of stepping between two answers to the browser, which can so show progress and stop
+
+
+class SchedulerExplorer(Explorer):
+    """Requests against steps, queues, token budget, the blocks of the cache, and the reason for every decision.
+
+        SchedulerExplorer(llm.trace_of_something)                  # replay a Trace
+        SchedulerExplorer(Simulation(num_blocks=16))               # drive the scheduler alone, with made-up tokens
+        SchedulerExplorer(scheduler)                               # the same, around a Scheduler of your own
+        SchedulerExplorer(llm)                                     # drive a live engine, from where it is
+
+    A live source can be stepped, run, given requests, have them aborted, and its budget changed; a simulation also the
+    size of its cache, which serves the same requests again, and it can be rewound. Going back shows recorded steps.
+
+    source: the live thing or recording as an object, to be looked at from other cells. Raises ValueError for other things.
+    """
+
+    module = "scheduler.js"
+
+    def __init__(self, source, *, step: int = 0, label: str = "Continuous batching, step by step", follow: bool = False):
+        self.source = source_of(source)
+        self._turn = 0
+        super().__init__(self._data(), label=label, step=step, follow=follow)
+
+    def _data(self) -> dict:
+        source = self.source
+        data = {"meta": source.trace.meta, "records": frames_of(source, eviction=False)}
+        if not isinstance(source, Recording):
+            data["live"] = {"kind": source.kind, "turn": self._turn, "unfinished": source.has_unfinished,
+                            "settings": source.settings,
+                            "alive": [s.seq_id for s in (*source.scheduler.running, *source.scheduler.waiting)]}
+        return data
+
+    def refresh(self) -> None:
+        """Show what happened to the source elsewhere, in another cell."""
+        self._turn += 1
+        self.show(self._data())
+
+    def act(self, message: dict) -> None:
+        source, do = self.source, message.get("do")
+        check(do in ("step", "run", "add", "abort", "rewind", "set"), "request", do, "something a source can do",
+              "use the controls")
+        if do == "step":
+            source.step()
+        elif do == "run":
+            deadline = time.monotonic() + RUN_SECONDS
+            while source.has_unfinished and time.monotonic() < deadline:
+                source.step()
+        elif do == "add":
+            source.add(message["prompt"], message["max_tokens"])
+        elif do == "abort":
+            source.abort(message["seq_id"])
+        elif do == "rewind":
+            source.rewind(message["step"])
+        else:
+            source.set(**{message["name"]: message["value"]})
+        self.refresh()
+
+    def close(self) -> None:
+        """Let go of a live engine, too."""
+        if isinstance(getattr(self, "source", None), LiveEngine):  # ipywidgets also closes what was only half made
+            self.source.close()
+        super().close()
+
+    def summary(self) -> str:
+        requests = len(self.source.trace.meta.get("prompts", {}))
+        return f"{self.label}: {self.source.trace!r} of {requests} requests. Run this cell in JupyterLab to scrub through it."
+
+    def figure(self) -> Figure:
+        """Who ran when, over the whole run, and below it how each step spent the budget."""
+        trace = self.source.trace
+        ids = sorted({*trace.meta.get("prompts", {}), *(i for r in trace for i in (*r.running, *r.waiting))})
+        rows = {seq_id: len(ids) - 1 - place for place, seq_id in enumerate(ids)}
+        height = min(max(0.24 * len(ids), 1.2), 4.2)
+        fig, chart = theme.canvas(None, 10, height + 2.2)
+        chart.remove()
+        chart, budget = fig.subplots(2, 1, sharex=True, height_ratios=[height, 1.1])
+        for ax in (chart, budget):
+            theme.canvas(ax, 0, 0)
+        m = theme.mode()
+        thick = 0.74
+        for seq_id, row in rows.items():
+            for phase in ("prefill", "decode"):
+                spans = [(r.step - 0.46, 0.92) for r in trace
+                         if any(s["seq_id"] == seq_id and s["phase"] == phase for s in r.scheduled)]
+                chart.broken_barh(spans, (row - thick / 2, thick), facecolor=theme.phase_colour(seq_id, phase))
+            waits = [r.step for r in trace if seq_id in r.waiting and seq_id not in r.preempted]
+            chart.hlines([row] * len(waits), [x - 0.5 for x in waits], [x + 0.5 for x in waits], color=m.muted, linewidth=1.1)
+            struck = [r.step for r in trace if seq_id in r.preempted]
+            chart.plot(struck, [row] * len(struck), marker=(2, 0, 45), linestyle="none", color=m.ink, markersize=9)
+        steps = [r.step for r in trace]
+        prompt, decode = ([getattr(r, f"num_{kind}_tokens") for r in trace] for kind in ("prefill", "decode"))
+        budget.bar(steps, decode, 0.92, color=m.muted, alpha=0.45, label="decode")
+        budget.bar(steps, prompt, 0.92, decode, color=m.muted, label="prompt")
+        budget.axhline(trace.meta["token_budget"], color=m.ink, linewidth=1, linestyle=(0, (5, 3)))
+        budget.set(xlabel="step", ylabel="tokens", xlim=(-0.7, max(len(trace), 1) - 0.3))
+        chart.set(ylabel="sequence", ylim=(-0.7, max(len(ids), 1) - 0.3))
+        every = max(1, len(ids) // 12)
+        chart.set_yticks([rows[i] for i in ids[::every]], [str(i) for i in ids[::every]])
+        budget.xaxis.set_major_locator(MaxNLocator(integer=True))
+        theme.title(chart, self.label, "Dark: prompt; light: generated; line: waiting; strike: preempted. Below, each step "
+                    "against its token budget (dashed).")
+        return fig

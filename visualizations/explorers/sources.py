@@ -1,0 +1,154 @@
+"""Where an explorer's steps come from: a recorded trace, a simulation, or a live engine. Imports no torch.
+
+A source offers `trace`, `eviction_orders` {step: blocks}, `prompts` {seq_id: token ids} and `decode(token_id)`; one that
+can be driven also `scheduler`, `add`, `abort`, `step`, `set`, `settings`, `has_unfinished` and `kind`.
+`visualizations.simulation.Simulation` is such a source by itself.
+"""
+
+from dataclasses import fields
+
+from nanovllm.engine.scheduler import ScheduledBatch, Scheduler
+from nanovllm.engine.trace import StepRecord, Trace
+from nanovllm.sampling_params import SamplingParams
+from nanovllm.utils.checks import check
+from visualizations.simulation import Simulation, eviction_order
+
+FIELDS = [f.name for f in fields(StepRecord) if f.name != "phases"]
+STEPS_KEPT = 1000  # of a live engine
+
+
+class Recording:
+    """A trace to replay. It never changes.
+
+    tokens: {seq_id: prompt token ids} and decode (token id -> text), where the tokens' texts are to be shown.
+    """
+
+    kind = "recording"
+
+    def __init__(self, trace: Trace, tokens: dict[int, list[int]] | None = None, decode=None):
+        self.trace, self.prompts = trace, tokens or {}
+        self.eviction_orders: dict[int, list[int]] = {}
+        self.decode = decode or str
+
+
+class LiveEngine:
+    """An `LLM` or `LLMEngine` that is driven from an explorer.
+
+    Owns a trace of the newest steps, those that others take too; the engine belongs to the caller and stays usable beside
+    it, with requests of its own. The size of its cache is fixed: the memory was allocated when it started. `close` stops
+    listening and lets go of the engine.
+    """
+
+    kind = "engine"
+
+    def __init__(self, llm):
+        self.engine = getattr(llm, "engine", llm)
+        self._tokenizer = getattr(llm, "tokenizer", None)
+        self._largest_budget = self.scheduler.max_num_batched_tokens
+        self._prompts: dict[int, list[int]] = {}
+        self.eviction_orders: dict[int, list[int]] = {}  # by step, for those taken here
+        self.trace = Trace(max_records=STEPS_KEPT)
+        self.engine.attach(self.trace)
+
+    def close(self) -> None:
+        if self.engine:
+            self.engine.detach(self.trace)
+        self.engine = None
+
+    @property
+    def scheduler(self) -> Scheduler:
+        return self.engine.scheduler
+
+    @property
+    def has_unfinished(self) -> bool:
+        return self.scheduler.has_unfinished
+
+    @property
+    def settings(self) -> dict[str, dict]:
+        budget = self.scheduler.max_num_batched_tokens
+        return {"max_num_batched_tokens": {"value": budget, "low": self.scheduler.max_num_seqs, "high": self._largest_budget}}
+
+    @property
+    def prompts(self) -> dict[int, list[int]]:
+        """Of every sequence that was met; one that others queued and ran between two looks is not known."""
+        self._note_prompts()
+        return self._prompts
+
+    def _note_prompts(self) -> None:
+        self._prompts |= {s.seq_id: s.prompt_token_ids for s in (*self.scheduler.running, *self.scheduler.waiting)}
+
+    def add(self, prompt: str | int | list[int], max_tokens: int = 8) -> int:
+        """Queue a request: a text, token ids, or a number of tokens to stand for a prompt of that length."""
+        if isinstance(prompt, str):
+            check(self._tokenizer is not None, "prompt", prompt, "token ids for a model without a tokenizer",
+                  "pass a list of ints")
+            prompt = self._tokenizer.encode(prompt)
+        elif isinstance(prompt, int):
+            prompt = [1 + i % 100 for i in range(prompt)]
+        return self.engine.add_request(prompt, SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)).seq_id
+
+    def abort(self, seq_id: int) -> None:
+        self.engine.abort(seq_id)
+
+    def step(self) -> None:
+        self._note_prompts()
+        self.engine.step()
+        if len(self.trace):
+            self.eviction_orders[self.trace[-1].step] = eviction_order(self.scheduler)
+
+    def set(self, **settings: int) -> None:
+        """Change the token budget from the next step on."""
+        for name, value in settings.items():
+            check(name in self.settings, "setting", name, "max_num_batched_tokens", "start an engine with another cache")
+            low, high = self.settings[name]["low"], self.settings[name]["high"]
+            check(low <= value <= high, name, value, f"from {low}, its max_num_seqs, to {high}, what the engine started with",
+                  "start another engine")
+            self.scheduler.max_num_batched_tokens = value
+
+    def decode(self, token_id: int) -> str:
+        return str(token_id) if self._tokenizer is None else self._tokenizer.decode([token_id])
+
+
+def source_of(thing):
+    """What an explorer was given, as a source: a Trace, a Simulation, a Scheduler, an LLM or an LLMEngine.
+
+    Raises ValueError for anything else.
+    """
+    if isinstance(thing, Trace):
+        return Recording(thing)
+    if isinstance(thing, Simulation | Recording | LiveEngine):
+        return thing
+    if hasattr(thing, "block_manager") and hasattr(thing, "schedule"):
+        return Simulation.of(thing)
+    check(hasattr(getattr(thing, "engine", thing), "attach"), "source", thing,
+          "a Trace, Simulation, Scheduler, LLM or LLMEngine", "record a trace with LLM.trace(), or make a Simulation")
+    return LiveEngine(thing)
+
+
+def frames_of(source, eviction: bool = True) -> list[dict]:
+    """Every step as plain data, and, of a source that is alive, the state since the last one where it has changed.
+
+    eviction: with the order in which unreferenced blocks will be reused, where the source knows it.
+    """
+    frames = []
+    for record in source.trace:
+        frame = {name: getattr(record, name) for name in FIELDS}
+        frame["time"], frame["duration"] = round(record.time, 6), round(record.duration, 6)
+        if eviction and record.step in source.eviction_orders:
+            frame["eviction_order"] = source.eviction_orders[record.step]
+        frames.append(frame)
+    if scheduler := getattr(source, "scheduler", None):
+        now = StepRecord.of(len(frames), 0.0, 0.0, scheduler, ScheduledBatch(), [], [])
+        queues = ("running", "waiting", "block_tables")
+        if not frames or any(frames[-1][name] != getattr(now, name) for name in queues):
+            order = {"eviction_order": eviction_order(scheduler)} if eviction else {}
+            frames.append({name: getattr(now, name) for name in FIELDS} | {"now": True} | order)
+    return frames
+
+
+def texts_of(source) -> dict:
+    """The tokens of every sequence and what they say: {"prompts": {seq_id: ids}, "words": {id: text}}."""
+    prompts = source.prompts
+    used = {token for tokens in prompts.values() for token in tokens}
+    used |= {token for record in source.trace for token in record.tokens.values()}
+    return {"prompts": prompts, "words": {token: source.decode(token) for token in sorted(used)} if prompts else {}}

@@ -1,0 +1,43 @@
+"""Parity by layer: how far our tensors are from a reference implementation's."""
+
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nanovllm.utils.checks import check
+from visualizations import theme
+
+
+def plot_parity(differences: Mapping[str, float], *, tolerance: float, against: str = "transformers",
+                ax: Axes | None = None) -> Figure:
+    """A bar a layer, in the model's order: the largest absolute difference of its outputs, on a log scale.
+
+    differences: {name of the layer: largest difference, 0 or more}. tolerance: what still counts as equal. An exact
+    layer has no bar and says so; one above the tolerance is orange.
+    """
+    check(len(differences) > 0 and all(d >= 0 for d in differences.values()), "differences", dict(differences),
+          "one number of 0 or more for each layer", "pass (ours - theirs).abs().max() of each")
+    fig, ax = theme.canvas(ax, 9, 0.235 * len(differences) + 1.6)
+    m = theme.mode()
+    positive = [d for d in differences.values() if d > 0] + [tolerance]
+    left, right = min(positive) / 4, max(positive) * 4
+    for place, difference in enumerate(differences.values()):
+        good = difference <= tolerance
+        if difference > 0:
+            ax.barh(-place, difference - left, 0.68, left, color=theme.HUES[0] if good else theme.HUES[1],
+                    gid="equal" if good else "different")
+        label = f"{difference:.1e}" if difference > 0 else "exactly equal"
+        ax.annotate(label, (max(difference, left), -place), (4, 0), textcoords="offset points", va="center", fontsize=8.5,
+                    color=m.muted if good else m.ink, fontweight="normal" if good else "bold")
+    ax.axvline(tolerance, color=m.ink, linewidth=1.1, linestyle=(0, (5, 3)), gid="tolerance")
+    ax.set_xscale("log")
+    ax.set_yticks([-i for i in range(len(differences))], list(differences), color=m.ink, parse_math=False)
+    ax.tick_params(axis="y", labelsize=8.5, length=0)
+    ax.set(xlabel=f"largest difference from {against} (dashed: tolerance {tolerance:g})", xlim=(left, right * 2.5),
+           ylim=(-len(differences) + 0.4, 0.6))
+    bad = [name for name, d in differences.items() if not d <= tolerance]
+    theme.title(ax, f"Layer by layer against {against}",
+                f"The first layer that differs is {bad[0]}: look there, all that follows inherits it." if bad else
+                f"Largest: {max(differences.values()):.1e}. Rounding grows layer by layer; a wrong layer would jump.")
+    return fig

@@ -1,0 +1,64 @@
+"""The roofline: what bounds a piece of work, the device's arithmetic or its memory."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nanovllm.utils.checks import check
+from visualizations import theme
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A measured piece of work: floating-point operations, bytes moved to and from memory, and seconds."""
+
+    name: str
+    flops: float
+    bytes: float
+    seconds: float
+
+
+def plot_roofline(points: Iterable[Measured], *, peak_flops: float, bandwidth: float, device: str = "",
+                  ax: Axes | None = None) -> Figure:
+    """Achieved FLOP/s over arithmetic intensity, both log, under the roof of the device (Williams et al. 2009).
+
+    peak_flops: FLOP/s of the device in the dtype used. bandwidth: bytes/s of its memory, best as measured by a copy.
+    Each point is labelled with its share of the roof above it. Raises ValueError for a point above the roof: its count
+    of operations or bytes is wrong.
+    """
+    points = list(points)
+    fig, ax = theme.canvas(ax, 9, 4.3)
+    m = theme.mode()
+    ridge = peak_flops / bandwidth
+    intensities = [p.flops / p.bytes for p in points]
+    low, high = min([ridge / 30, *(i / 3 for i in intensities)]), max([ridge * 30, *(i * 6 for i in intensities)])
+    x = np.array([low, ridge, high])
+    ax.plot(x, np.minimum(x * bandwidth, peak_flops) / 1e12, color=m.ink, linewidth=1.8, gid="roof")
+    ax.fill_between([low, ridge], [low * bandwidth / 1e12, peak_flops / 1e12], 1e-9, color=m.free, linewidth=0, zorder=0)
+    shares = []
+    for place, (point, intensity) in enumerate(zip(points, intensities)):
+        achieved, roof = point.flops / point.seconds, min(intensity * bandwidth, peak_flops)
+        check(achieved <= roof * 1.02, f"FLOP/s of {point.name!r}", f"{achieved:.3g}", f"at most the roof there, {roof:.3g}",
+              "count its operations and bytes again, or the device's limits")
+        shares.append(achieved / roof)
+        colour = theme.HUES[place % len(theme.HUES)]
+        ax.plot([intensity] * 2, [achieved / 1e12, roof / 1e12], color=colour, linewidth=1, linestyle=(0, (2, 2)))
+        ax.plot(intensity, achieved / 1e12, marker="osD^vP*X"[place % 8], markersize=8, color=colour, markeredgecolor=m.paper,
+                gid=f"point-{point.name}")
+        ax.annotate(f"{point.name}: {achieved / roof:.0%}", (intensity, achieved / 1e12), (8, -4), textcoords="offset points",
+                    fontsize=9, color=m.ink, va="top")
+    lowest = min([low * bandwidth, *(p.flops / p.seconds for p in points)]) / 1e12
+    ax.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP per byte moved)", ylabel="TFLOP/s",
+           xlim=(low, high), ylim=(lowest / 2.5, peak_flops / 1e12 * 2.2))
+    ax.annotate(f"{peak_flops / 1e12:,.0f} TFLOP/s", (high, peak_flops / 1e12), (-2, 4), textcoords="offset points", ha="right",
+                fontsize=9, color=m.ink)
+    ax.annotate(f"{bandwidth / 1e12:.2f} TB/s", (np.sqrt(low * ridge), np.sqrt(low * ridge) * bandwidth / 1e12), (-8, 6),
+                textcoords="offset points", ha="right", fontsize=9, color=m.ink)
+    bound = sum(i < ridge for i in intensities)
+    theme.title(ax, "Roofline" + (f" of {device}" if device else ""),
+                f"Under the slope memory is the limit ({bound} of {len(points)} points), under the flat roof arithmetic. "
+                "Per cent: of the roof above.")
+    return fig

@@ -1,0 +1,205 @@
+"""Chapter 03: chained names, the fully cached prompt, and whom to evict."""
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+from nanovllm import LLM, SamplingParams
+from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.scheduler import Scheduler
+from nanovllm.engine.sequence import Sequence
+
+from .verdict import check, require
+
+
+@check("the chain")
+def check_block_names(block_names):
+    """block_names(tokens, block_size) -> one name a full block, equal exactly when everything up to its end is."""
+    seen: dict = {}
+    draw = random.Random(0)
+    for _ in range(300):
+        size = 4
+        tokens = [draw.randrange(2) for _ in range(draw.randrange(18))]
+        names = list(block_names(list(tokens), size))
+        require(len(names) == len(tokens) // size, f"{len(tokens)} tokens in blocks of {size}: {len(tokens) // size} full "
+                                                   f"blocks, but {len(names)} names. Only full blocks have one.")
+        for i, name in enumerate(names):
+            past = tuple(tokens[:(i + 1) * size])
+            other = seen.setdefault(name, past)
+            hint = f"{list(other)} and {list(past)} got the same name for their last block."
+            if other[-size:] == past[-size:]:
+                hint += " Its tokens agree, what comes before does not."
+            require(other == past, hint)
+    names = {past: name for name, past in seen.items()}
+    require(len(names) == len(seen), "the same prompt got two different names in two calls.")
+    return f"300 prompts, {len(seen)} different blocks, no two confused"
+
+
+@check("admission")
+def check_admit(admit):
+    """admit(num_tokens, num_found, block_size) -> (first position to compute, positions whose keys are stored)."""
+    for size in (1, 4, 16):
+        for num_tokens in range(1, 3 * size + 2):
+            for num_found in range(num_tokens // size + 1):
+                cached = num_found * size
+                start = min(cached, num_tokens - 1)
+                stored = list(range(cached, num_tokens))
+                got = admit(num_tokens, num_found, size)
+                where = f"{num_tokens} tokens, {num_found} blocks of {size} found"
+                require(isinstance(got, tuple) and len(got) == 2, f"{where}: return (start, stored), not {got!r}.")
+                hint = f"{where}: start at position {start}, not {got[0]}."
+                if cached == num_tokens:
+                    hint += " Everything is cached, but the logits come from computing the last token."
+                    if got[0] == cached - size and size > 1:
+                        hint += " One token suffices; its whole block is not needed."
+                require(got[0] == start, hint)
+                hint = f"{where}: the positions to store are {stored}, not {list(got[1])}."
+                if cached == num_tokens:
+                    hint += " The last token is computed again, but its block may belong to others too: it is not written."
+                require(list(got[1]) == stored, hint)
+    return "every prompt up to three blocks, with blocks of 1, 4 and 16"
+
+
+@dataclass(frozen=True)
+class CachedBlock:
+    """A cached block nobody references. children: cached blocks that continue it; uses: how often it was found."""
+
+    block: int
+    last_used: int
+    uses: int
+    children: int
+
+
+class Evicting(BlockManager):
+    """The finished manager, with the choice of the block to evict handed to the reader."""
+
+    choose_victim = None
+
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.clock, self.last_used, self.uses, self.parents = 0, Counter(), Counter(), {}
+
+    def allocate(self, seq, prefix):
+        super().allocate(seq, prefix)
+        self.uses.update(prefix)
+
+    def commit(self, seq, start):
+        super().commit(seq, start)
+        hashes = seq.block_hashes(self.block_size)
+        for i in range(len(seq.block_table)):
+            if i < len(hashes) and self.hashes[seq.block_table[i]] == hashes[i]:
+                self.parents[seq.block_table[i]] = hashes[i - 1] if i else None
+
+    def free(self, seq):
+        for block in reversed(seq.block_table):
+            self.clock += 1
+            self.last_used[block] = self.clock
+        super().free(seq)
+
+    def append(self, seq, num_tokens):
+        for _ in range(self.num_new_blocks(seq, num_tokens)):
+            if self._unreferenced and self.hashes[next(iter(self._unreferenced))] is not None:
+                block = self._victim()
+                self._unreferenced.move_to_end(block, last=False)
+                self.uses[block] = 0
+            super().append(seq, (len(seq.block_table) + 1) * self.block_size)
+
+    def _victim(self) -> int:
+        children = Counter(self.parents.get(b) for b, name in enumerate(self.hashes) if name is not None)
+        cached = [CachedBlock(b, self.last_used[b], self.uses[b], children[self.hashes[b]]) for b in self._unreferenced]
+        chosen = type(self).choose_victim(list(cached))
+        block = getattr(chosen, "block", chosen)
+        found = next((c for c in cached if c.block == block), None)
+        require(found is not None, f"{chosen!r} is not one of the {len(cached)} blocks you were given; return one of them.")
+        require(found.children == 0, f"block {block} is continued by {found.children} cached block(s): without it they can "
+                                     "never be found again. Evict a block that has no children.")
+        return block
+
+
+def _day_of_chats(manager_cls, seed: int = 0) -> tuple[int, int]:
+    """(prompt tokens found, prompt tokens in all) of chats with a few system prompts, some popular, served one by one."""
+    draw = random.Random(seed)
+    systems = [[1000 + s] * 24 for s in range(8)]
+    histories: list[list[int]] = []
+    manager = manager_cls(40, 4)
+    scheduler = Scheduler(manager, max_num_seqs=4, max_num_batched_tokens=256)
+    found = total = 0
+    for seq_id in range(300):
+        if histories and draw.random() < 0.4:
+            lately = min(int(draw.expovariate(0.5)), len(histories) - 1)
+            tokens = histories[-1 - lately] + [draw.randrange(900) for _ in range(4)]
+        else:
+            tokens = systems[min(int(draw.expovariate(0.7)), 7)] + [draw.randrange(900) for _ in range(12)]
+        tokens = tokens[:80]
+        seq = Sequence(seq_id, tokens, SamplingParams(max_tokens=4))
+        scheduler.add(seq)
+        while not seq.is_finished:
+            batch = scheduler.schedule()
+            found += sum(s.num_cached_tokens for s in batch.admitted)
+            scheduler.update(batch, [draw.randrange(900) for item in batch.items if item.samples])
+            scheduler.check_integrity()
+        total += len(tokens)
+        histories.append(list(seq.token_ids))
+    return found, total
+
+
+@check("whom to evict")
+def check_choose_victim(choose_victim):
+    """choose_victim(blocks) -> the one to reuse; a leaf, and over a day of chats no worse than LRU."""
+    found, total = _day_of_chats(type("Yours", (Evicting,), {"choose_victim": staticmethod(choose_victim)}))
+    usual, _ = _day_of_chats(BlockManager)
+    require(found >= usual, f"a day of 300 chats: your policy finds {found:,} of {total:,} prompt tokens in the cache, "
+                            f"LRU finds {usual:,}. What was used lately is likely to be used again.")
+    return f"a day of 300 chats: {found:,} of {total:,} prompt tokens found, LRU finds {usual:,}"
+
+
+def serve_with(choose_victim, prompts) -> str:
+    """Serve `prompts` twice in a small cache with the reader's policy; the texts must be those without any cache."""
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    yours = type("Yours", (Evicting,), {"choose_victim": staticmethod(choose_victim)})
+    texts = []
+    for cls, caching in ((BlockManager, False), (yours, True)):
+        with LLM(kvcache_block_size=4, num_kvcache_blocks=20, enable_prefix_caching=caching, block_manager_cls=cls) as llm:
+            outputs = []
+            for _ in range(2):
+                seqs = [llm.engine.add_request(prompt, params) for prompt in prompts]
+                while llm.engine.has_unfinished:
+                    llm.engine.step()
+                    llm.engine.check_integrity()
+                outputs += [seq.output_token_ids for seq in seqs]
+            texts.append(outputs)
+            evictions = llm.engine.block_manager.num_evictions
+    if texts[0] != texts[1]:
+        raise RuntimeError("the texts differ from those without a prefix cache")
+    return f"{2 * len(prompts)} requests, {evictions} evictions by your policy, the texts of an engine without a cache"
+
+
+def check_same_as_block_manager(cache_class, chain, games: int = 100) -> str:
+    """The chapter's cache beside the package's: the same requests, in a cache that must evict, get the same blocks."""
+    hits = evictions = 0
+    for game in range(games):
+        draw = random.Random(game)
+        mine, theirs = cache_class(8), BlockManager(8, 4)
+        for request in range(30):
+            tokens = [draw.randrange(2) for _ in range(draw.choice([4, 8, 12, 14]))]
+            names = chain(tokens, 4)
+            found = mine.find(names)
+            for block in found:
+                mine.share(block)
+            table = found + [mine.take() for _ in range(-(-len(tokens) // 4) - len(found))]
+            for block, name in zip(table, names):
+                mine.name(block, name)
+            for block in reversed(table):
+                mine.release(block)
+            seq = Sequence(request, tokens)
+            theirs.allocate(seq, theirs.find_cached_prefix(seq))
+            theirs.append(seq, len(tokens))
+            seq.num_computed_tokens = len(tokens)
+            theirs.commit(seq, 0)
+            if table != seq.block_table:
+                raise ValueError(f"game {game}, request {request}, {tokens}: blocks {table} here, {seq.block_table} there")
+            hits += seq.num_cached_tokens
+            theirs.free(seq)
+            theirs.check_integrity([])
+        evictions += theirs.num_evictions
+    return f"{games} random games, {hits:,} tokens found, {evictions:,} evictions: block for block the same"

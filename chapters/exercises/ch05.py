@@ -1,0 +1,202 @@
+"""Chapter 05: what can ever fit, a watermark of one's own, and the best victim."""
+
+import random
+
+from nanovllm import LLM, SamplingParams
+from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.scheduler import ScheduledBatch, Scheduler
+from nanovllm.engine.sequence import Sequence, SequenceStatus
+from nanovllm.engine.trace import Trace
+from visualizations.simulation import Simulation
+
+from .ch04 import Workbench, measure
+from .verdict import check, require
+
+
+def busy_evening(simulation: Simulation, seed: int = 0, count: int = 16) -> Trace:
+    """Prompts of 4 to 24 tokens that generate up to 40 more, arriving every step or two."""
+    draw = random.Random(seed)
+    at = 0
+    for _ in range(count):
+        simulation.add(draw.randrange(4, 25), draw.choice([6, 15, 25, 39]), at=at)
+        at += draw.randrange(3)
+    return simulation.run()
+
+
+def recomputed(trace: Trace) -> int:
+    """Prompt tokens computed beyond the once that each needs. Of runs without prefix caching."""
+    return sum(r.num_prefill_tokens for r in trace) - sum(trace.meta["prompts"].values())
+
+
+def pressure(trace: Trace) -> str:
+    preemptions = sum(len(r.preempted) for r in trace)
+    return (f"{len(trace):3d} steps, {preemptions:3d} preemptions, {recomputed(trace):4d} tokens computed again, "
+            f"{measure(trace)[0]:.0f} tokens/s")
+
+
+def note_preemption(batch: ScheduledBatch, seq: Sequence) -> None:
+    """For the records: status, counter, and the reason that the pictures show."""
+    seq.status = SequenceStatus.PREEMPTED
+    seq.num_preemptions += 1
+    batch.preempted.append(seq)
+    batch.preemption_reasons[seq.seq_id] = "a running sequence needs its blocks"
+
+
+class Admission(Workbench):
+    """Running sequences first, preemption of the newest; who comes in is left to `room_for`, who goes to `victim`."""
+
+    def room_for(self, seq: Sequence) -> bool:
+        """Whether a waiting sequence may come in. Here: when its prompt fits now."""
+        return self.block_manager.num_new_blocks(seq, len(seq)) <= self.block_manager.num_free_blocks
+
+    def victim(self, candidates: list[Sequence]) -> Sequence:
+        """Who gives way, of those that may, oldest first. Here: the newest."""
+        return candidates[-1]
+
+    def plan(self, batch: ScheduledBatch) -> None:
+        budget = self.max_num_batched_tokens
+        for seq in sorted(self.running, key=lambda seq: seq.num_uncomputed_tokens > 1):
+            if seq in self.running:
+                budget -= self.give(batch, seq, min(seq.num_uncomputed_tokens, budget))
+        while self.waiting and budget and len(self.running) < self.max_num_seqs and not batch.preempted:
+            seq = self.waiting[0]
+            if not self.room_for(seq):
+                break
+            self.admit(batch, seq)
+            budget -= self.give(batch, seq, min(seq.num_uncomputed_tokens, budget))
+
+    def give(self, batch: ScheduledBatch, seq: Sequence, num_tokens: int) -> int:
+        while num_tokens and not super().give(batch, seq, num_tokens):
+            planned = {item.seq.seq_id for item in batch.items}
+            candidates = [s for s in self.running if s.seq_id not in planned]
+            victim = self.victim(candidates) if candidates else seq
+            self.running.remove(victim)
+            self.block_manager.free(victim)
+            self.waiting.insert(0, victim)
+            note_preemption(batch, victim)
+            if victim is seq:
+                return 0
+        return num_tokens
+
+
+@check("can it ever fit?")
+def check_can_ever_fit(can_ever_fit):
+    """can_ever_fit(num_prompt, max_tokens, max_model_len, num_blocks, block_size) -> True or False."""
+    cases = 0
+    for num_blocks, size, max_model_len in ((4, 4, 100), (4, 4, 12), (3, 1, 10), (2, 16, 4096)):
+        manager = BlockManager(num_blocks, size)
+        scheduler = Scheduler(manager, max_model_len=max_model_len)
+        for num_prompt in range(1, min(max_model_len, 40)):
+            for max_tokens in (1, 2, 5, 17, 1000):
+                try:
+                    scheduler.validate(num_prompt, max_tokens)
+                    right = True
+                except ValueError:
+                    right = False
+                got = can_ever_fit(num_prompt, max_tokens, max_model_len, num_blocks, size)
+                cases += 1
+                hint = (f"prompt {num_prompt}, max_tokens {max_tokens}, max_model_len {max_model_len}, {num_blocks} blocks "
+                        f"of {size}: {right}, not {got}.")
+                longest = min(num_prompt + max_tokens, max_model_len)
+                if right and longest == num_blocks * size + 1:
+                    hint += " The token drawn last is never computed and needs no slot."
+                elif right and num_prompt + max_tokens > num_blocks * size + 1:
+                    hint += " It ends at max_model_len, long before max_tokens."
+                elif not right:
+                    hint += f" It may grow to {longest} tokens, and there are {num_blocks * size} slots."
+                require(got == right, hint)
+    return f"{cases} requests"
+
+
+def _evening(scheduler_cls, seed: int, num_blocks: int) -> Simulation:
+    simulation = Simulation(num_blocks=num_blocks, block_size=4, max_num_batched_tokens=32, max_num_seqs=12,
+                            enable_prefix_caching=False, scheduler_cls=scheduler_cls)
+    draw = random.Random(seed)
+    at = 0
+    for _ in range(16):
+        simulation.add(draw.randrange(4, 25), draw.choice([6, 15, 25, 39]), at=at)
+        at += draw.randrange(3)
+    return simulation
+
+
+def _to_the_end(simulation: Simulation, where: str) -> Trace:
+    while simulation.has_unfinished:
+        require(len(simulation.trace) < 3000, f"{where}: 3,000 steps and no end. Sequences throw each other out for ever.")
+        try:
+            simulation.step()
+            simulation.scheduler.check_integrity()
+        except NotImplementedError:
+            raise
+        except RuntimeError as error:
+            waiting, running = len(simulation.scheduler.waiting), len(simulation.scheduler.running)
+            require(False, f"{where}, step {len(simulation.trace)}: {waiting} wait, {running} run, and the engine cannot go on "
+                           f"({type(error).__name__}).")
+    return simulation.trace
+
+
+@check("a watermark of your own")
+def check_admission(MyAdmission):
+    """MyAdmission(Admission) with room_for(seq): a quarter of the preemptions, nine tenths of the throughput."""
+    mine = usual = 0
+    rates = []
+    for seed in range(4):
+        for num_blocks in (20, 28):
+            trace = _to_the_end(_evening(MyAdmission, seed, num_blocks), f"evening {seed} with {num_blocks} blocks")
+            other = _evening(Admission, seed, num_blocks).run()
+            mine += sum(len(r.preempted) for r in trace)
+            usual += sum(len(r.preempted) for r in other)
+            rates.append(measure(trace)[0] / measure(other)[0])
+            require(rates[-1] >= 0.9, f"evening {seed} with {num_blocks} blocks: {rates[-1]:.0%} of the throughput of "
+                                      "letting in whatever fits; 90% is wanted. You keep too much in reserve.")
+    require(4 * mine <= usual, f"eight evenings: {mine} preemptions, letting in whatever fits has {usual}; at most "
+                               f"{usual // 4} are wanted. What will those who run need in the next steps?")
+    return f"eight evenings: {mine} preemptions against {usual}, {min(rates):.0%} of the throughput or more"
+
+
+@check("the best victim")
+def check_choose_victim(choose_victim):
+    """choose_victim(candidates) -> one of them; no more tokens computed again than newest first, and no endless evening."""
+    class Yours(Admission):
+        def victim(self, candidates):
+            chosen = choose_victim(list(candidates))
+            require(any(chosen is seq for seq in candidates), f"{chosen!r} is not one of the {len(candidates)} candidates.")
+            return chosen
+
+    mine = usual = 0
+    for seed in range(6):
+        for num_blocks in (17, 20, 24):
+            mine += recomputed(_to_the_end(_evening(Yours, seed, num_blocks), f"evening {seed} with {num_blocks} blocks"))
+            usual += recomputed(_evening(Admission, seed, num_blocks).run())
+    require(mine <= usual, f"18 evenings: {mine:,} tokens computed again, newest first needs {usual:,}.")
+    return f"18 evenings, all came to their end: {mine:,} tokens computed again, newest first needs {usual:,}"
+
+
+def serve_with(scheduler_cls, prompts) -> str:
+    """Serve `prompts` in a cache that is too small, checking after each step; each text must be what it is alone."""
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    settings = dict(kvcache_block_size=16, num_kvcache_blocks=11, enable_prefix_caching=False)
+    with LLM(**settings) as llm:
+        alone = [llm.generate([prompt], params, use_tqdm=False)[0].token_ids for prompt in prompts]
+    with LLM(**settings, max_num_batched_tokens=64, scheduler_cls=scheduler_cls) as llm:
+        seqs = [llm.engine.add_request(prompt, params) for prompt in prompts]
+        while llm.engine.has_unfinished:
+            llm.engine.step()
+            llm.engine.check_integrity()
+    if [seq.output_token_ids for seq in seqs] != alone:
+        raise RuntimeError("a text differs from what the request generates alone")
+    return f"{len(prompts)} requests, {sum(s.num_preemptions for s in seqs)} preemptions: each text is what it is alone"
+
+
+def check_same_as_scheduler(scheduler_cls, evenings: int = 10) -> str:
+    """The chapter's scheduler beside the package's, on evenings with preemptions. Raises when they part."""
+    steps = preemptions = 0
+    for seed in range(evenings):
+        for num_blocks in (17, 20, 28):
+            runs = [_evening(cls, seed, num_blocks).run() for cls in (scheduler_cls, Scheduler)]
+            plans = [[({s["seq_id"]: s["num_tokens"] for s in r.scheduled}, r.preempted) for r in run] for run in runs]
+            for step, (mine, theirs) in enumerate(zip(*plans, strict=True)):
+                if mine != theirs:
+                    raise ValueError(f"evening {seed}, {num_blocks} blocks, step {step}: {mine} here, {theirs} in Scheduler")
+            steps += len(runs[0])
+            preemptions += sum(len(r.preempted) for r in runs[0])
+    return f"{3 * evenings} evenings, {steps} steps, {preemptions} preemptions: the same decisions"

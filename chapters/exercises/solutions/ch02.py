@@ -1,0 +1,39 @@
+"""Solutions of chapter 02."""
+
+
+def slot_mapping(block_table, start, end, block_size):
+    return [block_table[p // block_size] * block_size + p % block_size for p in range(start, end)]
+
+
+class MyBlocks:
+    def __init__(self, num_blocks, block_size):
+        self.block_size = block_size
+        self.unreferenced = list(range(num_blocks))
+
+    @property
+    def num_free_blocks(self):
+        return len(self.unreferenced)
+
+    def num_new_blocks(self, seq, num_tokens):
+        return max(0, -(-num_tokens // self.block_size) - len(seq.block_table))
+
+    def append(self, seq, num_tokens):
+        missing = self.num_new_blocks(seq, num_tokens)
+        if missing > self.num_free_blocks:
+            raise RuntimeError(f"{missing} more blocks needed, {self.num_free_blocks} are free")
+        for _ in range(missing):
+            seq.block_table.append(self.unreferenced.pop())
+
+    def free(self, seq):
+        self.unreferenced.extend(seq.block_table)
+        seq.block_table = []
+
+
+def fork(manager, parent, child):
+    full = parent.num_computed_tokens // manager.block_size
+    child.block_table = parent.block_table[:full]
+    for block in child.block_table:
+        manager.ref_counts[block] += 1
+    manager.append(child, parent.num_computed_tokens)
+    child.num_computed_tokens = parent.num_computed_tokens
+    return list(zip(parent.block_table[full:], child.block_table[full:]))

@@ -1,0 +1,23 @@
+"""Solutions of chapter 03."""
+
+from hashlib import blake2b
+
+
+def block_names(tokens, block_size):
+    names, parent = [], b""
+    for start in range(0, len(tokens) - block_size + 1, block_size):
+        block = tokens[start:start + block_size]
+        parent = blake2b(parent + repr(block).encode(), digest_size=16).digest()
+        names.append(parent)
+    return names
+
+
+def admit(num_tokens, num_found, block_size):
+    cached = num_found * block_size
+    return min(cached, num_tokens - 1), list(range(cached, num_tokens))
+
+
+def choose_victim(blocks):
+    """LRU among the leaves, where each time a block was found counts like ten more recent uses."""
+    leaves = [b for b in blocks if b.children == 0]
+    return min(leaves, key=lambda b: b.last_used + 10 * b.uses)

@@ -1,0 +1,20 @@
+"""Solutions of chapter 05."""
+
+from ..ch05 import Admission
+
+
+def can_ever_fit(num_prompt, max_tokens, max_model_len, num_blocks, block_size):
+    longest = min(num_prompt + max_tokens, max_model_len)
+    return num_prompt < max_model_len and longest - 1 <= num_blocks * block_size
+
+
+class MyAdmission(Admission):
+    def room_for(self, seq):
+        manager = self.block_manager
+        promised = sum(manager.num_new_blocks(s, len(s)) for s in self.running)
+        return manager.num_new_blocks(seq, len(seq)) + promised + 4 * len(self.running) <= manager.num_free_blocks
+
+
+def choose_victim(candidates):
+    """Of the two newest the one with less to compute again. Choosing among more of them saves nothing."""
+    return min(reversed(candidates[-2:]), key=lambda seq: seq.num_computed_tokens)

@@ -1,0 +1,28 @@
+"""The reader's own classes serve in the real engine: here the solutions stand in for the reader."""
+
+from chapters.exercises import ch02, ch03, ch04, ch05
+from chapters.exercises.solutions import ch02 as solved02
+from chapters.exercises.solutions import ch03 as solved03
+from chapters.exercises.solutions import ch04 as solved04
+from chapters.exercises.solutions import ch05 as solved05
+
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20, 21, 22], [5, 6, 7, 8, 9, 10]]
+LONG = [list(range(start, start + 50)) for start in (5, 70, 140)]
+
+
+def test_the_manager_of_chapter_02_serves_under_pressure():
+    assert "the same texts" in ch02.serve_with(ch02.as_block_manager(solved02.MyBlocks), PROMPTS, num_blocks=6)
+
+
+def test_the_eviction_policy_of_chapter_03_changes_no_text():
+    told = ch03.serve_with(solved03.choose_victim, [*LONG, LONG[0]])
+    assert "the texts of an engine without a cache" in told and " 0 evictions" not in told
+
+
+def test_the_schedulers_of_chapter_04_change_no_text():
+    for scheduler_cls in (solved04.MyScheduler, solved04.ShortFirst):
+        assert "each text is what it is alone" in ch04.serve_with(scheduler_cls, PROMPTS)
+
+
+def test_the_admission_of_chapter_05_serves_in_a_small_cache():
+    assert "each text is what it is alone" in ch05.serve_with(solved05.MyAdmission, LONG)

@@ -1,0 +1,63 @@
+"""Plausible wrong answers to chapter 02: name of the check -> answers that must fail it, each with a hint of its own."""
+
+from chapters.exercises.solutions.ch02 import MyBlocks
+
+
+def looks_up_one_block(block_table, start, end, block_size):
+    return [block_table[0] * block_size + p for p in range(start, end)]
+
+
+def forgets_the_last(block_table, start, end, block_size):
+    return [block_table[p // block_size] * block_size + p % block_size for p in range(start, end - 1)]
+
+
+class TakesBeforeItChecks(MyBlocks):
+    def append(self, seq, num_tokens):
+        for _ in range(self.num_new_blocks(seq, num_tokens)):
+            if not self.unreferenced:
+                raise RuntimeError("no block is free")
+            seq.block_table.append(self.unreferenced.pop())
+
+
+class CountsFromNothing(MyBlocks):
+    def num_new_blocks(self, seq, num_tokens):
+        return -(-num_tokens // self.block_size)
+
+
+class NeverGivesBack(MyBlocks):
+    def free(self, seq):
+        seq.block_table = []
+
+
+class RoundsDown(MyBlocks):
+    def num_new_blocks(self, seq, num_tokens):
+        return max(0, num_tokens // self.block_size - len(seq.block_table))
+
+
+def shares_the_last_block_too(manager, parent, child):
+    child.block_table = list(parent.block_table)
+    for block in child.block_table:
+        manager.ref_counts[block] += 1
+    child.num_computed_tokens = parent.num_computed_tokens
+    return []
+
+
+def counts_no_reference(manager, parent, child):
+    full = parent.num_computed_tokens // manager.block_size
+    child.block_table = parent.block_table[:full]
+    manager.append(child, parent.num_computed_tokens)
+    child.num_computed_tokens = parent.num_computed_tokens
+    return list(zip(parent.block_table[full:], child.block_table[full:]))
+
+
+def copies_everything(manager, parent, child):
+    manager.append(child, parent.num_computed_tokens)
+    child.num_computed_tokens = parent.num_computed_tokens
+    return list(zip(parent.block_table, child.block_table))
+
+
+WRONG = {
+    "check_slot_mapping": (looks_up_one_block, forgets_the_last),
+    "check_manager": (TakesBeforeItChecks, CountsFromNothing, NeverGivesBack, RoundsDown),
+    "check_fork": (shares_the_last_block_too, counts_no_reference, copies_everything),
+}

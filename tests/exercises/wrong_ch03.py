@@ -1,0 +1,48 @@
+"""Plausible wrong answers to chapter 03: name of the check -> answers that must fail it, each with a hint of its own."""
+
+
+def names_without_a_past(tokens, block_size):
+    return [tuple(tokens[i:i + block_size]) for i in range(0, len(tokens) - block_size + 1, block_size)]
+
+
+def names_the_last_piece_too(tokens, block_size):
+    return [tuple(tokens[:i + block_size]) for i in range(0, len(tokens), block_size)]
+
+
+def sums_the_past(tokens, block_size):
+    return [sum(tokens[:i + block_size]) for i in range(0, len(tokens) - block_size + 1, block_size)]
+
+
+def computes_nothing(num_tokens, num_found, block_size):
+    return num_found * block_size, list(range(num_found * block_size, num_tokens))
+
+
+def computes_the_last_block(num_tokens, num_found, block_size):
+    cached = num_found * block_size
+    if cached == num_tokens:
+        cached -= block_size
+    return cached, list(range(num_found * block_size, num_tokens))
+
+
+def stores_what_it_computes(num_tokens, num_found, block_size):
+    start = min(num_found * block_size, num_tokens - 1)
+    return start, list(range(start, num_tokens))
+
+
+def evicts_the_oldest_of_all(blocks):
+    return max(blocks, key=lambda b: b.children)
+
+
+def evicts_the_newest(blocks):
+    return max((b for b in blocks if b.children == 0), key=lambda b: b.last_used)
+
+
+def returns_an_index(blocks):
+    return 1000 + min(range(len(blocks)), key=lambda i: blocks[i].last_used)
+
+
+WRONG = {
+    "check_block_names": (names_without_a_past, names_the_last_piece_too, sums_the_past),
+    "check_admit": (computes_nothing, computes_the_last_block, stores_what_it_computes),
+    "check_choose_victim": (evicts_the_oldest_of_all, evicts_the_newest, returns_an_index),
+}

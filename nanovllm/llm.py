@@ -19,7 +19,7 @@ from nanovllm.utils.interrupts import uninterrupted
 from nanovllm.utils.profiling import profiled
 
 CONFIG_FIELDS = [f.name for f in fields(Config) if f.init]
-ENGINE_CLASSES = ("scheduler_cls", "block_manager_cls")
+ENGINE_PARTS = ("scheduler_cls", "block_manager_cls", "sampler")
 Prompt = str | list[int]
 
 
@@ -33,12 +33,12 @@ class LLM:
     """
 
     def __init__(self, model=None, **settings):
-        check_keywords("LLM", settings, (*CONFIG_FIELDS, *ENGINE_CLASSES))
-        classes = {name: settings.pop(name) for name in ENGINE_CLASSES if name in settings}
+        check_keywords("LLM", settings, (*CONFIG_FIELDS, *ENGINE_PARTS))
+        parts = {name: settings.pop(name) for name in ENGINE_PARTS if name in settings}
         config = Config(model, **settings)
         self.tokenizer = _load_tokenizer(config.model)
         try:
-            self.engine = LLMEngine(config, **classes)
+            self.engine = LLMEngine(config, **parts)
         except BaseException as error:
             _forget_locals(error)
             raise

@@ -111,3 +111,19 @@ def test_your_own_scheduler_runs_in_the_engine(tmp_path):
     with LLM(folder, device="cpu", scheduler_cls=OneAtATime) as llm, llm.trace() as trace:
         llm.generate([[1, 2], [3, 4]], SamplingParams(temperature=0, max_tokens=3), use_tqdm=False)
     assert max(len(r.scheduled) for r in trace) == 1
+
+
+def test_your_own_sampler_runs_in_the_engine(tmp_path):
+    folder, asked = random_checkpoint(tmp_path), []
+
+    def least_likely(logits, batch):
+        asked.append(tuple(logits.shape))
+        return logits.argmin(-1)
+
+    prompts, params = [[1, 2], [3, 4]], SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, logprobs=0)
+    with LLM(folder, device="cpu", sampler=least_likely) as llm:
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        vocab_size = llm.config.hf_config.vocab_size
+    assert asked == [(2, vocab_size)] * 3
+    ranks = [entry[token].rank for out in outputs for token, entry in zip(out.token_ids, out.logprobs)]
+    assert ranks == [vocab_size] * 6

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from nanovllm.config import Config
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.model_runner import Launched, ModelRunner
@@ -14,6 +16,7 @@ from nanovllm.engine.scheduler import ScheduledBatch, Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.step_record import PHASES, StepRecord
 from nanovllm.engine.trace import Trace
+from nanovllm.layers.sampler import SamplingBatch
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.utils.checks import check
 from nanovllm.utils.interrupts import uninterrupted
@@ -32,16 +35,20 @@ class LLMEngine:
     """Runs requests step by step.
 
     Owns one scheduler, one block manager and one model runner, and gives every request its id. It knows token ids only:
-    text is `LLM`'s business. `scheduler_cls` and `block_manager_cls` take your own classes in place of ours.
+    text is `LLM`'s business. `scheduler_cls` and `block_manager_cls` take your own classes in place of ours; `sampler`
+    takes whatever turns (logits [num_rows, vocab_size], SamplingBatch) into token ids [num_rows] int64.
 
     With `async_scheduling` it looks ahead: step n + 1 is scheduled and launched while step n runs. A scheduler with a
     `schedule` or `update` of its own is never looked past.
     """
 
     def __init__(self, config: Config, scheduler_cls: Callable[..., Scheduler] = Scheduler,
-                 block_manager_cls: Callable[..., BlockManager] = BlockManager):
+                 block_manager_cls: Callable[..., BlockManager] = BlockManager,
+                 sampler: Callable[[Tensor, SamplingBatch], Tensor] | None = None):
         self.config = config
         self.model_runner = ModelRunner(config)
+        if sampler is not None:
+            self.model_runner.sampler = sampler
         self.block_manager = block_manager_cls(self.model_runner.num_blocks, config.kvcache_block_size,
                                                config.enable_prefix_caching)
         self.scheduler = scheduler_cls(

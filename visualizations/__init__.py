@@ -11,6 +11,7 @@ from visualizations.batch_composition import plot_batch_composition
 from visualizations.block_table import plot_block_tables
 from visualizations.cache_occupancy import plot_cache_occupancy
 from visualizations.explorers.base import standalone_html
+from visualizations.explorers.journey import JourneyExplorer
 from visualizations.explorers.scheduler import SchedulerExplorer
 from visualizations.fragmentation import plot_fragmentation
 from visualizations.gpu_timeline import plot_gpu_timeline
@@ -30,9 +31,9 @@ from visualizations.timeline import plot_request_timeline
 from visualizations.work import plot_work
 
 __all__ = [
-    "Measured", "SchedulerExplorer", "Simulation", "plot_ablation", "plot_attention_mask", "plot_batch_composition",
-    "plot_block_tables", "plot_cache_occupancy", "plot_fragmentation", "plot_gpu_timeline", "plot_journey", "plot_latencies",
-    "plot_life_of_request", "plot_memory_budget", "plot_next_token", "plot_padding_waste", "plot_parity", "plot_prefix_tree",
-    "plot_request_timeline", "plot_roofline", "plot_rope", "plot_sampling_filters", "plot_work", "sampling_stages",
-    "standalone_html", "trace_latencies",
+    "JourneyExplorer", "Measured", "SchedulerExplorer", "Simulation", "plot_ablation", "plot_attention_mask",
+    "plot_batch_composition", "plot_block_tables", "plot_cache_occupancy", "plot_fragmentation", "plot_gpu_timeline",
+    "plot_journey", "plot_latencies", "plot_life_of_request", "plot_memory_budget", "plot_next_token", "plot_padding_waste",
+    "plot_parity", "plot_prefix_tree", "plot_request_timeline", "plot_roofline", "plot_rope", "plot_sampling_filters",
+    "plot_work", "sampling_stages", "standalone_html", "trace_latencies",
 ]

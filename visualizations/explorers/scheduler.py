@@ -1,19 +1,13 @@
 """SchedulerExplorer: continuous batching, watched or driven step by step."""
 
-import time
-
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nanovllm.utils.checks import check
 from visualizations import theme
-from visualizations.explorers.base import Explorer
-from visualizations.explorers.sources import LiveEngine, Recording, frames_of, source_of
-
-RUN_SECONDS = 0.5  # of stepping between two answers to the browser, which can so show progress and stop
+from visualizations.explorers.run_explorer import RunExplorer
 
 
-class SchedulerExplorer(Explorer):
+class SchedulerExplorer(RunExplorer):
     """Requests against steps, queues, token budget, the blocks of the cache, and the reason for every decision.
 
         SchedulerExplorer(llm.trace_of_something)                  # replay a Trace
@@ -30,49 +24,7 @@ class SchedulerExplorer(Explorer):
     module = "scheduler.js"
 
     def __init__(self, source, *, step: int = 0, label: str = "Continuous batching, step by step", follow: bool = False):
-        self.source = source_of(source)
-        self._turn = 0
-        super().__init__(self._data(), label=label, step=step, follow=follow)
-
-    def _data(self) -> dict:
-        source = self.source
-        data = {"meta": source.trace.meta, "records": frames_of(source, eviction=False)}
-        if not isinstance(source, Recording):
-            data["live"] = {"kind": source.kind, "turn": self._turn, "unfinished": source.has_unfinished,
-                            "settings": source.settings,
-                            "alive": [s.seq_id for s in (*source.scheduler.running, *source.scheduler.waiting)]}
-        return data
-
-    def refresh(self) -> None:
-        """Show what happened to the source elsewhere, in another cell."""
-        self._turn += 1
-        self.show(self._data())
-
-    def act(self, message: dict) -> None:
-        source, do = self.source, message.get("do")
-        check(do in ("step", "run", "add", "abort", "rewind", "set"), "request", do, "something a source can do",
-              "use the controls")
-        if do == "step":
-            source.step()
-        elif do == "run":
-            deadline = time.monotonic() + RUN_SECONDS
-            while source.has_unfinished and time.monotonic() < deadline:
-                source.step()
-        elif do == "add":
-            source.add(message["prompt"], message["max_tokens"])
-        elif do == "abort":
-            source.abort(message["seq_id"])
-        elif do == "rewind":
-            source.rewind(message["step"])
-        else:
-            source.set(**{message["name"]: message["value"]})
-        self.refresh()
-
-    def close(self) -> None:
-        """Let go of a live engine, too."""
-        if isinstance(getattr(self, "source", None), LiveEngine):  # ipywidgets also closes what was only half made
-            self.source.close()
-        super().close()
+        super().__init__(source, label=label, step=step, follow=follow)
 
     def summary(self) -> str:
         requests = len(self.source.trace.meta.get("prompts", {}))

@@ -1,5 +1,5 @@
 // SchedulerExplorer: who runs when, with how many tokens, on which blocks, and why. Replays a run or drives a live one.
-import { clamp, count, decodeColour, drawBlock, explorer, font, h, phaseColour, player, promptColour, strike, surface, textOnPhase } from "./shared.js";
+import { clamp, count, decodeColour, drawBlock, explorer, font, h, phaseColour, player, promptColour, strike, surface, textOnPhase, tooltip } from "./shared.js";
 import { aboutBlock, blockLooks, headline, held, readRun, reasons, tokensOf } from "./run.js";
 import { liveControls } from "./live.js";
 
@@ -18,7 +18,7 @@ export function layout(width, rows, steps, step) {
 
 export default explorer((context) => {
   const { root } = context;
-  let run = readRun(context.data), selected = null, place = null, pointed = null;
+  let run = readRun(context.data), selected = null, place = null;
 
   const chart = surface("requests by steps", { focusable: true });
   const cache = surface("blocks of the cache");
@@ -30,7 +30,7 @@ export default explorer((context) => {
   const why = h("ul", { class: "nvx-why", "aria-live": "polite", tabindex: 0, "aria-label": "why" });
   const queues = Object.fromEntries(["waiting", "running", "finished"].map((name) => [name, h("div", { class: "nvx-chips" })]));
   const cacheHeading = h("h4", { class: "nvx-heading" });
-  const tip = h("div", { class: "nvx-tip", role: "status" });
+  const { tip, point } = tooltip(root);
   const controls = context.data.live ? liveControls(context, { chosen: () => selected, follow: () => (jump = true) }) : null;
   let jump = false; // to the end, when the next data comes
 
@@ -282,16 +282,6 @@ export default explorer((context) => {
     if (record.waiting.includes(id)) return `${head}waits behind others`;
     if (record.running.includes(id)) return `${head}admitted, but nothing of it ran`;
     return "";
-  }
-
-  function point(event, text) {
-    if (text !== pointed) tip.textContent = pointed = text;
-    tip.style.display = text ? "block" : "none";
-    if (!text) return;
-    const box = root.getBoundingClientRect();
-    const x = event.clientX - box.left + 14, y = event.clientY - box.top + 16;
-    tip.style.left = `${Math.min(x, root.clientWidth - tip.offsetWidth - 8)}px`;
-    tip.style.top = `${y}px`;
   }
 
   function legend() {

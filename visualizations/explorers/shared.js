@@ -63,6 +63,22 @@ export function iconButton(name, label, onclick) {
   return h("button", { type: "button", class: "nvx-icon", "aria-label": label, title: label, onclick }, icon(name));
 }
 
+// Words beside the pointer: point(event, text), and "" to hide them. The node goes into the explorer's root.
+export function tooltip(root) {
+  const tip = h("div", { class: "nvx-tip", role: "status" });
+  let pointed = "";
+  function point(event, text) {
+    if (text !== pointed) tip.textContent = pointed = text;
+    tip.style.display = text ? "block" : "none";
+    if (!text) return;
+    const box = root.getBoundingClientRect();
+    const x = event.clientX - box.left + 14, y = event.clientY - box.top + 16;
+    tip.style.left = `${Math.max(4, Math.min(x, root.clientWidth - tip.offsetWidth - 8))}px`;
+    tip.style.top = `${y}px`;
+  }
+  return { tip, point };
+}
+
 // ---- light and dark ---------------------------------------------------------------------------------------------------
 
 // JupyterLab and VS Code mark the body, the Sphinx book the root element; elsewhere the system decides.

@@ -42,7 +42,7 @@ def chromium() -> str | None:
     return os.environ.get("CHROMIUM") or next((path for path in map(shutil.which, names) if path), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser():
     executable = chromium()
     if executable is None:
@@ -55,7 +55,7 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lab(tmp_path_factory):
     """JupyterLab. It serves a copy of the chapters, keeps its settings to itself and asks for no token."""
     home = tmp_path_factory.mktemp("lab")

@@ -13,6 +13,7 @@ from visualizations.cache_occupancy import plot_cache_occupancy
 from visualizations.explorers.base import standalone_html
 from visualizations.explorers.journey import JourneyExplorer
 from visualizations.explorers.scheduler import SchedulerExplorer
+from visualizations.exponential_race import plot_exponential_race
 from visualizations.fragmentation import plot_fragmentation
 from visualizations.gpu_timeline import plot_gpu_timeline
 from visualizations.journey import plot_journey
@@ -20,6 +21,8 @@ from visualizations.latency import plot_latencies, trace_latencies
 from visualizations.life_of_request import plot_life_of_request
 from visualizations.memory_budget import plot_memory_budget
 from visualizations.next_token import plot_next_token
+from visualizations.online_softmax import plot_online_softmax
+from visualizations.overlap import plot_overlap
 from visualizations.padding_waste import plot_padding_waste
 from visualizations.parity import plot_parity
 from visualizations.prefix_tree import plot_prefix_tree
@@ -29,11 +32,13 @@ from visualizations.sampling_filters import plot_sampling_filters, sampling_stag
 from visualizations.simulation import Simulation
 from visualizations.timeline import plot_request_timeline
 from visualizations.work import plot_work
+from visualizations.work_shares import plot_work_shares
 
 __all__ = [
     "JourneyExplorer", "Measured", "SchedulerExplorer", "Simulation", "plot_ablation", "plot_attention_mask",
-    "plot_batch_composition", "plot_block_tables", "plot_cache_occupancy", "plot_fragmentation", "plot_gpu_timeline",
-    "plot_journey", "plot_latencies", "plot_life_of_request", "plot_memory_budget", "plot_next_token", "plot_padding_waste",
-    "plot_parity", "plot_prefix_tree", "plot_request_timeline", "plot_roofline", "plot_rope", "plot_sampling_filters",
-    "plot_work", "sampling_stages", "standalone_html", "trace_latencies",
+    "plot_batch_composition", "plot_block_tables", "plot_cache_occupancy", "plot_exponential_race", "plot_fragmentation",
+    "plot_gpu_timeline", "plot_journey", "plot_latencies", "plot_life_of_request", "plot_memory_budget", "plot_next_token",
+    "plot_online_softmax", "plot_overlap", "plot_padding_waste", "plot_parity", "plot_prefix_tree", "plot_request_timeline",
+    "plot_roofline", "plot_rope", "plot_sampling_filters", "plot_work", "plot_work_shares", "sampling_stages",
+    "standalone_html", "trace_latencies",
 ]

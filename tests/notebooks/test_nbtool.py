@@ -10,6 +10,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from tests.notebooks import compare, nbtool
 from tests.notebooks.canonical import WIDGET_VIEW, canonical, dumps
+from visualizations.explorers import base
 
 PLAIN = """\
 print("blocks", 3 * 4)
@@ -184,3 +185,12 @@ def test_numbers_in_text(a, b, same):
 def test_pictures():
     assert compare.same_picture(png("1, 2, 3"), png("1, 2, 3.001"))
     assert not compare.same_picture(png("1, 2, 3"), png("1, 2.5, 3"))
+
+
+def test_an_explorers_data_is_compared_without_its_times():
+    def saved(data):
+        return {"module": "run.js", "label": "", "step": 0, "payload": base64.b64encode(base.pack(data)).decode()}
+
+    was, slower, other = ({"steps": [{"tokens": n, "seconds": t}]} for n, t in ((3, 0.5), (3, 0.7), (4, 0.5)))
+    assert compare.same_value(base.SAVED, saved(was), saved(slower))
+    assert not compare.same_value(base.SAVED, saved(was), saved(other))

@@ -30,7 +30,8 @@ down once. `explorer(build)` in shared.js unpacks the data, finds light or dark,
     context.step      the step shown, shared with Python's `step` (sent there only with follow=True, 10 times a second at most)
 
 `h` puts data-lm-suppress-shortcuts on everything that takes focus: JupyterLab would take its keys otherwise. `standalone_html`
-puts explorers into one page that needs no kernel; `host.js` does the same for a Sphinx book with saved widget state.
+puts explorers into one page that needs no kernel. A notebook that was saved carries each explorer's data, a few kilobytes,
+beside its picture (`SAVED`); `reopened` makes an explorer of it again, which is how the book gets them without running a cell.
 """
 
 import base64
@@ -53,6 +54,7 @@ from visualizations import theme
 HERE = Path(__file__).parent
 IMPORT = re.compile(r'^import \{[^}]*\} from "\./([\w.]+)";\n', re.MULTILINE)
 FALLBACK_DPI = 80
+SAVED = "application/vnd.nanovllm.explorer+json"  # in a notebook's output; whoever does not know it shows the picture
 
 
 def pack(data) -> bytes:
@@ -136,11 +138,18 @@ class Explorer(anywidget.AnyWidget):
             self.send({"reply_to": message.get("id"), "ok": True})
 
     def _repr_mimebundle_(self, **kwargs):
-        """The widget, and beside it a picture and a text for places that run no JavaScript (GitHub, a mail, a diff)."""
+        """The widget; a picture and a text for places that run no JavaScript (GitHub, a mail, a diff); and its data."""
         data, metadata = super()._repr_mimebundle_(**kwargs)
         picture = io.BytesIO()
         self.figure().savefig(picture, format="png", dpi=FALLBACK_DPI)
-        return data | {"image/png": base64.b64encode(picture.getvalue()).decode(), "text/plain": self.summary()}, metadata
+        saved = {"module": self.module, "label": self.label, "step": self.step, "payload": _text(self.payload)}
+        return data | {"image/png": _text(picture.getvalue()), "text/plain": self.summary(), SAVED: saved}, metadata
+
+
+def reopened(saved: dict) -> Explorer:
+    """The explorer that a notebook's output holds under `SAVED`: to be looked at, without the Python that made it."""
+    explorer_cls = type("Reopened", (Explorer,), {"module": saved["module"]})
+    return explorer_cls(unpack(base64.b64decode(saved["payload"])), label=saved["label"], step=saved["step"])
 
 
 def standalone_html(explorers: list[Explorer], title: str = "nanovllm") -> str:
@@ -158,6 +167,10 @@ def embedded(explorers: list[Explorer]) -> str:
     data = embed_data(explorers, drop_defaults=False)
     views = "".join(_json_script("view", view) for view in data["view_specs"])
     return f"{_json_script('state', data['manager_state'])}{views}<script>{(HERE / 'host.js').read_text()}</script>\n"
+
+
+def _text(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
 
 
 def _json_script(kind: str, value) -> str:

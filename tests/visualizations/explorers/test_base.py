@@ -48,7 +48,7 @@ def test_data_travels_whole_and_small():
 
 def test_a_picture_and_words_stand_beside_the_widget():
     data, _ = Probe()._repr_mimebundle_()
-    assert set(data) == {WIDGET_VIEW, "image/png", "text/plain"} and data["text/plain"] == "a probe of 50 rows"
+    assert set(data) == {WIDGET_VIEW, "image/png", "text/plain", base.SAVED} and data["text/plain"] == "a probe of 50 rows"
     assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
 
 
@@ -59,6 +59,9 @@ def test_a_committed_notebook_keeps_the_picture_and_no_widget():
     notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {"x": {}}}}
     committed = dumps(canonical(notebook))
     assert "widget" not in committed and "image/png" in committed and "a probe of 50 rows" in committed
+    [saved] = [o["data"][base.SAVED] for o in json.loads(committed)["cells"][0]["outputs"]]
+    again = base.reopened(saved)
+    assert (again.payload, again.label, again.step) == (Probe().payload, "probe", 3) and again._esm == Probe()._esm
 
 
 def test_questions_from_the_browser_are_answered_and_errors_reported():

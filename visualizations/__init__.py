@@ -20,6 +20,7 @@ from visualizations.journey import plot_journey
 from visualizations.latency import plot_latencies, trace_latencies
 from visualizations.life_of_request import plot_life_of_request
 from visualizations.memory_budget import plot_memory_budget
+from visualizations.name_map import name_map, plot_name_map
 from visualizations.next_token import plot_next_token
 from visualizations.online_softmax import plot_online_softmax
 from visualizations.overlap import plot_overlap
@@ -29,16 +30,17 @@ from visualizations.prefix_tree import plot_prefix_tree
 from visualizations.roofline import Measured, plot_roofline
 from visualizations.rope import plot_rope
 from visualizations.sampling_filters import plot_sampling_filters, sampling_stages
+from visualizations.shape_flow import plot_shape_flow, record_flow
 from visualizations.simulation import Simulation
 from visualizations.timeline import plot_request_timeline
 from visualizations.work import plot_work
 from visualizations.work_shares import plot_work_shares
 
 __all__ = [
-    "JourneyExplorer", "Measured", "SchedulerExplorer", "Simulation", "plot_ablation", "plot_attention_mask",
+    "JourneyExplorer", "Measured", "SchedulerExplorer", "Simulation", "name_map", "plot_ablation", "plot_attention_mask",
     "plot_batch_composition", "plot_block_tables", "plot_cache_occupancy", "plot_exponential_race", "plot_fragmentation",
-    "plot_gpu_timeline", "plot_journey", "plot_latencies", "plot_life_of_request", "plot_memory_budget", "plot_next_token",
-    "plot_online_softmax", "plot_overlap", "plot_padding_waste", "plot_parity", "plot_prefix_tree", "plot_request_timeline",
-    "plot_roofline", "plot_rope", "plot_sampling_filters", "plot_work", "plot_work_shares", "sampling_stages",
-    "standalone_html", "trace_latencies",
+    "plot_gpu_timeline", "plot_journey", "plot_latencies", "plot_life_of_request", "plot_memory_budget", "plot_name_map",
+    "plot_next_token", "plot_online_softmax", "plot_overlap", "plot_padding_waste", "plot_parity", "plot_prefix_tree",
+    "plot_request_timeline", "plot_roofline", "plot_rope", "plot_sampling_filters", "plot_shape_flow", "plot_work",
+    "plot_work_shares", "record_flow", "sampling_stages", "standalone_html", "trace_latencies",
 ]

@@ -8,6 +8,8 @@ from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.trace import StepRecord, Trace
 from nanovllm.sampling_params import SamplingParams
+from visualizations.name_map import Place
+from visualizations.shape_flow import Stop
 
 
 def serve(prompts: list[list[int]], max_tokens: int, *, num_blocks: int = 32, block_size: int = 4, budget: int = 12,
@@ -75,6 +77,13 @@ def _two_levels() -> tuple[BlockManager, list[Sequence]]:
 
 WORDS = "the a fox hen kite lantern and ran to see who had come so late at night".split()
 LAYERS = {"embed_tokens": 0.0} | {f"layers.{i}": 2e-7 * 1.35**i for i in range(12)} | {"norm": 9e-6, "lm_head": 1.4e-5}
+PLACES = [Place(f"self_attn.{part}_proj.weight", (rows, 1024), f"self_attn.{held}_proj.weight", start, start + rows, of)
+          for part, held, start, rows, of in (("k", "qkv", 2048, 1024, 4096), ("o", "o", 0, 1024, 1024),
+                                              ("q", "qkv", 0, 2048, 4096), ("v", "qkv", 3072, 1024, 4096))]
+FLOW = [Stop("input_layernorm", {"": (9, 1024)}, True), Stop("qkv_proj", {"q": (9, 2048), "k": (9, 1024), "v": (9, 1024)}),
+        Stop("rotary", {"q": (9, 16, 128), "k": (9, 8, 128)}), Stop("attn", {"": (9, 2048)}), Stop("o_proj", {"": (9, 1024)}),
+        Stop("post_attention_layernorm", {"": (9, 1024)}, True), Stop("gate_up_proj", {"gate": (9, 3072), "up": (9, 3072)}),
+        Stop("act_fn", {"": (9, 3072)}), Stop("down_proj", {"": (9, 1024)})]
 
 # name -> a figure drawn on `ax` or on its own
 FIGURES = {
@@ -96,6 +105,7 @@ FIGURES = {
         {"Qwen3-0.6B": {"weights": 1_192_099_840, "activations": 3 << 30, "KV cache": 122 << 30},
          "beside another engine": {"weights": 1_192_099_840, "activations": 3 << 30, "KV cache": 40 << 30}},
         139 << 30, bytes_per_token=114_688, ax=ax),
+    "name_map": lambda ax=None: v.plot_name_map(PLACES, prefix="self_attn.", ax=ax),
     "next_token": lambda ax=None: v.plot_next_token(_probabilities(), lambda i: WORDS[i % len(WORDS)], drawn=19, ax=ax),
     "padding_waste": lambda ax=None: v.plot_padding_waste([1, 2, 4, 8, 16, 24, 32, 40, 48], range(1, 52), ax=ax),
     "parity": lambda ax=None: v.plot_parity(LAYERS, tolerance=1e-4, ax=ax),
@@ -108,5 +118,6 @@ FIGURES = {
         peak_flops=989e12, bandwidth=4.22e12, device="an H200, bf16", ax=ax),
     "rope": lambda ax=None: v.plot_rope(128, 1e6, ax=ax),
     "sampling_filters": lambda ax=None: v.plot_sampling_filters(_stages(), lambda i: WORDS[i % len(WORDS)], ax=ax),
+    "shape_flow": lambda ax=None: v.plot_shape_flow(FLOW, ax=ax),
     "work": lambda ax=None: v.plot_work(40, 20, ax=ax),
 }

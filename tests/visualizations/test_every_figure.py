@@ -29,7 +29,7 @@ UNITS = {
     "roofline": ("arithmetic intensity (FLOP per byte moved)", "TFLOP/s"),
     "sampling_filters": ("tokens, the most likely first", ""), "work": ("position of the token", "round"),
 }
-MAPS = {"block_tables", "journey", "prefix_tree", "rope"}  # place has no unit there
+MAPS = {"block_tables", "journey", "name_map", "prefix_tree", "rope", "shape_flow"}  # place has no unit there
 every_figure = pytest.mark.parametrize("name", FIGURES)
 
 

@@ -1,0 +1,106 @@
+"""What the pictures of a model and its checkpoint say, against the model itself."""
+
+import matplotlib
+import pytest
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.patches import Rectangle
+from transformers import Qwen3Config
+
+import visualizations as v
+from nanovllm.layers.attention import select_backend
+from nanovllm.models.qwen3 import Qwen3ForCausalLM
+from nanovllm.utils.context import Context
+from tests.checkpoints import TINY
+from tests.visualizations.test_figures import artists, texts
+from tests.visualizations.test_more_figures import caption
+from visualizations.shape_flow import HEIGHT, Stop
+
+
+@pytest.fixture(scope="module")
+def flow():
+    """The second layer of a tiny model, five tokens."""
+    config = Qwen3Config(**TINY)
+    backend = select_backend("torch", device="cpu", dtype=torch.float32, head_dim=config.head_dim, block_size=4)
+    model = Qwen3ForCausalLM(config, backend, device="cpu", dtype=torch.float32)
+    for parameter in model.parameters():
+        torch.nn.init.ones_(parameter)
+    context = Context(torch.tensor([0, 5], dtype=torch.int32), torch.tensor([5], dtype=torch.int32),
+                      torch.tensor([[1, 0]], dtype=torch.int32), torch.tensor([4, 5, 6, 7, 0]), 5, 5, 0, torch.tensor([4]))
+    cache = torch.zeros(2, 2, 2, 4, 2, 32)
+    layer = model.model.layers[1]
+    with torch.inference_mode():
+        stops = v.record_flow(layer, lambda: model(torch.arange(5), torch.arange(5), cache, context))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules())
+    return stops
+
+
+def test_a_flow_is_the_order_of_calls_with_the_shapes_that_came_out(flow):
+    assert [(s.name, dict(s.parts), s.reads) for s in flow] == [
+        ("input_layernorm", {"": (5, 64)}, True),
+        ("qkv_proj", {"q": (5, 128), "k": (5, 64), "v": (5, 64)}, False),
+        ("q_norm, k_norm", {"q": (5, 4, 32), "k": (5, 2, 32)}, False),
+        ("rotary", {"q": (5, 4, 32), "k": (5, 2, 32)}, False),
+        ("attn", {"": (5, 128)}, False),
+        ("o_proj", {"": (5, 64)}, False),
+        ("post_attention_layernorm", {"": (5, 64)}, True),
+        ("gate_up_proj", {"gate": (5, 96), "up": (5, 96)}, False),
+        ("act_fn", {"": (5, 96)}, False),
+        ("down_proj", {"": (5, 64)}, False),
+    ]
+
+
+def test_a_bar_is_as_high_as_a_token_is_wide(flow):
+    fig = v.plot_shape_flow(flow)
+    widths = [{part: torch.Size(shape[1:]).numel() for part, shape in stop.parts.items()} for stop in flow]
+    for i, parts in enumerate(widths):
+        bars = {bar.get_gid().split("-")[2]: bar.get_height() * 256 / HEIGHT for bar in artists(fig, Rectangle, f"bar-{i}-")}
+        assert bars == pytest.approx(parts)
+    assert len(artists(fig, plt.Line2D, "plus")) == 2 and len(artists(fig, plt.Line2D, "detour-")) == 1
+    assert artists(fig, plt.Line2D, "detour-")[0].get_gid() == "detour-v"
+    assert {"[5, 256]", "[5, 2, 32]\n[5, 4, 32]", "[5, 96]"} <= set(texts(fig))
+    assert "64 channels in the stream, up to 256" in caption(fig)
+
+
+def test_a_flow_without_a_beginning_is_refused():
+    with pytest.raises(ValueError, match="record_flow"):
+        v.plot_shape_flow([Stop("attn", {"": (5, 64)})])
+    with pytest.raises(ValueError, match="calls the layer"):
+        v.record_flow(torch.nn.Linear(2, 2), lambda: None)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Qwen3ForCausalLM(Qwen3Config(**TINY | {"attention_bias": True}), None, device="meta", dtype=torch.float32)
+
+
+def test_a_name_map_finds_the_rows_that_the_loader_fills(model):
+    prefix = "model.layers.1."
+    parts = {"self_attn.v_proj.weight": (64, 64), "self_attn.q_proj.bias": (128,), "mlp.up_proj.weight": (96, 64),
+             "self_attn.o_proj.weight": (64, 128), "input_layernorm.weight": (64,)}
+    places = v.name_map(model, [(prefix + name, shape) for name, shape in parts.items()])
+    assert [(p.parameter.removeprefix(prefix), p.start, p.stop, p.rows) for p in places] == [
+        ("self_attn.qkv_proj.weight", 192, 256, 256), ("self_attn.qkv_proj.bias", 0, 128, 256),
+        ("mlp.gate_up_proj.weight", 96, 192, 192), ("self_attn.o_proj.weight", 0, 64, 64),
+        ("input_layernorm.weight", 0, 64, 64)]
+    (embedding,) = v.name_map(model, [("model.embed_tokens.weight", (96, 64))])
+    assert (embedding.start, embedding.stop, embedding.rows) == (0, 96, 96)
+    with pytest.raises(AttributeError, match="rotary_proj"):
+        v.name_map(model, [("model.layers.0.self_attn.rotary_proj.weight", (1,))])
+
+
+def test_the_lines_of_a_name_map_end_in_the_middle_of_their_rows(model):
+    names = [(f"model.layers.0.self_attn.{part}_proj.weight", (64, 64)) for part in "kqvo"]
+    fig = v.plot_name_map(v.name_map(model, names), prefix="model.layers.0.self_attn.")
+    for name, _ in names:
+        (rows,), (line,) = artists(fig, Rectangle, f"rows-{name}"), artists(fig, plt.Line2D, f"line-{name}")
+        assert line.get_ydata()[-1] == pytest.approx(rows.get_y() + rows.get_height() / 2)
+    heights = {name: artists(fig, Rectangle, f"rows-{name}")[0].get_height() for name, _ in names}
+    assert heights[names[1][0]] == pytest.approx(2 * heights[names[0][0]])  # 128 rows of q to 64 of k
+    assert {"rows 0 to 127", "rows 128 to 191", "qkv_proj.weight", "k_proj.weight  [64, 64]"} <= set(texts(fig))
+    assert "4 tensors fill 2 parameters; 1 of these is packed" in caption(fig)
+    with pytest.raises(ValueError, match="at least one"):
+        v.plot_name_map([])

@@ -17,12 +17,13 @@ export HF_HUB_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup lab demo test bench notebooks lint model clean browser
+.PHONY: help setup lab demo test bench notebooks book lint model clean browser
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
 	@echo "make notebooks  run every chapter and write its outputs back    make lint   ruff"
+	@echo "make book       the course as a web site, in build/book"
 	@echo "make model      train the offline model again                   make clean  remove what make made"
 
 setup: $(READY)
@@ -54,6 +55,10 @@ bench: $(READY)
 
 notebooks: $(READY)
 	$(BIN)/python -m tests.notebooks.nbtool update --jobs $(JOBS) $(CHAPTERS)
+
+# The committed outputs, as a site: nothing is run.
+book: $(READY)
+	$(BIN)/python -m chapters.book.build $(BOOK_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -165,14 +165,15 @@ def embedded(explorers: list[Explorer]) -> str:
     """The part of a page that holds the explorers, to be put between anything else; call it once a page."""
     # Defaults must stay: the embedding helper would take the module itself for one.
     data = embed_data(explorers, drop_defaults=False)
-    views = "".join(_json_script("view", view) for view in data["view_specs"])
-    return f"{_json_script('state', data['manager_state'])}{views}<script>{(HERE / 'host.js').read_text()}</script>\n"
+    views = "".join(json_script("view", view) for view in data["view_specs"])
+    return f"{json_script('state', data['manager_state'])}{views}<script>{(HERE / 'host.js').read_text()}</script>\n"
 
 
 def _text(raw: bytes) -> str:
     return base64.b64encode(raw).decode()
 
 
-def _json_script(kind: str, value) -> str:
+def json_script(kind: str, value) -> str:
+    """A widget "state" or "view" in the form that host.js, nbconvert and myst-nb share."""
     text = json.dumps(value).replace("</", "<\\/")  # a closing tag in the data would end the script
     return f'<script type="application/vnd.jupyter.widget-{kind}+json">{text}</script>\n'

@@ -1,0 +1,93 @@
+"""The course as a web site: every chapter as it was committed, with explorers that move and no kernel behind them.
+
+    python -m chapters.book.build                  # into build/book; make book does the same
+    python -m chapters.book.build --only 04        # some chapters, while writing
+
+Nothing is run and nothing is fetched. A notebook's output holds an explorer's data beside its picture; here the picture
+gives way to the explorer, mounted by the same script as in a report page.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+from ipywidgets.embed import embed_data
+from sphinx.cmd.build import build_main
+
+from visualizations.explorers.base import HERE as EXPLORERS
+from visualizations.explorers.base import SAVED, json_script, reopened
+
+BOOK = Path(__file__).parent
+CHAPTERS = BOOK.parent
+OUT = CHAPTERS.parent / "build" / "book"
+
+INDEX = """\
+# How an LLM inference engine works
+
+A course that takes an inference engine apart and builds it again. Everything you see here was shown by a notebook that
+ran; to run it yourself, clone the repository and type `make lab`. The explorers on these pages move: click, drag, or use
+the arrow keys.
+
+```{{toctree}}
+:maxdepth: 1
+
+{pages}
+```
+"""
+
+
+def with_explorers(notebook):
+    """Put the explorers of a notebook, in place, where their pictures stand. Their state goes to the end of the page."""
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+               if SAVED in output.get("data", {})]  # fmt: skip
+    if not outputs:
+        return notebook
+    explorers = [reopened(output.data[SAVED]) for output in outputs]
+    data = embed_data(explorers, drop_defaults=False)
+    for output, view in zip(outputs, data["view_specs"], strict=True):
+        output.data = nbformat.from_dict({"text/html": json_script("view", view)})
+    state = json_script("state", data["manager_state"])
+    script = f"<script>{(EXPLORERS / 'host.js').read_text()}</script>"
+    notebook.cells.append(nbformat.v4.new_markdown_cell(f"{state}\n\n{script}"))
+    return notebook
+
+
+def lay_out(chapters: list[Path], pages: Path) -> None:
+    """Write the pages that Sphinx reads."""
+    shutil.rmtree(pages, ignore_errors=True)
+    shutil.copytree(BOOK / "static", pages / "static")
+    shutil.copy(BOOK / "conf.py", pages)
+    for chapter in chapters:
+        page = with_explorers(nbformat.read(chapter, 4))
+        (pages / chapter.name).write_text(json.dumps(page), encoding="utf-8")
+    (pages / "index.md").write_text(INDEX.format(pages="\n".join(chapter.stem for chapter in chapters)), encoding="utf-8")
+
+
+def build(chapters: list[Path], out: Path) -> int:
+    """Build the site of `chapters` into `out`/html; returns Sphinx's exit status. A warning is an error."""
+    pages = out / "pages"
+    lay_out(chapters, pages)
+    return build_main(["-q", "-W", "--keep-going", "-E", "-d", str(out / "doctrees"), str(pages), str(out / "html")])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m chapters.book.build", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--only", nargs="+", metavar="NUMBER", help="beginnings of the chapters' names, such as 04")
+    options = parser.parse_args(arguments)
+    chapters = sorted(CHAPTERS.glob("*.ipynb"))
+    if options.only:
+        chapters = [chapter for chapter in chapters if chapter.name.startswith(tuple(options.only))]
+        if not chapters:
+            parser.error(f"--only {' '.join(options.only)}: no chapter's name begins so; they are numbered 00 to 14")
+    status = build(chapters, options.out)
+    print(f"{options.out / 'html' / 'index.html'}" if status == 0 else "the book could not be built; see above")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""Sphinx's settings for the book. `build.py` lays out the pages and runs it."""
+
+project = html_title = "How an LLM inference engine works"
+author = "the nano-vllm course"
+extensions = ["myst_nb"]
+nb_execution_mode = "off"  # the committed outputs are shown; the tests run every chapter
+nb_merge_streams = True
+nb_ipywidgets_js = {}  # explorers bring what they need (see build.py); the default would come from a CDN
+suppress_warnings = ["myst.header"]  # a chapter may go from its title to a third-level heading
+exclude_patterns = ["jupyter_execute"]
+html_theme = "sphinx_book_theme"
+html_theme_options = {"show_toc_level": 2, "use_download_button": True, "use_fullscreen_button": False,
+                      "search_bar_text": "Search the course", "navbar_persistent": [], "navbar_end": []}
+html_context = {"default_mode": "auto"}
+html_static_path = ["static"]
+html_css_files = ["book.css"]
+html_show_copyright = False

@@ -8,6 +8,7 @@ can be driven also `scheduler`, `add`, `abort`, `step`, `set`, `settings`, `has_
 from dataclasses import fields
 
 from nanovllm.engine.scheduler import ScheduledBatch, Scheduler
+from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.trace import StepRecord, Trace
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.utils.checks import check
@@ -29,6 +30,43 @@ class Recording:
         self.trace, self.prompts = trace, tokens or {}
         self.eviction_orders: dict[int, list[int]] = {}
         self.decode = decode or str
+
+
+class Books(Recording):
+    """A block manager and its sequences, handled by hand: every `look` is a step of the trace.
+
+    Owns the trace of what it saw. It never touches the manager, which may be one of your own: it takes `num_blocks`,
+    `block_size`, `ref_counts` and `block_state`, and `eviction_order` where there is one.
+
+    sequences: those that may hold blocks; a list that is filled later may be handed over empty.
+    """
+
+    kind = "block manager"
+
+    def __init__(self, manager, sequences: list[Sequence], decode=None):
+        meta = {"block_size": manager.block_size, "num_blocks": manager.num_blocks, "token_budget": 1}
+        super().__init__(Trace(meta), decode=decode)
+        self.manager, self.sequences = manager, sequences
+        self.says: list[str] = []  # what was done before each look
+        self.look("The books as they were handed over.")
+
+    def look(self, says: str) -> None:
+        """Record how the books stand. A token has its place as soon as the table reaches it, computed or not."""
+        manager, trace = self.manager, self.trace
+        step, holders = len(trace), [seq for seq in self.sequences if seq.block_table]
+        for seq in self.sequences:
+            trace.joined(seq)
+            self.prompts[seq.seq_id] = list(seq.token_ids)
+        trace.append(StepRecord(
+            step, float(step), 1.0, 1, scheduled=[], left_waiting={}, running=[seq.seq_id for seq in holders],
+            waiting=[seq.seq_id for seq in self.sequences if not seq.block_table and not seq.is_finished],
+            preempted=[], finished=[], tokens={}, hit_tokens={},
+            block_tables={seq.seq_id: list(seq.block_table) for seq in holders},
+            context_lens={seq.seq_id: min(len(seq), len(seq.block_table) * manager.block_size) for seq in holders},
+            blocks="".join(manager.block_state(block) for block in range(manager.num_blocks)),
+            ref_counts={block: n for block, n in enumerate(manager.ref_counts) if n > 1}))
+        self.says.append(says)
+        self.eviction_orders[step] = getattr(manager, "eviction_order", list)()
 
 
 class LiveEngine:

@@ -11,6 +11,7 @@ from visualizations.batch_composition import plot_batch_composition
 from visualizations.block_table import plot_block_tables
 from visualizations.cache_occupancy import plot_cache_occupancy
 from visualizations.explorers.base import standalone_html
+from visualizations.explorers.block_table import BlockTableExplorer
 from visualizations.explorers.journey import JourneyExplorer
 from visualizations.explorers.scheduler import SchedulerExplorer
 from visualizations.exponential_race import plot_exponential_race
@@ -37,10 +38,10 @@ from visualizations.work import plot_work
 from visualizations.work_shares import plot_work_shares
 
 __all__ = [
-    "JourneyExplorer", "Measured", "SchedulerExplorer", "Simulation", "name_map", "plot_ablation", "plot_attention_mask",
-    "plot_batch_composition", "plot_block_tables", "plot_cache_occupancy", "plot_exponential_race", "plot_fragmentation",
-    "plot_gpu_timeline", "plot_journey", "plot_latencies", "plot_life_of_request", "plot_memory_budget", "plot_name_map",
-    "plot_next_token", "plot_online_softmax", "plot_overlap", "plot_padding_waste", "plot_parity", "plot_prefix_tree",
-    "plot_request_timeline", "plot_roofline", "plot_rope", "plot_sampling_filters", "plot_shape_flow", "plot_work",
-    "plot_work_shares", "record_flow", "sampling_stages", "standalone_html", "trace_latencies",
+    "BlockTableExplorer", "JourneyExplorer", "Measured", "SchedulerExplorer", "Simulation", "name_map", "plot_ablation",
+    "plot_attention_mask", "plot_batch_composition", "plot_block_tables", "plot_cache_occupancy", "plot_exponential_race",
+    "plot_fragmentation", "plot_gpu_timeline", "plot_journey", "plot_latencies", "plot_life_of_request", "plot_memory_budget",
+    "plot_name_map", "plot_next_token", "plot_online_softmax", "plot_overlap", "plot_padding_waste", "plot_parity",
+    "plot_prefix_tree", "plot_request_timeline", "plot_roofline", "plot_rope", "plot_sampling_filters", "plot_shape_flow",
+    "plot_work", "plot_work_shares", "record_flow", "sampling_stages", "standalone_html", "trace_latencies",
 ]

@@ -25,6 +25,8 @@ class Config:
     gpu_memory_utilization: share of the GPU's memory for weights, activations and the KV cache together.
     kvcache_block_size: tokens a block; None is 256 on a GPU (what flash-attn asks for) and 16 elsewhere.
     num_kvcache_blocks: None sizes the cache by the memory at hand.
+    tensor_parallel_size: processes that share the model, each with a GPU of its own (on a CPU: with its share of threads).
+    worker_timeout: seconds without a sign of life after which one of them counts as hung.
     enforce_eager: run every kernel as written: no CUDA graphs, no compilation.
     async_scheduling: prepare the next step while this one runs; None is True on a GPU. On a CPU, which does both itself,
         it gains nothing.
@@ -38,6 +40,7 @@ class Config:
     max_model_len: int = 4096
     gpu_memory_utilization: float = 0.9
     tensor_parallel_size: int = 1
+    worker_timeout: float = 8.0
     enforce_eager: bool = False
     async_scheduling: bool | None = None
     kvcache_block_size: int | None = None
@@ -58,11 +61,16 @@ class Config:
                 _check_count(name, getattr(self, name))
         check(isinstance(self.gpu_memory_utilization, (int, float)) and 0 < self.gpu_memory_utilization <= 1,
               "gpu_memory_utilization", self.gpu_memory_utilization, "in (0, 1]", "it is a share of the GPU's memory")
-        check(self.tensor_parallel_size == 1, "tensor_parallel_size", self.tensor_parallel_size, "1 in this version",
-              "the layers know how to split; running them in several processes is not there yet")
+        _check_count("tensor_parallel_size", self.tensor_parallel_size)
+        check(isinstance(self.worker_timeout, (int, float)) and self.worker_timeout >= 1, "worker_timeout", self.worker_timeout,
+              "1 second or more", "a busy machine needs some")
         check(self.attention_backend in BACKENDS, "attention_backend", self.attention_backend, f"one of {BACKENDS}",
               "use 'auto' for the best one present")
         self.device = self._resolve_device()
+        if self.device.type == "cuda":
+            check(self.device.index + self.tensor_parallel_size <= torch.cuda.device_count(), "tensor_parallel_size",
+                  self.tensor_parallel_size, f"at most {torch.cuda.device_count() - self.device.index}, the GPUs that torch "
+                  f"sees from {self.device} on", "every rank needs one of its own: lower it, or use device='cpu'")
         self.model = Path(OFFLINE_MODEL if self.model is None else self.model).expanduser()
         self.hf_config = load_hf_config(self.model)
         self.dtype = self._resolve_dtype()

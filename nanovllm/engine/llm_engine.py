@@ -12,6 +12,7 @@ from torch import Tensor
 from nanovllm.config import Config
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.model_runner import Launched, ModelRunner
+from nanovllm.engine.parallel_runner import LaunchedElsewhere, ParallelRunner
 from nanovllm.engine.scheduler import ScheduledBatch, Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.step_record import PHASES, StepRecord
@@ -27,7 +28,7 @@ class _Step:
     """A step under way. marks: when its phases began, in their order, and when the last one ended."""
 
     batch: ScheduledBatch
-    launched: Launched
+    launched: Launched | LaunchedElsewhere
     marks: list[float]
 
 
@@ -46,7 +47,12 @@ class LLMEngine:
                  block_manager_cls: Callable[..., BlockManager] = BlockManager,
                  sampler: Callable[[Tensor, SamplingBatch], Tensor] | None = None):
         self.config = config
-        self.model_runner = ModelRunner(config)
+        if config.tensor_parallel_size > 1:
+            check(sampler is None, "sampler", sampler, "None with tensor_parallel_size > 1",
+                  "the ranks draw in processes of their own; try it at size 1")
+            self.model_runner = ParallelRunner(config)
+        else:
+            self.model_runner = ModelRunner(config)
         if sampler is not None:
             self.model_runner.sampler = sampler
         self.block_manager = block_manager_cls(self.model_runner.num_blocks, config.kvcache_block_size,

@@ -25,6 +25,16 @@ class TensorParallel:
               "choose a size that divides it")
         return total // self.size
 
+    def smallest(self, value: int, device) -> int:
+        """The least of the ranks' values. device: where their tensors live."""
+        if self.size > 1:
+            import torch
+            import torch.distributed as dist
+            least = torch.tensor(value, device=device)
+            dist.all_reduce(least, dist.ReduceOp.MIN, group=self.group)
+            value = int(least)
+        return value
+
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place."""
         if self.size > 1:

@@ -72,8 +72,8 @@ def make_engine(monkeypatch, num_blocks=64, block_size=4, caching=True, looks_ah
     monkeypatch.setattr(llm_engine, "ModelRunner", lambda config: FakeRunner(num_blocks, block_size))
     limits = dict(max_num_seqs=512, max_num_batched_tokens=16384, max_model_len=4096) | limits
     config = SimpleNamespace(kvcache_block_size=block_size, enable_prefix_caching=caching, eos_token_ids=eos_token_ids,
-                             async_scheduling=looks_ahead, seed=0, hf_config=SimpleNamespace(vocab_size=1000),
-                             model=Path("fake"), **limits)
+                             async_scheduling=looks_ahead, tensor_parallel_size=1, seed=0, model=Path("fake"),
+                             hf_config=SimpleNamespace(vocab_size=1000), **limits)
     return llm_engine.LLMEngine(config, scheduler_cls)
 
 

@@ -17,6 +17,7 @@ from nanovllm.layers.sampler import Sampler, SamplingBatch
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
 from nanovllm.utils.context import Context
 from nanovllm.utils.loader import load_weights
+from nanovllm.utils.parallel import TensorParallel
 
 
 class Launched:
@@ -47,24 +48,24 @@ class Launched:
 class ModelRunner:
     """Runs batches on a device. The only room that touches one.
 
-    Owns the model's weights and the KV cache, [num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]. It never
-    decides what runs: that stands in the ScheduledBatch it is given.
+    Owns the model's weights and the KV cache, [num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]; of a model
+    that is split, one rank's share, as `tp` says. It never decides what runs: that stands in the ScheduledBatch it is given.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, tp: TensorParallel = TensorParallel()):
         hf = config.hf_config
         self.device, self.dtype = config.device, config.dtype
         self.block_size = config.kvcache_block_size
         self.eos_token_ids, self.vocab_size = config.eos_token_ids, hf.vocab_size
         self.backend = select_backend(config.attention_backend, device=self.device, dtype=self.dtype,
                                       head_dim=hf.head_dim, block_size=self.block_size)
-        model = Qwen3ForCausalLM(hf, self.backend, device=self.device, dtype=self.dtype)
+        model = Qwen3ForCausalLM(hf, self.backend, tp, device=self.device, dtype=self.dtype)
         load_weights(model, config.model)
         self.model, self.sampler = self._fastest_form(model.eval())
         self.reset()
-        self._block_shape = (self.block_size, hf.num_key_value_heads, hf.head_dim)
+        self._block_shape = (self.block_size, model.model.layers[0].self_attn.attn.num_kv_heads, hf.head_dim)
         self._num_layers = hf.num_hidden_layers
-        self.num_blocks = config.num_kvcache_blocks or fit_blocks(self, config)
+        self.num_blocks = config.num_kvcache_blocks or tp.smallest(fit_blocks(self, config), self.device)
         try:
             self.kv_cache = self.new_cache(self.num_blocks)
         except (torch.OutOfMemoryError, RuntimeError) as error:

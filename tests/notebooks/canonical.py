@@ -13,7 +13,7 @@ import nbformat
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 CELL_METADATA = ("tags", "jupyter", "slideshow")
-ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
+ADDRESS = re.compile(r"(?<=\bat )0x[0-9a-fA-F]{6,}")  # of an object; other numbers in hexadecimal stay
 KERNEL_FILE = re.compile(r"\S*[/\\]ipykernel_\d+[/\\]\d+\.py")
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -1,7 +1,10 @@
 """The explorers in a real Chromium on a page without a kernel, as the report and the book show them."""
 
+import numpy as np
 import pytest
 
+from nanovllm.sampling_params import SamplingParams
+from visualizations.explorers.sampler import SamplerExplorer
 from visualizations.explorers.scheduler import SchedulerExplorer
 from visualizations.simulation import Simulation
 
@@ -40,7 +43,13 @@ def scheduler_explorer() -> SchedulerExplorer:
     return SchedulerExplorer(run().trace, step=3)
 
 
-EXPLORERS = {"scheduler": scheduler_explorer}
+def sampler_explorer() -> SamplerExplorer:
+    rows = 4 * np.cos(np.arange(900).reshape(3, 300) ** 1.3) - np.arange(300) / 60
+    return SamplerExplorer(rows, lambda i: f" word{i}", prompt_token_ids=[5, 6], output_token_ids=[1, 2, 3],
+                           params=SamplingParams(temperature=0.8, top_k=20))
+
+
+EXPLORERS = {"scheduler": scheduler_explorer, "sampler": sampler_explorer}
 every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
 
 

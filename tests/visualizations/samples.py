@@ -107,6 +107,8 @@ FIGURES = {
         139 << 30, bytes_per_token=114_688, ax=ax),
     "name_map": lambda ax=None: v.plot_name_map(PLACES, prefix="self_attn.", ax=ax),
     "next_token": lambda ax=None: v.plot_next_token(_probabilities(), lambda i: WORDS[i % len(WORDS)], drawn=19, ax=ax),
+    "online_softmax": lambda ax=None: v.plot_online_softmax([1.0, 0.3, -1, 0.8, 0.2, 1.9, 0.1, 0.5, 0, 1.2, -0.5, 0.3, 2.8, 1,
+                                                             0.4, 2.0], 4, ax=ax),
     "padding_waste": lambda ax=None: v.plot_padding_waste([1, 2, 4, 8, 16, 24, 32, 40, 48], range(1, 52), ax=ax),
     "parity": lambda ax=None: v.plot_parity(LAYERS, tolerance=1e-4, ax=ax),
     "prefix_tree": lambda ax=None: v.plot_prefix_tree(*_two_levels(), decode=lambda ids: " ".join(WORDS[i % 16] for i in ids),
@@ -120,4 +122,5 @@ FIGURES = {
     "sampling_filters": lambda ax=None: v.plot_sampling_filters(_stages(), lambda i: WORDS[i % len(WORDS)], ax=ax),
     "shape_flow": lambda ax=None: v.plot_shape_flow(FLOW, ax=ax),
     "work": lambda ax=None: v.plot_work(40, 20, ax=ax),
+    "work_shares": lambda ax=None: v.plot_work_shares([700, 120, 90, 350], 8, ax=ax),
 }

@@ -24,10 +24,12 @@ UNITS = {
     "gpu_timeline": ("milliseconds since the step began", ""), "latencies": ("milliseconds", "share of them this short"),
     "life_of_request": ("step", "tokens"), "memory_budget": ("memory of the device (GiB)", ""),
     "next_token": ("probability", ""),
+    "online_softmax": ("key", "weight (full height: 1)"),
     "padding_waste": ("bucket: captured batch size (sequences)", "rows computed"),
     "parity": ("largest difference from transformers (dashed: tolerance 0.0001)", ""), "request_timeline": ("step", ""),
     "roofline": ("arithmetic intensity (FLOP per byte moved)", "TFLOP/s"),
     "sampling_filters": ("tokens, the most likely first", ""), "work": ("position of the token", "round"),
+    "work_shares": ("keys read, one after the other", "8 programs at once"),
 }
 MAPS = {"block_tables", "journey", "name_map", "prefix_tree", "rope", "shape_flow"}  # place has no unit there
 every_figure = pytest.mark.parametrize("name", FIGURES)

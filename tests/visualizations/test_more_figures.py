@@ -126,6 +126,27 @@ def test_the_timeline_of_a_step_shows_each_launch_and_kernel():
         v.plot_gpu_timeline({"plain": (samples.shared()[0], 0)})
 
 
+def test_online_softmax_shows_the_weights_relative_to_the_highest_so_far():
+    fig = v.plot_online_softmax([0.0, 1.0, 2.0], 2)
+    heights = [bar.get_height() / 0.78 for bar in artists(fig, Rectangle, "new-0")]
+    assert heights == pytest.approx([np.exp(-1), 1.0])
+    assert [bar.get_height() / 0.78 for bar in artists(fig, Rectangle, "old-1")] == pytest.approx([np.exp(-2), np.exp(-1)])
+    assert "came 1 time," in caption(fig) and any("fade 0.37   highest 2.0   total 1.50" in t for t in texts(fig))
+    with pytest.raises(ValueError, match="finite"):
+        v.plot_online_softmax([0.0, float("-inf")], 2)
+
+
+def test_work_shares_read_every_key_once_in_either_cut():
+    fig = v.plot_work_shares([10, 3, 3], 4)
+    for kind, longest in (("whole", 10), ("cut", 4)):
+        bars = artists(fig, Rectangle, f"{kind}-")
+        assert sum(bar.get_width() for bar in bars) == 16
+        assert max(bar.get_x() + bar.get_width() for bar in bars) == longest
+    assert "2.5 times sooner" in caption(fig)
+    with pytest.raises(ValueError, match="context_lens"):
+        v.plot_work_shares([0, 3], 4)
+
+
 def test_padding_counts_rows():
     fig = v.plot_padding_waste([2, 4], [1, 2, 3, 4, 4, 9])
     assert [bar.get_height() for bar in artists(fig, Rectangle, "real")] == [3, 11, 9]

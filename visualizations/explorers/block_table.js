@@ -96,6 +96,11 @@ export default explorer((context) => {
   let run = readRun(context.data), drawn = drawnTokens(run.records), texts = context.data.texts;
   // What is chosen: a token (position null: always the newest), or a block that nobody need hold.
   let chosen = { seqId: context.data.chosen?.[0] ?? null, position: context.data.chosen?.[1] ?? null, block: null };
+  const widths = new Map(); // of texts, in the ribbon's font
+  const widthOfText = (text) => {
+    if (!widths.has(text)) { ribbon.draw.font = font(11); widths.set(text, Math.max(18, Math.ceil(ribbon.draw.measureText(text).width) + 8)); }
+    return widths.get(text);
+  };
   const says = (index) => context.data.says?.[index] ?? headline(run.records[index]);
   let jump = false, chips = [], cells = [], line = [];
 
@@ -214,7 +219,7 @@ export default explorer((context) => {
       if (position >= length) return 15;
       const word = wordAt(texts, drawn, seqId, position), text = word === null ? `${position}` : printable(word);
       words.set(position, text);
-      return Math.max(18, Math.ceil(draw.measureText(text).width) + 8);
+      return widthOfText(text);
     };
     const placed = seqId === null ? [] : flow(Array.from({ length: to - from }, (_, i) => from + i), size, widthOf, ribbon.width - 4);
     const rowOf = placed.find((chip) => chip.position === at.position)?.row ?? 0, last = placed.at(-1)?.row ?? 0;
@@ -446,11 +451,10 @@ export default explorer((context) => {
   // Rows of tokens that the longest sequence will need, so that the picture below keeps its place while the run goes on.
   const tokenRows = () => {
     const last = run.records.length - 1, size = run.meta.block_size;
-    ribbon.draw.font = font(11);
     const rows = run.ids.slice(0, 64).map((id) => {
       const length = lengthAt(run, drawn, id, last);
       if (length > 200) return TOKEN_ROWS;
-      const widthOf = (position) => Math.max(18, Math.ceil(ribbon.draw.measureText(printable(wordAt(texts, drawn, id, position) ?? `${position}`)).width) + 8);
+      const widthOf = (position) => widthOfText(printable(wordAt(texts, drawn, id, position) ?? `${position}`));
       return (flow(Array.from({ length: Math.ceil(length / size) * size }, (_, i) => i), size, widthOf, ribbon.width - 4).at(-1)?.row ?? 0) + 1;
     });
     return clamp(Math.max(1, ...rows), 1, TOKEN_ROWS);

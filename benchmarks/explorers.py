@@ -1,0 +1,129 @@
+"""How fast the explorers draw in a real Chromium: 200 steps of 64 sequences on 256 blocks, scrubbed through four times.
+
+    python -m benchmarks.explorers                    # all of them, a table, and benchmarks/results/explorers-<cpu>.json
+    python -m benchmarks.explorers block_table        # one of them, nothing written
+
+Every pass moves the slider one step a frame. `draw`: milliseconds from the slider's event until the drawing code has
+returned; of each step the best of three passes, after one that warms up, because other work on the machine only ever adds
+to it. `fps`: frames a second of the best pass, the browser's own painting included; its screen is drawn in software here.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+from visualizations import BlockTableExplorer, SchedulerExplorer, Simulation, standalone_html
+from visualizations.explorers.base import Explorer
+
+RESULTS = Path(__file__).parent / "results"
+STEPS, SEQUENCES, BLOCKS = 200, 64, 256
+FRAME_MILLISECONDS = 16.0  # what a step may cost
+WIDTHS = (700, 1400)
+FLAGS = ["--no-sandbox", "--disable-gpu"]
+
+SCRUB = """async (most) => {
+  const slider = document.querySelector('.nvx-root input[type=range]');
+  const low = +slider.min, grain = +slider.step || 1, span = Math.round((+slider.max - low) / grain);
+  const steps = Math.min(most, span + 1), draw = [], began = performance.now();
+  const frame = () => new Promise((done) => requestAnimationFrame(done));
+  for (let i = 0; i < steps; i++) {
+    await frame();
+    const start = performance.now();
+    slider.value = low + Math.round(i * span / Math.max(1, steps - 1)) * grain;
+    slider.dispatchEvent(new Event('input', { bubbles: true }));
+    draw.push(performance.now() - start);
+  }
+  await frame();
+  return { draw, fps: 1000 * steps / (performance.now() - began) };
+}"""
+PASSES = 3
+
+
+def big_run() -> Simulation:
+    """64 requests that share a system prompt and draw tokens for 200 steps on 256 blocks."""
+    simulation = Simulation(num_blocks=BLOCKS, block_size=64, max_num_batched_tokens=256, max_num_seqs=SEQUENCES)
+    system = " ".join(f"rule {i} ," for i in range(22))
+    for i in range(SEQUENCES):
+        simulation.add(f"{system} and this is question number {i}", STEPS - 8, at=i // 8)
+    simulation.run(STEPS)
+    return simulation
+
+
+# What `python -m benchmarks.explorers` measures: name -> an explorer of that size.
+EXPLORERS: dict[str, Callable[[], Explorer]] = {
+    "scheduler": lambda: SchedulerExplorer(big_run().trace),
+    "block_table": lambda: BlockTableExplorer(big_run()),
+}
+
+
+def measure(page: Page, explorer: Explorer, folder: Path, width: int) -> dict:
+    """Milliseconds and frames of one explorer on a page of its own."""
+    file = folder / "page.html"
+    file.write_text(standalone_html([explorer]))
+    page.set_viewport_size({"width": width, "height": 1000})
+    page.goto(file.as_uri())
+    page.wait_for_selector(".nvx-root[data-ready]")
+    page.evaluate(SCRUB, STEPS)  # fonts and code are warm from here on
+    passes = [page.evaluate(SCRUB, STEPS) for _ in range(PASSES)]
+    draw = [min(times) for times in zip(*(one["draw"] for one in passes), strict=True)]
+    return {"steps": len(draw), "fps": round(max(one["fps"] for one in passes), 1),
+            "draw": {"median": round(statistics.median(draw), 2), "p95": round(statistics.quantiles(draw, n=20)[-1], 2),
+                     "max": round(max(draw), 2)}}
+
+
+def chromium() -> str:
+    names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
+    for name in names:
+        if name and (path := shutil.which(name)):
+            return path
+    raise RuntimeError("no Chromium here: install one, or name it with CHROMIUM=/path/to/chrome.")
+
+
+def cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file() and (found := re.search(r"model name\s*: (.+)", info.read_text())):
+        return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.explorers", description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", choices=[[], *EXPLORERS], help="which explorers; all, if none is named")
+    names = parser.parse_args().names or list(EXPLORERS)
+    results: dict[str, dict] = {}
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+        version = browser.version
+        for name in names:
+            explorer = EXPLORERS[name]()
+            results[name] = {"kilobytes": round(len(explorer.payload) / 1000, 1)}
+            for width in WIDTHS:
+                page = browser.new_page()
+                results[name][f"{width} px"] = seen = measure(page, explorer, Path(folder), width)
+                page.close()
+                draw = seen["draw"]
+                slow = "" if draw["max"] <= FRAME_MILLISECONDS else f"  over {FRAME_MILLISECONDS} ms"
+                print(f"{name:16} {width:5} px {seen['steps']:4} steps  draw: median {draw['median']:5.2f} ms, "
+                      f"p95 {draw['p95']:5.2f}, max {draw['max']:5.2f}{slow}  {seen['fps']:5.1f} frames/s", flush=True)
+        browser.close()
+    if names == list(EXPLORERS):
+        machine = {"cpu": cpu(), "cores": os.cpu_count(), "chromium": version, "date": datetime.date.today().isoformat()}
+        slug = re.sub(r"[^a-z0-9]+", "-", machine["cpu"].lower()).strip("-")
+        size = {"steps": STEPS, "sequences": SEQUENCES, "blocks": BLOCKS, "limit_ms": FRAME_MILLISECONDS}
+        file = RESULTS / f"explorers-{slug}.json"
+        file.write_text(json.dumps(machine | size | {"explorers": results}, indent=1) + "\n")
+        print(f"wrote {file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,15 @@
 """The explorers in a real Chromium on a page without a kernel, as the report and the book show them."""
 
+import functools
+
 import numpy as np
 import pytest
 
+from nanovllm import LLM
 from nanovllm.sampling_params import SamplingParams
+from visualizations.explorers.block_table import BlockTableExplorer
+from visualizations.explorers.journey import JourneyExplorer
+from visualizations.explorers.journey_record import record_journey
 from visualizations.explorers.sampler import SamplerExplorer
 from visualizations.explorers.scheduler import SchedulerExplorer
 from visualizations.simulation import Simulation
@@ -49,7 +55,22 @@ def sampler_explorer() -> SamplerExplorer:
                            params=SamplingParams(temperature=0.8, top_k=20))
 
 
-EXPLORERS = {"scheduler": scheduler_explorer, "sampler": sampler_explorer}
+def block_table_explorer() -> BlockTableExplorer:
+    return BlockTableExplorer(run(), step=4)
+
+
+@functools.cache
+def journey() -> dict:
+    with LLM(kvcache_block_size=8, num_kvcache_blocks=24, max_num_batched_tokens=16) as llm:
+        return record_journey(llm, "Once upon a time there was a fox who", SamplingParams(max_tokens=4, temperature=0))
+
+
+def journey_explorer() -> JourneyExplorer:
+    return JourneyExplorer(journey(), step=3)
+
+
+EXPLORERS = {"scheduler": scheduler_explorer, "sampler": sampler_explorer, "block_table": block_table_explorer,
+             "journey": journey_explorer}
 every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
 
 

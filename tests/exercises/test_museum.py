@@ -1,0 +1,45 @@
+"""Appendix A: each exhibit, as committed, fails its own test with a hint, and its repair passes."""
+
+import inspect
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CELLS = ["".join(c["source"]) for c in json.loads((ROOT / "chapters" / "A_bug_museum.ipynb").read_text())["cells"]
+         if c["cell_type"] == "code"]  # fmt: skip
+EXHIBITS = [(code, call) for code, call in zip(CELLS[1::2], CELLS[2::2])]
+
+
+@pytest.fixture(scope="module")
+def museum():
+    """The modules as a chapter imports them, from its own folder."""
+    sys.path.insert(0, os.fspath(ROOT / "chapters"))
+    try:
+        from exercises import museum
+        from exercises.solutions import museum as solutions
+    finally:
+        sys.path.pop(0)
+    return museum, solutions
+
+
+def test_there_are_ten():
+    assert len(EXHIBITS) == 10
+
+
+@pytest.mark.parametrize(("code", "call"), EXHIBITS, ids=[call.split("_", 1)[1].split("(")[0] for _, call in EXHIBITS])
+def test_the_exhibit_fails_and_its_repair_passes(museum, code, call):
+    checks, solutions = museum
+    room = {}
+    sys.path.insert(0, os.fspath(ROOT / "chapters"))
+    try:
+        exec(CELLS[0] + "\n\n" + code, room)
+    finally:
+        sys.path.pop(0)
+    verdict = eval(call, room)
+    assert not verdict and "Error" not in verdict.text.split(":")[0], verdict
+    check = getattr(checks, call.removeprefix("museum.").split("(")[0])
+    assert check(getattr(solutions, next(iter(inspect.signature(check).parameters))))

@@ -22,6 +22,8 @@ from nanovllm.sampling_params import SamplingParams
 from nanovllm.utils.checks import check
 from nanovllm.utils.interrupts import uninterrupted
 
+Watcher = Callable[[ScheduledBatch, list[Sequence], float], None]
+
 
 @dataclass(slots=True)
 class _Step:
@@ -68,6 +70,7 @@ class LLMEngine:
         self._ids = itertools.count()
         self._seeds = random.Random(config.seed)  # for requests that bring none
         self._traces: list[Trace] = []  # who listens
+        self._watchers: list[Watcher] = []
 
     def __repr__(self) -> str:
         return f"LLMEngine(step {self.num_steps}, {self.scheduler!r}, {self.block_manager!r})"
@@ -80,9 +83,12 @@ class LLMEngine:
         """Raise ValueError unless the request can be served to its end. Queues nothing."""
         vocab_size = self.config.hf_config.vocab_size
         self.scheduler.validate(len(prompt_token_ids), params.max_tokens, priority)
-        for token in (*prompt_token_ids, *params.stop_token_ids, *(params.logit_bias or ())):
-            check(isinstance(token, int) and 0 <= token < vocab_size, "token id", token,
-                  f"a whole number in [0, {vocab_size}), the model's vocabulary", "encode the text with this model's tokenizer")
+        tokens = (*prompt_token_ids, *params.stop_token_ids, *(params.logit_bias or ()))
+        if not {*map(type, tokens)} <= {int} or min(tokens) < 0 or max(tokens) >= vocab_size:  # a prompt may be long
+            for token in tokens:
+                check(isinstance(token, int) and 0 <= token < vocab_size, "token id", token,
+                      f"a whole number in [0, {vocab_size}), the model's vocabulary",
+                      "encode the text with this model's tokenizer")
 
     def add_request(self, prompt_token_ids: list[int], params: SamplingParams | None = None, priority: int = 0) -> Sequence:
         """Queue a request and return its sequence, to be watched while `step` fills it. Raises as `validate` does.
@@ -160,6 +166,8 @@ class LLMEngine:
             self._under_way.clear()  # nobody waits for it
         self._record(oldest, token_ids, finished)
         self.num_steps += 1
+        for watcher in self._watchers:
+            watcher(oldest.batch, finished, oldest.marks[0])
         return finished
 
     @property
@@ -196,6 +204,17 @@ class LLMEngine:
 
     def detach(self, trace: Trace) -> None:
         self._traces = [other for other in self._traces if other is not trace]
+
+    def watch(self, watcher: Watcher) -> None:
+        """Call `watcher(batch, finished, began)` after every step, until `unwatch`; began is its `time.perf_counter`.
+
+        Unlike a trace it costs only what the watcher takes, and the engine still looks ahead: the queues may already
+        count the step under way. A watcher must be quick and must not raise: it runs inside the step.
+        """
+        self._watchers = [*self._watchers, watcher]
+
+    def unwatch(self, watcher: Watcher) -> None:
+        self._watchers = [other for other in self._watchers if other != watcher]
 
     def check_integrity(self) -> None:
         """Raise RuntimeError unless the engine's books balance."""

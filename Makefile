@@ -17,7 +17,7 @@ export HF_HUB_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup lab demo test bench notebooks book lint model clean browser
+.PHONY: help setup lab demo test bench notebooks book film lint model clean browser
 .DEFAULT_GOAL := help
 
 help:
@@ -59,6 +59,10 @@ notebooks: $(READY)
 # The committed outputs, as a site: nothing is run.
 book: $(READY)
 	$(BIN)/python -m chapters.book.build $(BOOK_ARGS)
+
+# The README's moving picture.
+film: $(READY) browser
+	$(BIN)/python -m visualizations.explorers.film
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -90,6 +90,16 @@ class SamplingParams:
         """Whether a logits processor has work to do."""
         return self.penalized or self.logit_bias is not None or self.min_tokens > 0
 
+    @property
+    def filtered(self) -> bool:
+        """Whether some tokens are kept out of the draw."""
+        return not self.greedy and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
+    @property
+    def draws_plainly(self) -> bool:
+        """Whether scores, temperature and a random number are all there is to a draw, and nobody asks about it."""
+        return not (self.filtered or self.changes_scores or self.logprobs is not None)
+
     def ending_tokens(self, eos_token_ids: Iterable[int]) -> set[int]:
         """The tokens that end this request, given the model's own."""
         return {*self.stop_token_ids, *(() if self.ignore_eos else eos_token_ids)}

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 CPU_CACHE_BYTES = 512 << 20  # without a GPU the cache shares the machine's memory: take a little, unless told
 
+GRAPH_BYTES = 256 << 20  # activations of a few hundred tokens, and what the driver keeps of two dozen graphs
+
 
 def fit_blocks(runner: "ModelRunner", config: Config) -> int:
     """As many blocks as the memory holds, at least one request of max_model_len, at most what all could ever use."""
@@ -21,7 +23,7 @@ def fit_blocks(runner: "ModelRunner", config: Config) -> int:
     useful = per_seq * config.max_num_seqs
     if runner.device.type == "cpu":
         return min(max(per_seq, CPU_CACHE_BYTES // runner.bytes_per_block), useful)
-    budget = _free_memory(runner, config)
+    budget = _free_memory(runner, config) - (0 if config.enforce_eager else _graph_memory(runner, config))
     blocks = min(budget // runner.bytes_per_block, useful)
     check(blocks >= per_seq, "memory for the KV cache", f"{budget / 2**30:.2f} GiB",
           f"at least {per_seq * runner.bytes_per_block / 2**30:.2f} GiB, one request of max_model_len={config.max_model_len}",
@@ -58,3 +60,8 @@ def _free_memory(runner: "ModelRunner", config: Config) -> int:
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(runner.device)
     return int(min(total * config.gpu_memory_utilization - before, free) - peak)
+
+
+def _graph_memory(runner: "ModelRunner", config: Config) -> int:
+    """Bytes that the decode graphs will hold for good: the logits of the largest batch, and a little of everything else."""
+    return config.max_num_seqs * runner.vocab_size * runner.dtype.itemsize + GRAPH_BYTES

@@ -7,9 +7,11 @@ import torch
 
 from nanovllm.config import Config
 from nanovllm.engine.cache_size import fit_blocks
+from nanovllm.engine.cuda_graphs import DecodeGraphs
 from nanovllm.engine.logprobs import LogprobReport, prompt_reports, sampled_report
 from nanovllm.engine.scheduler import ScheduledBatch, ScheduledSequence
-from nanovllm.engine.step_inputs import Layout, StepInputs
+from nanovllm.engine.step_inputs import Layout, StepInputs, send
+from nanovllm.layers import row_state
 from nanovllm.layers.attention import select_backend
 from nanovllm.layers.attention_backends import import_error
 from nanovllm.layers.logits_processors import LogitsProcessors
@@ -23,12 +25,13 @@ from nanovllm.utils.parallel import TensorParallel
 class Launched:
     """A step under way. Its results are on their way to the host from the moment they exist, behind nothing later.
 
-    token_ids: [num_sampled] int64, on the device. reports: log-probabilities that sequences asked for.
+    token_ids: [num_rows] int64, on the device. reports: log-probabilities that sequences asked for. rows: where each
+        token of the batch stands, in the batch's order; None when they stand in it.
     """
 
-    def __init__(self, token_ids: torch.Tensor, reports: list[LogprobReport]):
-        self._token_ids = token_ids.to("cpu", non_blocking=True)  # to pinned memory
-        self._reports = reports
+    def __init__(self, token_ids: torch.Tensor, reports: list[LogprobReport], rows: np.ndarray | None = None):
+        self._token_ids = token_ids.to("cpu", non_blocking=True, copy=True)  # to pinned memory
+        self._reports, self._rows = reports, rows
         for report in reports:
             report.fetch()
         self._arrived = None
@@ -42,7 +45,7 @@ class Launched:
             self._arrived.synchronize()
         for report in self._reports:
             report.deliver()
-        return self._token_ids.tolist()
+        return self._token_ids.tolist() if self._rows is None else self._token_ids.numpy()[self._rows].tolist()
 
 
 class ModelRunner:
@@ -61,7 +64,8 @@ class ModelRunner:
                                       head_dim=hf.head_dim, block_size=self.block_size)
         model = Qwen3ForCausalLM(hf, self.backend, tp, device=self.device, dtype=self.dtype)
         load_weights(model, config.model)
-        self.model, self.sampler = self._fastest_form(model.eval())
+        self.model, self.sampler, self._row_kernels = self._fastest_form(model.eval())
+        self._own_sampler, self.graphs = self.sampler, None
         self.reset()
         self._block_shape = (self.block_size, model.model.layers[0].self_attn.attn.num_kv_heads, hf.head_dim)
         self._num_layers = hf.num_hidden_layers
@@ -72,6 +76,8 @@ class ModelRunner:
             raise RuntimeError(
                 f"the KV cache of {self.num_blocks} blocks ({self.num_blocks * self.bytes_per_block / 2**30:.2f} GiB) does "
                 f"not fit on {self.device}; lower num_kvcache_blocks or gpu_memory_utilization.") from error
+        if self.device.type == "cuda" and not config.enforce_eager and self.backend.name != "torch":
+            self.graphs = self.decode_graphs(config)
 
     def __repr__(self) -> str:
         dtype, mebibytes = str(self.dtype).removeprefix("torch."), self.num_blocks * self.bytes_per_block / 2**20
@@ -85,7 +91,7 @@ class ModelRunner:
     def close(self) -> None:
         """Let go of the weights and the cache, and hand their memory back to the device."""
         self.reset()
-        self.model = self.kv_cache = self.sampler = None
+        self.model = self.kv_cache = self.graphs = self.sampler = self._own_sampler = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -96,6 +102,10 @@ class ModelRunner:
     @torch.inference_mode()
     def launch(self, batch: ScheduledBatch) -> Launched:
         """Enqueue a step and return at once."""
+        if self.graphs:
+            if all(item.samples and item.num_tokens == 1 for item in batch.items):
+                return self._launch_decode(batch.items)
+            self.graphs.rows.lose_track()
         inputs = self.prepare(batch)
         hidden = self.forward(inputs)
         reports = prompt_reports(batch, hidden, self.model.compute_logits)
@@ -107,6 +117,22 @@ class ModelRunner:
         self._drawn_by = {item.seq.seq_id: i for i, item in enumerate(item for item in batch.items if item.samples)}
         return Launched(token_ids, reports + sampled_report(batch, logits, token_ids))
 
+    def _launch_decode(self, items: list[ScheduledSequence]) -> Launched:
+        """A step of one token each: the graph draws for all, and rows that ask for more draw again from its logits."""
+        logits = self.graphs.launch(items, self._drawn, self._drawn_by)
+        state, rows = self.graphs.state, self.graphs.rows
+        self._drawn, self._drawn_by = state.drawn, rows.row_of
+        apart = rows.apart if self.sampler is self._own_sampler else list(range(len(items)))
+        reports = []
+        if apart:
+            some = [items[i] for i in apart]
+            at, = send([rows.rows[apart]], self.device)
+            asked = logits[at]
+            token_ids = self.sampler(asked, self._sampling(some, state.input_ids[at]))
+            state.drawn[at] = token_ids
+            reports = sampled_report(ScheduledBatch(some), asked, token_ids)
+        return Launched(state.drawn[:len(logits)], reports, rows.rows)
+
     def collect(self, launched: Launched) -> list[int]:
         """Wait for the step that `launch` enqueued; its log-probabilities go to the sequences that asked for them."""
         return launched.wait()
@@ -114,6 +140,8 @@ class ModelRunner:
     def reset(self) -> None:
         """Forget the tokens last drawn, after a step that failed: whoever runs next brings its own."""
         self._drawn, self._drawn_by = None, {}
+        if self.graphs:
+            self.graphs.rows.lose_track()
 
     def forward(self, inputs: StepInputs) -> torch.Tensor:
         """The final hidden states, [num_tokens, hidden_size]."""
@@ -122,18 +150,18 @@ class ModelRunner:
     def prepare(self, batch: ScheduledBatch) -> StepInputs:
         """The step's tensors on the device, with the tokens that only the device knows put in their places."""
         layout = Layout.of(batch.items, self.block_size)
+        drawn = np.array([self._drawn_by[seq_id] for seq_id in layout.owners], np.int64)
+        input_ids, positions, cu_seqlens_q, context_lens, block_tables, slot_mapping, last_rows, pending, drawn = send(
+            (layout.input_ids, layout.positions, layout.cu_seqlens_q, layout.context_lens, layout.block_tables,
+             layout.slot_mapping, layout.last_rows, layout.pending, drawn), self.device)
         context = Context(
-            cu_seqlens_q=self._tensor(layout.cu_seqlens_q), context_lens=self._tensor(layout.context_lens),
-            block_tables=self._tensor(layout.block_tables), slot_mapping=self._tensor(layout.slot_mapping),
-            max_seqlen_q=max(item.num_tokens for item in batch.items), max_seqlen_k=int(layout.context_lens.max()),
-            num_decodes=batch.num_decodes, last_rows=self._tensor(layout.last_rows))
-        input_ids = self._tensor(layout.input_ids)
+            cu_seqlens_q, context_lens, block_tables, slot_mapping, max_seqlen_q=max(item.num_tokens for item in batch.items),
+            max_seqlen_k=int(layout.context_lens.max()), num_decodes=batch.num_decodes, last_rows=last_rows)
         if layout.owners:
-            drawn = self._tensor(np.array([self._drawn_by[seq_id] for seq_id in layout.owners]))
-            input_ids[self._tensor(layout.pending)] = self._drawn[drawn]
+            input_ids[pending] = self._drawn[drawn]
         sampled = [item for item in batch.items if item.samples]
         sampling = self._sampling(sampled, input_ids[context.last_rows]) if sampled else None
-        return StepInputs(input_ids, self._tensor(layout.positions), context, sampling)
+        return StepInputs(input_ids, positions, context, sampling)
 
     def _sampling(self, items: list[ScheduledSequence], last_tokens: torch.Tensor) -> SamplingBatch:
         """last_tokens: [num_sampled] int64, each row's last token, from the device: the host may not know it yet."""
@@ -148,18 +176,20 @@ class ModelRunner:
         offsets = [length - prompt for length, prompt in zip(lengths, num_prompt_tokens)]
         return SamplingBatch.from_params(params, [item.seq.seed for item in items], offsets, self.device, processors)
 
-    def _fastest_form(self, model: Qwen3ForCausalLM) -> tuple[Callable, Sampler]:
-        """Model and sampler as steps run them: with our kernels, or as they are for the `torch` attention backend."""
+    def _fastest_form(self, model: Qwen3ForCausalLM) -> tuple[Callable, Sampler, object]:
+        """Model, sampler and what moves decode rows: with our kernels, or plain for the `torch` attention backend."""
         if self.backend.name == "torch" or import_error("triton"):
-            return model, Sampler()
+            return model, Sampler(), row_state
+        from nanovllm.kernels import row_state as row_kernels
         from nanovllm.kernels.sample import draw
         from nanovllm.models.qwen3_fused import FusedQwen3
 
-        return FusedQwen3(model), Sampler(draw)
+        return FusedQwen3(model), Sampler(draw), row_kernels
 
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
+    def decode_graphs(self, config: Config, capture: bool = True) -> DecodeGraphs:
+        most = min(config.max_num_seqs, config.max_num_batched_tokens)  # no step has room for more
+        return DecodeGraphs(self.model, self._own_sampler.draw, self._row_kernels, self.kv_cache, max_num_seqs=most,
+                            max_model_len=config.max_model_len, capture=capture)
 
     def new_cache(self, num_blocks: int) -> torch.Tensor:
         return torch.zeros(self._num_layers, 2, num_blocks, *self._block_shape, dtype=self.dtype, device=self.device)

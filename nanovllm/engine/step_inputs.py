@@ -1,8 +1,10 @@
 """From scheduled sequences to the exact arrays of a step: one long row of tokens, no padding."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from nanovllm.engine.scheduler import ScheduledSequence
@@ -71,3 +73,21 @@ def block_tables(tables: list[list[int]]) -> np.ndarray:
     padded = np.zeros((len(tables), lens.max()), np.int32)
     padded[np.arange(padded.shape[1]) < lens[:, None]] = [block for table in tables for block in table]
     return padded
+
+
+def send(arrays: Iterable[np.ndarray], device: torch.device) -> list[Tensor]:
+    """The arrays on the device, in one copy for all of them that nobody waits for.
+
+    From pinned memory, which torch hands out again only when the copy is done.
+    """
+    arrays = [np.ascontiguousarray(array) for array in arrays]
+    if device.type == "cpu":
+        return [torch.from_numpy(array) for array in arrays]
+    starts = np.cumsum([0] + [-(-array.nbytes // 16) * 16 for array in arrays]).tolist()  # kernels like 16-byte borders
+    packed = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
+    there = packed.numpy()
+    for array, start in zip(arrays, starts):
+        there[start:start + array.nbytes] = array.reshape(-1).view(np.uint8)
+    sent = packed.to(device, non_blocking=True)
+    return [sent[start:start + array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape)
+            for array, start in zip(arrays, starts)]

@@ -18,10 +18,11 @@ def _best(scores, tokens):
     return highest, tl.min(tl.where(scores == highest, tokens, 0x7FFFFFFF), 0)
 
 
-@triton.jit
+# How the vocabulary is split differs from batch size to batch size, which must not mean compiling again.
+@triton.jit(do_not_specialize=["tiles_per_split"])
 def _draw_kernel(
     tokens_ptr, score_ptr, logits_ptr, temperatures_ptr, seeds_ptr, offsets_ptr, stride_row, vocab_size, tiles_per_split,
-    SPLITS: tl.constexpr, TILE: tl.constexpr, FAST: tl.constexpr,
+    TILE: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Program (split, row): the winner of one row among one split of the vocabulary."""
     split, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -42,21 +43,19 @@ def _draw_kernel(
         best = tl.where(better, scores, best)
         winner = tl.where(better, token, winner)
     score, token = _best(best, winner)
-    if SPLITS == 1:
-        tl.store(tokens_ptr + row, token.to(tl.int64))
-    else:
-        tl.store(score_ptr + row * SPLITS + split, score)
-        tl.store(tokens_ptr + row * SPLITS + split, token.to(tl.int64))
+    place = row * tl.num_programs(0) + split
+    tl.store(score_ptr + place, score)
+    tl.store(tokens_ptr + place, token)
 
 
-@triton.jit
-def _final_kernel(out_ptr, tokens_ptr, score_ptr, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["splits"])
+def _final_kernel(out_ptr, tokens_ptr, score_ptr, splits, BLOCK: tl.constexpr):
     """Program (row): the winner of the splits' winners."""
     row, split = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
-    inside = split < SPLITS
-    scores = tl.load(score_ptr + row * SPLITS + split, mask=inside, other=float("-inf"))
-    tokens = tl.load(tokens_ptr + row * SPLITS + split, mask=inside, other=0x7FFFFFFF)
-    tl.store(out_ptr + row, _best(scores, tokens)[1])
+    inside = split < splits
+    scores = tl.load(score_ptr + row * splits + split, mask=inside, other=float("-inf"))
+    tokens = tl.load(tokens_ptr + row * splits + split, mask=inside, other=0x7FFFFFFF)
+    tl.store(out_ptr + row, _best(scores, tokens)[1].to(tl.int64))
 
 
 def draw(logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: Tensor, splits: int | None = None,
@@ -71,18 +70,14 @@ def draw(logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: Tensor, s
     tiles = triton.cdiv(vocab_size, tile)
     if splits is None:
         splits = max(1, min(8 * multiprocessors(logits.device) // num_rows, MAX_SPLITS))
-    tiles_per_split = triton.cdiv(tiles, min(splits, tiles))
+    tiles_per_split = triton.cdiv(tiles, min(splits, tiles, MAX_SPLITS))
     splits = triton.cdiv(tiles, tiles_per_split)
-    tokens = torch.empty(num_rows, splits, dtype=torch.int64, device=logits.device)
+    tokens = torch.empty(num_rows, splits, dtype=torch.int32, device=logits.device)
     scores = torch.empty(num_rows, splits, dtype=torch.float32, device=logits.device)
+    out = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     _draw_kernel[(splits, num_rows)](
         tokens, scores, logits, temperatures, seeds, offsets, logits.stride(0), vocab_size, tiles_per_split,
-        SPLITS=splits, TILE=tile, FAST=logits.is_cuda, num_warps=4,
+        TILE=tile, FAST=logits.is_cuda, num_warps=4,
     )  # fmt: skip
-    if splits == 1:
-        return tokens[:, 0]
-    out = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
-    _final_kernel[(num_rows,)](
-        out, tokens, scores, SPLITS=splits, BLOCK=triton.next_power_of_2(splits), num_warps=1,
-    )  # fmt: skip
+    _final_kernel[(num_rows,)](out, tokens, scores, splits, BLOCK=MAX_SPLITS, num_warps=1)
     return out

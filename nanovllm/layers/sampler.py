@@ -50,7 +50,7 @@ class SamplingBatch:
         def tensor(values, dtype):
             return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
-        filtered = [(row, p) for row, p in enumerate(params) if not p.greedy and (p.top_k > 0 or p.top_p < 1 or p.min_p > 0)]
+        filtered = [(row, p) for row, p in enumerate(params) if p.filtered]
         filters = None
         if filtered:
             rows, asked = zip(*filtered)

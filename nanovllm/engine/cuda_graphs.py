@@ -1,0 +1,93 @@
+"""Decode steps captured once and replayed: one launch instead of some two hundred and fifty.
+
+A decode step of a small model is hundreds of kernels of a few microseconds each, and launching one from Python costs more
+than it runs. A CUDA graph is the list of launches of one step, kept on the device and started as a whole. It repeats them
+exactly, with the same sizes and the same addresses, and so everything that changes from step to step must lie in fixed
+tensors: the rows of `layers.row_state`. Sizes are met by padding, a graph for each of a few batch sizes.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from nanovllm.engine.decode_rows import DecodeRows
+from nanovllm.engine.scheduler import ScheduledSequence
+from nanovllm.engine.step_inputs import send
+from nanovllm.layers.row_state import RowState
+from nanovllm.utils.context import Context
+
+
+def batch_sizes(most: int) -> list[int]:
+    """1, 2, 4, then multiples of 8, further and further apart, up to `most`: from 32 on, less than a fifth is padding."""
+    sizes, size = [1, 2, 4], 8
+    while size < most:
+        sizes.append(size)
+        size += max(8, 2 ** (size.bit_length() - 1) // 4)
+    return [s for s in sizes if s < most] + [most]
+
+
+class DecodeGraphs:
+    """Runs steps in which every sequence takes one token and draws the next, embedding to draw in one replay.
+
+    Owns the rows, on the device and in the host's picture of them, and one graph for each batch size; all share one pool
+    of memory, as only one runs at a time. Weights and cache stay the model runner's, and must stay where they are: the
+    graphs know their addresses.
+
+    model: called as `Qwen3ForCausalLM` is, and asked for logits. draw: as `layers.sampler.draw`. row_kernels: the module
+    with `advance` and `write_rows`, `layers.row_state` or its twin in `kernels`. capture: False runs the same step
+    without graphs, on any device.
+    """
+
+    def __init__(self, model: Callable, draw: Callable, row_kernels, kv_cache: Tensor, *, max_num_seqs: int,
+                 max_model_len: int, capture: bool = True):
+        self.block_size, self.max_model_len = kv_cache.shape[3], max_model_len
+        max_blocks = -(-max_model_len // self.block_size)
+        self.rows = DecodeRows(batch_sizes(max_num_seqs), self.block_size, max_blocks)
+        self.state = RowState.empty(max_num_seqs, max_blocks, kv_cache.device)
+        self._model, self._draw, self._kernels, self._kv_cache = model, draw, row_kernels, kv_cache
+        self._starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=kv_cache.device)
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        if capture:
+            self._capture(batch_sizes(max_num_seqs))
+
+    def launch(self, items: list[ScheduledSequence], drawn: Tensor | None, drawn_by: dict[int, int]) -> Tensor:
+        """Enqueue a step; returns its logits, [batch size, vocab_size], good until the next one.
+
+        Row `rows.row_of[seq_id]` of `state` and of the logits is the sequence's; the token it draws is in `state.drawn`.
+        drawn, drawn_by: the tokens last drawn, if any, and where each sequence's stands among them.
+        """
+        size, records, entries = self.rows.seat(items, drawn_by)
+        if len(records) or len(entries):
+            records, entries = send((records, entries), self.state.drawn.device)
+            self._kernels.write_rows(self.state, records, entries, self.state.drawn if drawn is None else drawn)
+        if size not in self._graphs:
+            return self._step(size)
+        graph, logits = self._graphs[size]
+        graph.replay()
+        return logits
+
+    def _step(self, size: int) -> Tensor:
+        """What a graph holds: the rows move on, the model runs, and each row draws its token."""
+        state = self.state
+        self._kernels.advance(state, size, self.block_size)
+        context = Context(
+            cu_seqlens_q=self._starts[:size + 1], context_lens=state.context_lens[:size],
+            block_tables=state.block_tables[:size], slot_mapping=state.slot_mapping[:size], max_seqlen_q=1,
+            max_seqlen_k=self.max_model_len, num_decodes=size, last_rows=self._starts[:size])
+        logits = self._model.compute_logits(
+            self._model(state.input_ids[:size], state.positions[:size], self._kv_cache, context))
+        state.drawn[:size] = self._draw(logits, state.temperatures[:size], state.seeds[:size], state.offsets[:size])
+        return logits
+
+    @torch.inference_mode()
+    def _capture(self, sizes: list[int]) -> None:
+        """The largest first: the smaller ones then fit into its memory. All rows are empty, so no cache is written."""
+        pool = None
+        for size in reversed(sizes):
+            self._step(size)  # not captured: kernels are compiled and loaded now, and cuBLAS makes its choice
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                logits = self._step(size)
+            pool = graph.pool()
+            self._graphs[size] = graph, logits

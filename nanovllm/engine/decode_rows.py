@@ -1,0 +1,105 @@
+"""Which sequence sits in which row of the decode batch, and what the host must tell the device before a step."""
+
+from heapq import heappop, heappush
+
+import numpy as np
+
+from nanovllm.engine.scheduler import ScheduledSequence
+
+UNKNOWN = -2  # a row whose place in the cache the device does not have right
+
+
+class DecodeRows:
+    """The host's picture of the rows in `layers.row_state.RowState`.
+
+    A sequence keeps its row for as long as it decodes. Whoever is new takes the lowest empty row, and when so many have
+    left that a smaller batch would do, those at the end move into the gaps. The device moves every row on by one token
+    a step; what it cannot know is found here by comparing the place at which each sequence is to run with the place at
+    which its row will be. Whatever differs is written anew, for whatever reason it differs, so nobody has to tell of
+    prompts, preemptions or steps undone.
+
+    Imports no torch. sizes: the batch sizes that can run, in rising order (see `cuda_graphs.batch_sizes`).
+    """
+
+    def __init__(self, sizes: list[int], block_size: int, max_blocks: int):
+        self.block_size, self.max_blocks = block_size, max_blocks
+        self._sizes = np.array(sizes)
+        self.row_of: dict[int, int] = {}  # by seq_id; never changed in place, so that who holds it keeps the old one
+        self.rows = np.zeros(0, np.int64)  # of the batch's items, in their order
+        self.apart: list[int] = []  # items whose draw takes more than a temperature
+        self._seq_ids: list[int] = []
+        self._size = sizes[0]
+        self._cached = np.full(sizes[-1], -1)  # as the device will have it when the next step begins
+        self._empty = list(range(sizes[-1]))  # a heap
+
+    def size_for(self, num_rows: int) -> int:
+        """The smallest batch that holds so many rows."""
+        return int(self._sizes[np.searchsorted(self._sizes, num_rows)])
+
+    def lose_track(self) -> None:
+        """The sequences ran elsewhere, or a step was undone: every row still in use will be written anew."""
+        self._cached[self._cached >= 0] = UNKNOWN
+
+    def seat(self, items: list[ScheduledSequence], drawn_by: dict[int, int]) -> tuple[int, np.ndarray, np.ndarray]:
+        """Give each item its row; returns (batch size, records, entries), which `write_rows` takes.
+
+        items: all with one token, and sampling. drawn_by: by seq_id, where in the last step's tokens its own stands.
+        """
+        seq_ids = [item.seq.seq_id for item in items]
+        if seq_ids != self._seq_ids:
+            self._reseat(seq_ids)
+            self.apart = [i for i, item in enumerate(items) if not item.seq.sampling_params.draws_plainly]
+        starts, rows = np.array([item.start for item in items]), self.rows
+        fresh = self._cached[rows] != starts
+        grown = (starts % self.block_size == 0) & ~fresh
+        records, entries = [], []
+        for i in np.flatnonzero(fresh).tolist():
+            row = int(rows[i])
+            records.append(self._record(row, items[i], drawn_by))
+            entries += enumerate(items[i].seq.block_table, row * self.max_blocks)
+        for i in np.flatnonzero(grown).tolist():
+            block = items[i].start // self.block_size
+            entries.append((int(rows[i]) * self.max_blocks + block, items[i].seq.block_table[block]))
+        vacant = self._cached == UNKNOWN
+        vacant[rows] = False
+        records += [(row, -1, 0, 0, 0, 0, 0) for row in np.flatnonzero(vacant).tolist()]
+        self._cached[vacant] = -1
+        self._cached[rows] = starts + 1
+        return self._size, np.array(records, np.int64).reshape(-1, 7), np.array(entries, np.int64).reshape(-1, 2)
+
+    def _reseat(self, seq_ids: list[int]) -> None:
+        """Rows for a batch of other sequences than the last. Rows that change hands become UNKNOWN."""
+        row_of, staying = {}, set(seq_ids)
+        for seq_id, row in self.row_of.items():
+            if seq_id in staying:
+                row_of[seq_id] = row
+            else:
+                self._leave(row)
+        for seq_id in seq_ids:
+            if seq_id not in row_of:
+                row_of[seq_id] = self._take()
+        self._size = self.size_for(len(seq_ids))
+        for seq_id, row in row_of.items():
+            if row >= self._size:
+                # Nobody new sits in the row left behind: whoever was new has a row by now. Its token can still be read.
+                row_of[seq_id] = self._take()
+                self._leave(row)
+        self.row_of, self._seq_ids = row_of, seq_ids
+        self.rows = np.array([row_of[seq_id] for seq_id in seq_ids])
+
+    def _take(self) -> int:
+        row = heappop(self._empty)
+        self._cached[row] = UNKNOWN
+        return row
+
+    def _leave(self, row: int) -> None:
+        heappush(self._empty, row)
+        self._cached[row] = UNKNOWN
+
+    @staticmethod
+    def _record(row: int, item: ScheduledSequence, drawn_by: dict[int, int]) -> tuple:
+        """In the order of `layers.row_state.RECORD`."""
+        seq = item.seq
+        token = -1 - drawn_by[seq.seq_id] if seq.num_pending_tokens else seq.token_ids[-1]
+        bits = int(np.float32(seq.sampling_params.temperature).view(np.int32))
+        return row, item.start, seq.num_cached_tokens, seq.num_prompt_tokens, seq.seed, bits, token

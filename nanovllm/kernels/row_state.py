@@ -1,0 +1,76 @@
+"""The rows of the decode batch, changed and moved on: `layers/row_state.py` in one launch each."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nanovllm.layers.row_state import RECORD, RowState
+
+BLOCK = 128
+
+
+@triton.jit(do_not_specialize=["num_records", "num_entries"])
+def _write_rows_kernel(
+    cached_ptr, stored_from_ptr, num_prompt_ptr, seeds_ptr, temperatures_ptr, drawn_ptr, tables_ptr,
+    records_ptr, entries_ptr, source_ptr, num_records, num_entries, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program takes BLOCK records and BLOCK entries."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mine, record_ptr = i < num_records, records_ptr + i * WIDTH
+    row = tl.load(record_ptr, mask=mine, other=0)
+    cached = tl.load(record_ptr + 1, mask=mine, other=0).to(tl.int32)
+    tl.store(cached_ptr + row, cached, mask=mine)
+    tl.store(stored_from_ptr + row, tl.load(record_ptr + 2, mask=mine, other=0).to(tl.int32), mask=mine)
+    tl.store(num_prompt_ptr + row, tl.load(record_ptr + 3, mask=mine, other=0).to(tl.int32), mask=mine)
+    tl.store(seeds_ptr + row, tl.load(record_ptr + 4, mask=mine, other=0), mask=mine)
+    bits = tl.load(record_ptr + 5, mask=mine, other=0).to(tl.int32)
+    tl.store(temperatures_ptr + row, bits.to(tl.float32, bitcast=True), mask=mine)
+    token = tl.load(record_ptr + 6, mask=mine, other=0)
+    pending = mine & (token < 0)
+    token = tl.where(pending, tl.load(source_ptr + (-1 - token), mask=pending, other=0), token)
+    tl.store(drawn_ptr + row, token, mask=mine & (cached >= 0))
+
+    mine = i < num_entries
+    place = tl.load(entries_ptr + 2 * i, mask=mine, other=0)
+    tl.store(tables_ptr + place, tl.load(entries_ptr + 2 * i + 1, mask=mine, other=0).to(tl.int32), mask=mine)
+
+
+@triton.jit(do_not_specialize=["num_rows", "table_stride"])
+def _advance_kernel(
+    input_ids_ptr, positions_ptr, slots_ptr, offsets_ptr, context_lens_ptr,
+    cached_ptr, stored_from_ptr, num_prompt_ptr, drawn_ptr, tables_ptr, table_stride, num_rows,
+    BLOCK_SIZE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program takes BLOCK rows."""
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mine = row < num_rows
+    cached = tl.load(cached_ptr + row, mask=mine, other=-1)
+    live, position = cached >= 0, tl.maximum(cached, 0)
+    block = tl.load(tables_ptr + row.to(tl.int64) * table_stride + position // BLOCK_SIZE, mask=live, other=0)
+    slot = block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE
+    stored = live & (cached >= tl.load(stored_from_ptr + row, mask=mine, other=0))
+    tl.store(input_ids_ptr + row, tl.load(drawn_ptr + row, mask=live, other=0), mask=mine)
+    tl.store(positions_ptr + row, position.to(tl.int64), mask=mine)
+    tl.store(slots_ptr + row, tl.where(stored, slot, -1), mask=mine)
+    offset = position + 1 - tl.load(num_prompt_ptr + row, mask=mine, other=0)
+    tl.store(offsets_ptr + row, offset.to(tl.int64), mask=mine)
+    tl.store(context_lens_ptr + row, cached + 1, mask=mine)
+    tl.store(cached_ptr + row, cached + live.to(tl.int32), mask=mine)
+
+
+def write_rows(state: RowState, records: Tensor, entries: Tensor, drawn: Tensor) -> None:
+    """As `layers.row_state.write_rows`."""
+    num_programs = triton.cdiv(max(len(records), len(entries)), BLOCK)
+    _write_rows_kernel[(num_programs,)](
+        state.cached, state.stored_from, state.num_prompt_tokens, state.seeds, state.temperatures, state.drawn,
+        state.block_tables, records, entries, drawn, len(records), len(entries), WIDTH=len(RECORD), BLOCK=BLOCK, num_warps=4,
+    )  # fmt: skip
+
+
+def advance(state: RowState, num_rows: int, block_size: int) -> None:
+    """As `layers.row_state.advance`."""
+    _advance_kernel[(triton.cdiv(num_rows, BLOCK),)](
+        state.input_ids, state.positions, state.slot_mapping, state.offsets, state.context_lens, state.cached,
+        state.stored_from, state.num_prompt_tokens, state.drawn, state.block_tables, state.block_tables.stride(0), num_rows,
+        BLOCK_SIZE=block_size, BLOCK=BLOCK, num_warps=4,
+    )  # fmt: skip

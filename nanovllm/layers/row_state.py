@@ -1,0 +1,82 @@
+"""The decode batch as it lives on the device: a row for each running sequence, which moves on by itself from step to step.
+
+A decode step differs from the one before it in little: every row is one position further, its input is the token it has
+just drawn, and now and then a row begins a new block. None of that needs the host. So the rows stay on the device;
+`advance` takes them one step on, and `write_rows` changes those few for which that is not enough: a sequence that came,
+went or moved, or got a block. `kernels/row_state.py` does the same in one launch each.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RECORD = ("row", "num_cached_tokens", "stored_from", "num_prompt_tokens", "seed", "temperature", "token")
+
+
+@dataclass(slots=True)
+class RowState:
+    """One entry a row. `write_rows` sets the first group, and `advance` makes the second, which the model reads, of it.
+
+    cached: [num_rows] int32, tokens in the cache before the step to come; -1 marks an empty row.
+    stored_from: [num_rows] int32, positions before it lie in shared blocks and are never written.
+    num_prompt_tokens: [num_rows] int32. seeds: [num_rows] int64. temperatures: [num_rows] float32, 0 is greedy.
+    drawn: [num_rows] int64, the token each row drew last. block_tables: [num_rows, max_blocks] int32.
+
+    input_ids, positions, slot_mapping, offsets: [num_rows] int64. context_lens: [num_rows] int32; 0 in an empty row.
+    """
+
+    cached: Tensor
+    stored_from: Tensor
+    num_prompt_tokens: Tensor
+    seeds: Tensor
+    temperatures: Tensor
+    drawn: Tensor
+    block_tables: Tensor
+    input_ids: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    offsets: Tensor
+    context_lens: Tensor
+
+    @classmethod
+    def empty(cls, num_rows: int, max_blocks: int, device) -> "RowState":
+        def zeros(dtype, *shape):
+            return torch.zeros(num_rows, *shape, dtype=dtype, device=device)
+
+        narrow, wide = torch.int32, torch.int64
+        return cls(zeros(narrow) - 1, zeros(narrow), zeros(narrow), zeros(wide), zeros(torch.float32), zeros(wide),
+                   zeros(narrow, max_blocks), zeros(wide), zeros(wide), zeros(wide) - 1, zeros(wide), zeros(narrow))
+
+
+def write_rows(state: RowState, records: Tensor, entries: Tensor, drawn: Tensor) -> None:
+    """Set whole rows and single entries of block tables.
+
+    records: [num_records, len(RECORD)] int64, no row twice; a temperature is there as its float32 bits, and a token
+    below 0 is the one at -1 - token of `drawn`, [anything] int64, because the host may not know it yet. A record that
+    empties its row (num_cached_tokens -1) leaves its token, which another may be just about to read. entries:
+    [num_entries, 2] int64, a place in the flattened block tables and the block to put there.
+    """
+    row, cached, stored_from, num_prompt_tokens, seed, temperature, token = records.unbind(1)
+    state.cached[row], state.stored_from[row] = cached.int(), stored_from.int()
+    state.num_prompt_tokens[row], state.seeds[row] = num_prompt_tokens.int(), seed
+    state.temperatures[row] = temperature.int().view(torch.float32)
+    pending, filled = token < 0, cached >= 0
+    token = token.masked_scatter(pending, drawn[-1 - token[pending]])
+    state.drawn[row[filled]] = token[filled]
+    state.block_tables.view(-1)[entries[:, 0]] = entries[:, 1].int()
+
+
+def advance(state: RowState, num_rows: int, block_size: int) -> None:
+    """Lay out the next step of the first num_rows rows, one token each."""
+    cached, drawn = state.cached[:num_rows], state.drawn[:num_rows]
+    live, position = cached >= 0, cached.clamp(min=0).long()
+    block = state.block_tables[:num_rows].gather(1, position[:, None] // block_size)[:, 0]
+    slot = block.long() * block_size + position % block_size
+    stored = live & (cached >= state.stored_from[:num_rows])
+    state.input_ids[:num_rows] = torch.where(live, drawn, 0)
+    state.positions[:num_rows] = position
+    state.slot_mapping[:num_rows] = torch.where(stored, slot, -1)
+    state.offsets[:num_rows] = position + 1 - state.num_prompt_tokens[:num_rows]
+    state.context_lens[:num_rows] = cached + 1
+    state.cached[:num_rows] = cached + live

@@ -1,10 +1,13 @@
 """The reader's own classes serve in the real engine: here the solutions stand in for the reader."""
 
-from chapters.exercises import ch02, ch03, ch04, ch05
+import pytest
+
+from chapters.exercises import ch02, ch03, ch04, ch05, ch10
 from chapters.exercises.solutions import ch02 as solved02
 from chapters.exercises.solutions import ch03 as solved03
 from chapters.exercises.solutions import ch04 as solved04
 from chapters.exercises.solutions import ch05 as solved05
+from chapters.exercises.solutions import ch10 as solved10
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20, 21, 22], [5, 6, 7, 8, 9, 10]]
 LONG = [list(range(start, start + 50)) for start in (5, 70, 140)]
@@ -26,3 +29,17 @@ def test_the_schedulers_of_chapter_04_change_no_text():
 
 def test_the_admission_of_chapter_05_serves_in_a_small_cache():
     assert "each text is what it is alone" in ch05.serve_with(solved05.MyAdmission, LONG)
+
+
+def test_the_samplers_of_chapter_10_draw_the_same_alone_and_in_company():
+    told = ch10.serve_with(ch10.TopPSampler(solved10.keep_top_p), PROMPTS, same_as_ours=True)
+    assert "what the finished sampler draws" in told and " 0 preemptions" not in told
+    assert "each text what it is alone" in ch10.serve_with(solved10.MySampler(), PROMPTS)
+
+
+def test_a_sampler_with_one_generator_for_all_is_found_out():
+    def hands_out_numbers_in_order(logits, batch):
+        return logits.softmax(-1).multinomial(1)[:, 0]
+
+    with pytest.raises(RuntimeError, match="in company"):
+        ch10.serve_with(hands_out_numbers_in_order, PROMPTS)

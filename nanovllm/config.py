@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -12,6 +13,12 @@ OFFLINE_MODEL = Path(__file__).parent / "assets" / "offline"
 DRAFT_MODEL = Path(__file__).parent / "assets" / "draft"
 SUPPORTED_ARCHITECTURES = ("Qwen3ForCausalLM",)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+LOAD_FORMATS = ("auto", "dummy")
+# What a config.json must say, and what it means when it does not say the rest: the defaults of Qwen3's own configuration.
+REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "max_position_embeddings")
+MODEL_DEFAULTS = {"head_dim": 128, "hidden_act": "silu", "rms_norm_eps": 1e-6, "attention_bias": False,
+                  "tie_word_embeddings": False, "eos_token_id": None}
 BACKENDS = ("auto", "torch", "triton", "flash_attn")
 
 
@@ -20,6 +27,8 @@ class Config:
     """The engine's settings, with every "auto" resolved. Owns no device memory.
 
     model: folder in Hugging Face format; None is the model that ships with the package.
+    load_format: "auto" reads the folder's safetensors; "dummy" fills a model of that shape with random numbers where it
+        lies, from config.json alone: to measure speed and memory without the weights.
     max_num_batched_tokens: tokens a step may compute. max_num_seqs: sequences that may run at once.
     max_model_len: longest prompt + output; lowered to the model's max_position_embeddings when that is less.
     gpu_memory_utilization: share of the GPU's memory for weights, activations and the KV cache together.
@@ -50,6 +59,7 @@ class Config:
     attention_backend: str = "auto"
     enable_prefix_caching: bool = True
     seed: int | None = None
+    load_format: str = "auto"
     hf_config: object = field(init=False, repr=False)
     eos_token_ids: tuple[int, ...] = field(init=False)
 
@@ -66,13 +76,15 @@ class Config:
               "1 second or more", "a busy machine needs some")
         check(self.attention_backend in BACKENDS, "attention_backend", self.attention_backend, f"one of {BACKENDS}",
               "use 'auto' for the best one present")
+        check(self.load_format in LOAD_FORMATS, "load_format", self.load_format, f"one of {LOAD_FORMATS}",
+              "use 'auto' to read the folder's weights")
         self.device = self._resolve_device()
         if self.device.type == "cuda":
             check(self.device.index + self.tensor_parallel_size <= torch.cuda.device_count(), "tensor_parallel_size",
                   self.tensor_parallel_size, f"at most {torch.cuda.device_count() - self.device.index}, the GPUs that torch "
                   f"sees from {self.device} on", "every rank needs one of its own: lower it, or use device='cpu'")
         self.model = Path(OFFLINE_MODEL if self.model is None else self.model).expanduser()
-        self.hf_config = load_hf_config(self.model)
+        self.hf_config = load_hf_config(self.model, needs_weights=self.load_format == "auto")
         self.dtype = self._resolve_dtype()
         self.eos_token_ids = self._find_eos_token_ids()
         self.max_model_len = min(self.max_model_len, self.hf_config.max_position_embeddings)
@@ -98,8 +110,7 @@ class Config:
         if self.dtype == "auto":  # a CPU multiplies float32 fastest, and exactly
             if self.device.type == "cpu":
                 return torch.float32
-            stored = getattr(self.hf_config, "dtype", None) or torch.bfloat16
-            return DTYPES.get(stored, stored)
+            return self.hf_config.dtype
         dtype = DTYPES.get(self.dtype, self.dtype)
         check(dtype in DTYPES.values(), "dtype", self.dtype, f"'auto' or one of {tuple(DTYPES)}", "use 'auto'")
         return dtype
@@ -113,22 +124,28 @@ class Config:
         return tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (eos,)
 
 
-def load_hf_config(folder: Path):
-    """Read config.json as a transformers config. Raises ValueError unless the folder holds a model we implement."""
+def load_hf_config(folder: Path, needs_weights: bool = True) -> SimpleNamespace:
+    """Read config.json, by the names that it uses. Raises ValueError unless the folder holds a model we implement.
+
+    As plain values: transformers would say the same of the file, and takes a second or two to import.
+    """
     check(folder.is_dir(), "model", str(folder), "a folder in Hugging Face format",
           "download the model first and pass the folder; no model means the offline one")
     file = folder / "config.json"
     check(file.is_file(), "model", str(folder), "a folder with a config.json", "pass the folder the model was saved in")
     try:
-        architectures = json.loads(file.read_text()).get("architectures") or []
+        values = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}: not valid JSON ({error}); copy the model again.") from error
+    architectures = values.get("architectures") or []
     check(any(a in SUPPORTED_ARCHITECTURES for a in architectures), "architectures", architectures,
           f"one of {SUPPORTED_ARCHITECTURES}", "use a dense Qwen3 model")
-    check(any(folder.glob("*.safetensors")) or (folder / "model.safetensors.index.json").is_file(), "model", str(folder),
-          "a folder with *.safetensors weights", "save or download the weights in safetensors format")
-    from transformers import Qwen3Config
-    return Qwen3Config.from_pretrained(folder)
+    check(not needs_weights or any(folder.glob("*.safetensors")) or (folder / "model.safetensors.index.json").is_file(),
+          "model", str(folder), "a folder with *.safetensors weights", "save or download the weights in safetensors format")
+    missing = [name for name in REQUIRED if values.get(name) is None]
+    check(not missing, "config.json", f"without {', '.join(missing)}", "complete", "copy the model's own config.json again")
+    stored = values.get("dtype") or values.get("torch_dtype") or "bfloat16"
+    return SimpleNamespace(**MODEL_DEFAULTS | values | {"dtype": getattr(torch, stored)})
 
 
 def _check_count(name: str, value) -> None:

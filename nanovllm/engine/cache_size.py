@@ -23,7 +23,7 @@ def fit_blocks(runner: "ModelRunner", config: Config) -> int:
     useful = per_seq * config.max_num_seqs
     if runner.device.type == "cpu":
         return min(max(per_seq, CPU_CACHE_BYTES // runner.bytes_per_block), useful)
-    budget = _free_memory(runner, config) - (0 if config.enforce_eager else _graph_memory(runner, config))
+    budget = _free_memory(runner, config)
     blocks = min(budget // runner.bytes_per_block, useful)
     check(blocks >= per_seq, "memory for the KV cache", f"{budget / 2**30:.2f} GiB",
           f"at least {per_seq * runner.bytes_per_block / 2**30:.2f} GiB, one request of max_model_len={config.max_model_len}",
@@ -59,9 +59,11 @@ def _free_memory(runner: "ModelRunner", config: Config) -> int:
     del hidden
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(runner.device)
-    return int(min(total * config.gpu_memory_utilization - before, free) - peak)
+    return int(min(total * config.gpu_memory_utilization - before, free) - peak - _graph_memory(runner, config))
 
 
 def _graph_memory(runner: "ModelRunner", config: Config) -> int:
     """Bytes that the decode graphs will hold for good: the logits of the largest batch, and a little of everything else."""
+    if config.enforce_eager:
+        return 0
     return config.max_num_seqs * runner.vocab_size * runner.dtype.itemsize + GRAPH_BYTES

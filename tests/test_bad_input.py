@@ -82,7 +82,8 @@ def test_nonsense_sampling_params(fields, message):
     (dict(max_num_seqs=0), "max_num_seqs=0"), (dict(gpu_memory_utilization=1.5), "gpu_memory_utilization=1.5"),
     (dict(kvcache_block_size=0), "kvcache_block_size=0"), (dict(attention_backend="fast"), "attention_backend='fast'"),
     (dict(device="tpu0"), "device='tpu0'"), (dict(dtype="int8"), "dtype='int8'"),
-    (dict(tensor_parallel_size=3), "tensor_parallel_size=3"),
+    (dict(tensor_parallel_size=3), "tensor_parallel_size=3"), (dict(worker_timeout=0), "worker_timeout=0"),
+    (dict(load_format="npz"), "load_format='npz'"),
 ])
 def test_nonsense_settings(folder, settings, message):
     with pytest.raises(ValueError, match=message):
@@ -92,7 +93,7 @@ def test_nonsense_settings(folder, settings, message):
 def test_folders_that_hold_no_model_we_can_run(folder, tmp_path):
     with pytest.raises(ValueError, match="must be a folder in Hugging Face format"):
         LLM(tmp_path / "absent", device="cpu")
-    with pytest.raises(ValueError, match="config.json"):
+    with pytest.raises(ValueError, match=r"config\.json"):
         LLM(tmp_path, device="cpu")
     other = shutil.copytree(folder, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())

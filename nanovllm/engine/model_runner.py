@@ -18,7 +18,7 @@ from nanovllm.layers.logits_processors import LogitsProcessors
 from nanovllm.layers.sampler import Sampler, SamplingBatch
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
 from nanovllm.utils.context import Context
-from nanovllm.utils.loader import load_weights
+from nanovllm.utils.loader import load_weights, random_weights
 from nanovllm.utils.parallel import TensorParallel
 
 
@@ -63,7 +63,10 @@ class ModelRunner:
         self.backend = select_backend(config.attention_backend, device=self.device, dtype=self.dtype,
                                       head_dim=hf.head_dim, block_size=self.block_size)
         model = Qwen3ForCausalLM(hf, self.backend, tp, device=self.device, dtype=self.dtype)
-        load_weights(model, config.model)
+        if config.load_format == "dummy":
+            random_weights(model)
+        else:
+            load_weights(model, config.model)
         self.model, self.sampler, self._row_kernels = self._fastest_form(model.eval())
         self._own_sampler, self.graphs = self.sampler, None
         self.reset()

@@ -107,8 +107,9 @@ class Worker:
             config.device = torch.device("cuda", config.device.index + self.rank)
             torch.cuda.set_device(config.device)
             backend, options = "nccl", {"device_id": config.device}
-        elif sys.platform == "linux":  # all ranks are on this machine: nothing needs to leave it, nor a host's name be known
-            os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        if sys.platform == "linux":  # all ranks are on this machine: nothing needs to leave it, nor a host's name be known
+            for library in ("GLOO", "NCCL"):
+                os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
         own = {"is_master": True, "master_listen_fd": self.listener} if self.rank == 0 else {"is_master": False}
         store = dist.TCPStore("127.0.0.1", self.port, timeout=FOR_EVER, wait_for_workers=False, **own)
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=FOR_EVER, **options)

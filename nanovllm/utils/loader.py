@@ -39,6 +39,20 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
                          "copy or download all of the checkpoint's files.")
 
 
+def random_weights(model: nn.Module, deviation: float = 0.02) -> None:
+    """Fill the parameters where they lie, always with the same: ones for norms, zeros for biases, random for the rest.
+
+    Ranks of a split model do not get the shares of one whole model: for measuring, that is as good.
+    """
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(0 if name.endswith("bias") else 1)
+            else:
+                parameter.normal_(0, deviation, generator=generator)
+
+
 def _fill(model: nn.Module, packed: dict, file: Path, name: str, tensor: torch.Tensor) -> None:
     module_name, parameter_name = name.rsplit(".", 1)
     parent, _, last = module_name.rpartition(".")

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
-from nanovllm.utils.loader import load_weights
+from nanovllm.utils.loader import load_weights, random_weights
 from nanovllm.utils.parallel import TensorParallel
 
 from ..checkpoints import random_checkpoint, reference
@@ -133,3 +133,23 @@ def test_a_truncated_file_is_named_with_the_remedy(load, tensors, tmp_path, keep
 def test_a_folder_without_weights_is_named(load, tmp_path):
     with pytest.raises(ValueError, match=r"no \*\.safetensors files"):
         load()
+
+
+def test_random_weights_leave_nothing_as_it_was_and_touch_no_global(original, tmp_path):
+    state = torch.get_rng_state()
+    models = [Qwen3ForCausalLM(original[1], None, device="cpu", dtype=torch.float32) for _ in range(2)]
+    for model in models:
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+        random_weights(model)
+    for (name, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(a, b) and (a.ndim == 1 or abs(float(a.std()) - 0.02) < 0.002), name
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_dummy_model_needs_no_weights_on_disk(original, tmp_path):
+    from nanovllm import LLM, SamplingParams
+    original[1].save_pretrained(tmp_path)
+    with LLM(tmp_path, device="cpu", load_format="dummy") as llm:
+        out, = llm.generate([[1, 2, 3]], SamplingParams(max_tokens=5, ignore_eos=True), use_tqdm=False)
+    assert len(out.token_ids) == 5

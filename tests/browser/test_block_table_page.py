@@ -5,7 +5,7 @@ from nanovllm.engine.sequence import Sequence
 from tests.browser.test_explorers import STEP, run
 from visualizations.explorers.block_table import BlockTableExplorer
 
-PATH = "() => [...document.querySelectorAll('.nvx-bt-card')].map(card => card.innerText)"
+PATH = "() => [...document.querySelectorAll('.nvx-card')].map(card => card.innerText)"
 
 
 def path(page) -> str:

@@ -110,7 +110,7 @@ export default explorer((context) => {
   const ribbon = surface("tokens of the sequence", { focusable: true });
   const caption = h("p", { class: "nvx-caption" });
   const numbers = h("p", { class: "nvx-caption nvx-numbers" });
-  const path = h("ol", { class: "nvx-bt-path", "aria-live": "polite", "aria-label": "the way from the token to its slot" });
+  const path = h("ol", { class: "nvx-path", "aria-live": "polite", "aria-label": "the way from the token to its slot" });
   const tablesHeading = h("h4", { class: "nvx-heading" }), cacheHeading = h("h4", { class: "nvx-heading" }), ribbonHeading = h("h4", { class: "nvx-heading" });
   const orderPart = h("div", { class: "nvx-bt-order" }, h("h4", { class: "nvx-heading" }, "Next to be reused, from the left"), order.canvas);
   const { tip, point } = tooltip(root);
@@ -160,7 +160,7 @@ export default explorer((context) => {
 
   function drawPath(index, at, looks) {
     const size = run.meta.block_size, { seqId, position, place } = at;
-    const card = (name, big, small, kind = "") => h("li", { class: `nvx-bt-card ${kind}` }, h("span", { class: "nvx-bt-name" }, name), h("b", {}, big), h("span", { class: "nvx-muted" }, small));
+    const card = (name, big, small, kind = "") => h("li", { class: `nvx-card ${kind}` }, h("span", { class: "nvx-card-name" }, name), h("b", {}, big), h("span", { class: "nvx-muted" }, small));
     if (chosen.block !== null) return path.replaceChildren(...blockCards(index, chosen.block, looks[chosen.block], card));
     if (seqId === null) return path.replaceChildren(card("nothing to look at", "no sequence yet", "add a request to begin"));
     const word = wordAt(texts, drawn, seqId, position), what = word === null ? `token ${position}` : `“${printable(word)}”`;
@@ -168,7 +168,7 @@ export default explorer((context) => {
     first.style.borderColor = promptColour(seqId);
     if (!place) {
       const why = position >= at.length ? `position ${position} is still to come` : at.table ? "drawn, and not in the cache yet: the next step computes it" : whyNone(index, seqId);
-      return path.replaceChildren(first, card("no slot", "—", why, "nvx-bt-wide"));
+      return path.replaceChildren(first, card("no slot", "—", why, "nvx-card-wide"));
     }
     const owners = looks[place.block]?.owners ?? [];
     path.replaceChildren(first,
@@ -179,7 +179,7 @@ export default explorer((context) => {
   }
 
   function ownersCard(owners) {
-    return h("li", { class: "nvx-bt-card" }, h("span", { class: "nvx-bt-name" }, owners.length > 1 ? `owners: ${owners.length} references` : "owner"),
+    return h("li", { class: "nvx-card" }, h("span", { class: "nvx-card-name" }, owners.length > 1 ? `owners: ${owners.length} references` : "owner"),
       h("span", { class: "nvx-bt-owners" }, ...owners.slice(0, 8).map((owner) => chip(owner.seqId)), owners.length > 8 ? `+${owners.length - 8}` : null),
       h("span", { class: "nvx-muted" }, owners.length > 1 ? "equal prefixes, stored once" : "nobody else reads it"));
   }
@@ -191,12 +191,12 @@ export default explorer((context) => {
               card("logical block", `${logical}`, `of its owner${look.owners.length > 1 ? "s" : ""}`), ownersCard(look.owners)];
     }
     const turn = run.records[index].eviction_order?.indexOf(block) ?? -1, soon = turn < 0 ? "nobody holds it" : `place ${turn + 1} of ${run.records[index].eviction_order.length}`;
-    if (look.state === "f") return [card("physical block", `${block}`, "free: nobody holds it, nothing in it"), card("in the line of reuse", soon, "empty blocks go first", "nvx-bt-wide")];
+    if (look.state === "f") return [card("physical block", `${block}`, "free: nobody holds it, nothing in it"), card("in the line of reuse", soon, "empty blocks go first", "nvx-card-wide")];
     const holder = lastHolder(run, block, index), size = run.meta.block_size;
     const words = holder && texts?.prompts?.[holder.seqId]
       ? Array.from({ length: size }, (_, i) => wordAt(texts, drawn, holder.seqId, holder.logical * size + i) ?? "?").map((word) => word.trim() || printable(word)).join(" ") : "";
     return [card("physical block", `${block}`, "cached: free to take, its content can be found"), card("in the line of reuse", soon, "then its content is forgotten"),
-            card("it still holds", words ? `“${words}”` : holder ? `logical block ${holder.logical}` : "a full block", holder ? `logical block ${holder.logical} of sequence ${holder.seqId}, which gave it back` : "of a sequence that this run does not show", "nvx-bt-wide nvx-bt-text")];
+            card("it still holds", words ? `“${words}”` : holder ? `logical block ${holder.logical}` : "a full block", holder ? `logical block ${holder.logical} of sequence ${holder.seqId}, which gave it back` : "of a sequence that this run does not show", "nvx-card-wide nvx-card-text")];
   }
 
   function whyNone(index, seqId) {
@@ -442,7 +442,7 @@ export default explorer((context) => {
   for (const { canvas } of [tables, cache, order, ribbon]) canvas.addEventListener("mouseleave", () => point(null, ""));
 
   function legend() {
-    const sample = (kind, words) => h("span", {}, h("i", { class: `nvx-bt-sample nvx-bt-${kind}` }), words);
+    const sample = (kind, words) => h("span", {}, h("i", { class: `nvx-sample nvx-is-${kind}` }), words);
     return h("p", { class: "nvx-legend nvx-muted" }, sample("prompt", "prompt"), sample("drawn", "generated"), sample("shared", "shared, ×references"), sample("cached", "cached, free to take"),
       sample("free", "free"), sample("chosen", "chosen"),
       h("span", {}, "Keys: ← → step, space play, ↑ ↓ sequence, shift ← → token, shift ↑ ↓ block, comma and stop any block"));
@@ -472,7 +472,7 @@ export default explorer((context) => {
     resize(width) {
       const wide = width >= 980, inner = width - 26, side = wide ? Math.round(inner * 0.4) : inner;
       root.classList.toggle("nvx-wide", wide);
-      root.classList.toggle("nvx-bt-narrow", width < 820);
+      root.classList.toggle("nvx-narrow", width < 820);
       root.style.setProperty("--nvx-side", `${side}px`);
       tables.resize(wide ? inner - side - 20 : inner, 10);
       tables.resize(tables.width, rowsNeeded());

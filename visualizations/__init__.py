@@ -16,6 +16,7 @@ from visualizations.explorers.journey import JourneyExplorer
 from visualizations.explorers.sampler import RecordedLogits, SamplerExplorer, record_logits
 from visualizations.explorers.scheduler import SchedulerExplorer
 from visualizations.explorers.tensor_record import watch_tensors, x_ray
+from visualizations.explorers.tensor_xray import TensorXRay
 from visualizations.exponential_race import plot_exponential_race
 from visualizations.fragmentation import plot_fragmentation
 from visualizations.gpu_timeline import plot_gpu_timeline
@@ -41,10 +42,10 @@ from visualizations.work_shares import plot_work_shares
 
 __all__ = [
     "BlockTableExplorer", "JourneyExplorer", "Measured", "RecordedLogits", "SamplerExplorer", "SchedulerExplorer",
-    "Simulation", "name_map", "plot_ablation", "plot_attention_mask", "plot_batch_composition", "plot_block_tables",
-    "plot_cache_occupancy", "plot_exponential_race", "plot_fragmentation", "plot_gpu_timeline", "plot_journey",
-    "plot_latencies", "plot_life_of_request", "plot_memory_budget", "plot_name_map", "plot_next_token", "plot_online_softmax",
-    "plot_overlap", "plot_padding_waste", "plot_parity", "plot_prefix_tree", "plot_request_timeline", "plot_roofline",
-    "plot_rope", "plot_sampling_filters", "plot_shape_flow", "plot_work", "plot_work_shares", "record_flow", "record_logits",
-    "sampling_stages", "standalone_html", "trace_latencies", "watch_tensors", "x_ray",
+    "Simulation", "TensorXRay", "name_map", "plot_ablation", "plot_attention_mask", "plot_batch_composition",
+    "plot_block_tables", "plot_cache_occupancy", "plot_exponential_race", "plot_fragmentation", "plot_gpu_timeline",
+    "plot_journey", "plot_latencies", "plot_life_of_request", "plot_memory_budget", "plot_name_map", "plot_next_token",
+    "plot_online_softmax", "plot_overlap", "plot_padding_waste", "plot_parity", "plot_prefix_tree", "plot_request_timeline",
+    "plot_roofline", "plot_rope", "plot_sampling_filters", "plot_shape_flow", "plot_work", "plot_work_shares", "record_flow",
+    "record_logits", "sampling_stages", "standalone_html", "trace_latencies", "watch_tensors", "x_ray",
 ]

@@ -123,6 +123,9 @@ class LLM:
         Together they record runs of any length. profile: record the GPU's kernels, too (without a GPU the CPU's
         operators): for some seconds' worth of steps, as a profiler keeps all it sees in memory and slows the host down.
         """
+        size = self.config.tensor_parallel_size
+        check(not profile or size == 1, "profile", profile, f"False with tensor_parallel_size={size}",
+              "the kernels run in other processes: profile the model at size 1")
         trace = Trace(path=path, max_records=max_records)
         self.engine.attach(trace)
         try:

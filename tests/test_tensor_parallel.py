@@ -126,6 +126,11 @@ def test_stream_abort_and_interrupt_leave_it_usable(llm, monkeypatch):
     greedy = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
     text = "".join(llm.stream("Once upon a time", greedy))
     assert text == llm.generate("Once upon a time", greedy, use_tqdm=False)[0].text
+    with pytest.raises(ValueError, match=r"profile=True: must be False with tensor_parallel_size=2"), llm.trace(profile=True):
+        pass
+    with llm.trace() as trace:
+        llm.generate("Once upon a time", greedy, use_tqdm=False)
+    assert sum(record.num_decode_tokens for record in trace) == 11
     victim = llm.engine.add_request([5, 6, 7], SamplingParams(temperature=0, max_tokens=60, ignore_eos=True))
     for _ in range(4):
         llm.engine.step()

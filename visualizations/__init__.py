@@ -36,6 +36,7 @@ from visualizations.rope import plot_rope
 from visualizations.sampling_filters import plot_sampling_filters, sampling_stages
 from visualizations.shape_flow import plot_shape_flow, record_flow
 from visualizations.simulation import Simulation
+from visualizations.tensor_split import plot_tensor_split
 from visualizations.timeline import plot_request_timeline
 from visualizations.work import plot_work
 from visualizations.work_shares import plot_work_shares
@@ -46,6 +47,7 @@ __all__ = [
     "plot_block_tables", "plot_cache_occupancy", "plot_exponential_race", "plot_fragmentation", "plot_gpu_timeline",
     "plot_journey", "plot_latencies", "plot_life_of_request", "plot_memory_budget", "plot_name_map", "plot_next_token",
     "plot_online_softmax", "plot_overlap", "plot_padding_waste", "plot_parity", "plot_prefix_tree", "plot_request_timeline",
-    "plot_roofline", "plot_rope", "plot_sampling_filters", "plot_shape_flow", "plot_work", "plot_work_shares", "record_flow",
-    "record_logits", "sampling_stages", "standalone_html", "trace_latencies", "watch_tensors", "x_ray",
+    "plot_roofline", "plot_rope", "plot_sampling_filters", "plot_shape_flow", "plot_tensor_split", "plot_work",
+    "plot_work_shares", "record_flow", "record_logits", "sampling_stages", "standalone_html", "trace_latencies",
+    "watch_tensors", "x_ray",
 ]

@@ -121,6 +121,7 @@ FIGURES = {
     "rope": lambda ax=None: v.plot_rope(128, 1e6, ax=ax),
     "sampling_filters": lambda ax=None: v.plot_sampling_filters(_stages(), lambda i: WORDS[i % len(WORDS)], ax=ax),
     "shape_flow": lambda ax=None: v.plot_shape_flow(FLOW, ax=ax),
+    "tensor_split": lambda ax=None: v.plot_tensor_split(1024, 3072, ax=ax),
     "work": lambda ax=None: v.plot_work(40, 20, ax=ax),
     "work_shares": lambda ax=None: v.plot_work_shares([700, 120, 90, 350], 8, ax=ax),
 }

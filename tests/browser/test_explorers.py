@@ -12,6 +12,8 @@ from visualizations.explorers.journey import JourneyExplorer
 from visualizations.explorers.journey_record import record_journey
 from visualizations.explorers.sampler import SamplerExplorer
 from visualizations.explorers.scheduler import SchedulerExplorer
+from visualizations.explorers.tensor_record import watch_tensors
+from visualizations.explorers.tensor_xray import TensorXRay
 from visualizations.simulation import Simulation
 
 STEP = "() => +document.querySelector('.nvx-root').dataset.step"
@@ -65,12 +67,19 @@ def journey() -> dict:
         return record_journey(llm, "Once upon a time there was a fox who", SamplingParams(max_tokens=4, temperature=0))
 
 
+def tensor_xray() -> TensorXRay:
+    with LLM(kvcache_block_size=4, num_kvcache_blocks=64, max_num_batched_tokens=24) as llm, watch_tensors(llm) as steps:
+        llm.generate(["Once upon a time there was a fox", "Once upon a time there was a hen in a house by the sea"],
+                     SamplingParams(max_tokens=4, ignore_eos=True), use_tqdm=False)
+        return TensorXRay(steps, decode=lambda token: llm.tokenizer.decode([token]), step=1)
+
+
 def journey_explorer() -> JourneyExplorer:
     return JourneyExplorer(journey(), step=3)
 
 
 EXPLORERS = {"scheduler": scheduler_explorer, "sampler": sampler_explorer, "block_table": block_table_explorer,
-             "journey": journey_explorer}
+             "journey": journey_explorer, "tensor_xray": tensor_xray}
 every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
 
 

@@ -31,6 +31,12 @@ export function tokenAt(step, row) {
            phase: position < owner.num_prompt_tokens ? "prefill" : "decode", pending: owner.pending && row === t.cu_seqlens_q[seq + 1] - 1 };
 }
 
+// How many rows of input_ids are contradicted by another tensor.
+export function contradictions(step) {
+  step.contradictions ??= step.tensors.input_ids.filter((_, row) => tokenAt(step, row)?.wrong.length).length;
+  return step.contradictions;
+}
+
 export const key = (name, i, j = null) => (j === null ? `${name}:${i}` : `${name}:${i}:${j}`);
 
 // What an entry is about: {rows of input_ids, seq, lit: Set of keys of entries that speak of the same, says}.
@@ -155,7 +161,8 @@ export default explorer((context) => {
     const step = recorded[clamp(at, 0, recorded.length - 1)];
     if (!tokens.width || !step) return;
     const entry = present(hovered ?? chosen, step), about = related(step, entry);
-    caption.textContent = sentence(step);
+    const wrong = contradictions(step);
+    caption.textContent = sentence(step) + (wrong ? ` ${count(wrong, "row")} in which the tensors contradict each other, underlined.` : "");
     drawTokens(step, entry, about);
     drawSequences(step, entry, about);
     drawCards(step, entry, about);
@@ -274,7 +281,7 @@ export default explorer((context) => {
     const from = longest <= wide ? 0 : clamp(chosenBlock - Math.floor(wide / 2), 0, longest - wide), shown = Math.min(wide, longest);
     sequencesHeading.textContent = `One entry a sequence: ${all} of them` + (last - first < all ? `, ${last - first} drawn` : "") + (shown < longest ? `; columns ${from} to ${from + shown - 1} of block_tables` : "");
     cells.sequences = [];
-    const lastAt = BLOCKS_AT + shown * (BLOCK + 4) + 14;
+    const lastAt = BLOCKS_AT + Math.max(shown * (BLOCK + 4), 122) + 14;
     draw.font = font(11);
     draw.fillStyle = colours.muted;
     draw.textAlign = "center";

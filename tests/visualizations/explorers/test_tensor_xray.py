@@ -99,6 +99,8 @@ test("what a row stands for", () => {
   for (let row = 0; row < 12; row++) assert.deepEqual(js.tokenAt(step, row).wrong, []);
 });
 test("contradictions are found", () => {
+  assert.equal(js.contradictions(structuredClone(step)), 0);
+  assert.equal(js.contradictions(wrongly((t) => { t.slot_mapping[3] += 1; t.positions[5] = 0; })), 2);
   assert.match(js.tokenAt(wrongly((t) => { t.slot_mapping[3] += 1; }), 3).wrong[0], /the block table says/);
   assert.match(js.tokenAt(wrongly((t) => { t.positions[5] = 0; }), 5).wrong[0], /schedules position 3 here/);
   assert.match(js.tokenAt(wrongly((t) => { t.slot_mapping[1] = 7; }), 1).wrong[0], /found cached/);

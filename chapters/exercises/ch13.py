@@ -33,9 +33,9 @@ def check_row_linear(RowLinear):
         weight, bias, x = torch.randn(out_features, in_features), torch.randn(out_features), torch.randn(6, in_features)
         right = x @ weight.T + bias
 
-        def run(tp):
+        def run(tp, weight=weight, bias=bias, x=x, share_of=in_features):
             before = weight.clone(), bias.clone()
-            share = in_features // tp.size
+            share = share_of // tp.size
             mine = x[:, tp.rank * share:(tp.rank + 1) * share]  # what a column-parallel layer before this one leaves here
             got = RowLinear(weight, bias, tp)(mine)
             require(torch.equal(weight, before[0]) and torch.equal(bias, before[1]), "the weights were changed in place.")

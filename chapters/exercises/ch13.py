@@ -47,8 +47,8 @@ def check_row_linear(RowLinear):
             if not torch.allclose(got, right, atol=1e-4):
                 left = got - right
                 if size > 1 and torch.allclose(left, (size - 1) * bias.expand_as(left), atol=1e-4):
-                    require(False, f"{case}: every number is too large by {size - 1} times the bias. It was added by each rank, "
-                                   "and then the sum was taken.")
+                    require(False, f"{case}: every number is too large by {size - 1} times the bias. It was added by each "
+                                   "rank, and then the sum was taken.")
                 if torch.allclose(left, -bias.expand_as(left), atol=1e-4):
                     require(False, f"{case}: the bias is missing.")
                 require(False, f"{case}: off by up to {left.abs().max():.3f}; is it a partial sum?")
@@ -67,7 +67,7 @@ def check_heads_of(heads_of):
             case = f"{num_heads} query and {num_kv_heads} kv heads on {size} ranks, rank {rank}"
             hint = f"{case}: query heads {q} and kv heads {kv}, not {got[0]} and {got[1]}."
             if got[0] == q and len(got[1]) == 0:
-                hint += " A rank whose query heads have no keys can attend to nothing: with few kv heads, several ranks hold one."
+                hint += " Query heads without keys can attend to nothing: where kv heads are few, several ranks hold one."
             elif got[0] == q and set(got[1]) - set(kv):
                 hint += " It holds heads that none of its query heads looks at."
             require(got == (q, kv), hint)

@@ -1,6 +1,6 @@
 """Where the tensors of a checkpoint go: their names on the left, on the right the parameters and the rows they fill."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,10 +48,11 @@ def name_map(model, tensors: Iterable[tuple[str, tuple[int, ...]]]) -> list[Plac
     return places
 
 
-def plot_name_map(places: Sequence[Place], *, prefix: str = "", ax: Axes | None = None) -> Figure:
+def plot_name_map(places: Sequence[Place], *, prefix: str = "", lost: Collection[str] = (), ax: Axes | None = None) -> Figure:
     """A line from each tensor to the rows that it fills. A parameter that several fill is packed, and stands in colour.
 
-    places: from `name_map`, or by hand. prefix: left out of every name, such as "model.layers.0.".
+    places: from `name_map`, or by hand. prefix: left out of every name, such as "model.layers.0.". lost: names of tensors
+    that did not arrive; their rows are dotted.
     """
     check(len(places) > 0, "places", places, "at least one", "pass name_map(model, tensors)")
     owners: dict[str, list[Place]] = {}
@@ -71,8 +72,11 @@ def plot_name_map(places: Sequence[Place], *, prefix: str = "", ax: Axes | None 
             kind = part.name.split(".")[-2].removesuffix("_proj")
             colour = theme.sequence_colour(HUE.get(kind, 5)) if packed else theme.mix(theme.GREY, m.paper, 0.25)
             colours[part.name], ends[part.name] = colour, (upper + lower) / 2
-            ax.add_patch(Rectangle((RIGHT, lower), WIDTH, upper - lower, facecolor=colour, edgecolor=m.paper, linewidth=1.2,
-                                   gid=f"rows-{part.name}"))
+            rows = Rectangle((RIGHT, lower), WIDTH, upper - lower, facecolor=colour, edgecolor=m.paper, linewidth=1.2,
+                             gid=f"rows-{part.name}")
+            if part.name in lost:
+                rows.set(facecolor=m.free, edgecolor=m.muted, hatch=theme.WASTE_HATCH, linewidth=0)
+            ax.add_patch(rows)
             if packed:
                 ax.text(RIGHT + WIDTH + 0.08, (upper + lower) / 2, f"rows {part.start:,} to {part.stop - 1:,}", ha="left",
                         va="center", fontsize=8.5, color=m.muted)
@@ -86,11 +90,13 @@ def plot_name_map(places: Sequence[Place], *, prefix: str = "", ax: Axes | None 
         ax.text(LEFT - 0.08, y, f"{place.name.removeprefix(prefix)}  {list(place.shape)}", ha="right", va="center", fontsize=9,
                 color=m.ink)
         ax.plot(LEFT + (RIGHT - LEFT) * t, y + (end - y) * (3 * t**2 - 2 * t**3), color=colours[place.name],
-                linewidth=2.0 if packed else 1.2, gid=f"line-{place.name}")
+                linewidth=2.0 if packed else 1.2, gid=f"line-{place.name}",
+                linestyle=(0, (1, 3)) if place.name in lost else "-", alpha=0.5 if place.name in lost else 1.0)
     theme.no_axes(ax)
     ax.set(xlim=(-3.6, 7.7), ylim=(-len(places) - 0.15, 0.15))
     count = sum(len(parts) > 1 for parts in owners.values())
     theme.title(ax, "From the checkpoint's names to the engine's parameters",
+                f"{len(lost)} of {len(places)} tensors did not arrive; dotted rows hold whatever was in memory." if lost else
                 f"{len(places)} tensors fill {len(owners)} parameters; {count} of these "
                 f"{'is' if count == 1 else 'are'} packed, each of its parts at rows of its own.")
     return fig

@@ -84,6 +84,11 @@ FLOW = [Stop("input_layernorm", {"": (9, 1024)}, True), Stop("qkv_proj", {"q": (
         Stop("rotary", {"q": (9, 16, 128), "k": (9, 8, 128)}), Stop("attn", {"": (9, 2048)}), Stop("o_proj", {"": (9, 1024)}),
         Stop("post_attention_layernorm", {"": (9, 1024)}, True), Stop("gate_up_proj", {"gate": (9, 3072), "up": (9, 3072)}),
         Stop("act_fn", {"": (9, 3072)}), Stop("down_proj", {"": (9, 1024)})]
+HEADER = {name: {"data_offsets": [1000 * start, 1000 * stop]} for name, start, stop in (
+    ("model.embed_tokens.weight", 0, 900), ("model.layers.0.input_layernorm.weight", 900, 901),
+    ("model.layers.0.mlp.down_proj.weight", 901, 1300), ("model.layers.0.mlp.up_proj.weight", 1300, 1700),
+    ("model.layers.0.self_attn.q_proj.weight", 1700, 2100), ("model.layers.1.mlp.down_proj.weight", 2100, 3300),
+    ("model.norm.weight", 3300, 3301))}
 
 # name -> a figure drawn on `ax` or on its own
 FIGURES = {
@@ -94,6 +99,7 @@ FIGURES = {
     "batch_composition": lambda ax=None: v.plot_batch_composition(shared()[0], ax=ax),
     "block_tables": lambda ax=None: v.plot_block_tables(shared()[0], shared()[0][4], ax=ax),
     "cache_occupancy": lambda ax=None: v.plot_cache_occupancy(shared()[0], ax=ax),
+    "checkpoint_file": lambda ax=None: v.plot_checkpoint_file(HEADER, 3000, ax=ax),
     "fragmentation": lambda ax=None: v.plot_fragmentation([310, 95, 700, 41, 260, 512, 130, 77], block_size=16, max_len=1024,
                                                           ax=ax),
     "gpu_timeline": lambda ax=None: v.plot_gpu_timeline({"eager": (profiled(False), 0), "captured": (profiled(True), 0)},

@@ -1,5 +1,7 @@
 """What the pictures of a model and its checkpoint say, against the model itself."""
 
+import json
+
 import matplotlib
 import pytest
 
@@ -8,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.patches import Rectangle
+from safetensors.torch import save_file
 from transformers import Qwen3Config
 
 import visualizations as v
@@ -104,3 +107,30 @@ def test_the_lines_of_a_name_map_end_in_the_middle_of_their_rows(model):
     assert "4 tensors fill 2 parameters; 1 of these is packed" in caption(fig)
     with pytest.raises(ValueError, match="at least one"):
         v.plot_name_map([])
+
+
+def test_tensors_that_did_not_arrive_leave_dotted_rows(model):
+    names = [f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv"]
+    fig = v.plot_name_map(v.name_map(model, [(name, (64, 64)) for name in names]), lost=names[1:2])
+    assert [rows.get_gid() for rows in artists(fig, Rectangle, "rows-") if rows.get_hatch()] == [f"rows-{names[1]}"]
+    assert "1 of 3 tensors did not arrive" in caption(fig)
+
+
+def test_a_checkpoint_file_is_drawn_to_scale_and_its_layer_enlarged(tmp_path):
+    tensors = {"model.embed_tokens.weight": torch.zeros(96, 64), "model.layers.0.mlp.up_proj.weight": torch.zeros(96, 64),
+               "model.layers.0.input_layernorm.weight": torch.zeros(64), "model.norm.weight": torch.zeros(64),
+               "model.layers.1.mlp.up_proj.weight": torch.zeros(96, 64)}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    raw = (tmp_path / "model.safetensors").read_bytes()
+    length = 8 + int.from_bytes(raw[:8], "little")
+    fig = v.plot_checkpoint_file(json.loads(raw[8:length]), length)
+    below = {bar.get_gid().removeprefix("bytes-"): bar for bar in artists(fig, Rectangle, "bytes-") if bar.get_y() == 0}
+    assert list(below) == ["header", "embed_tokens", "layer 0", "layer 1", "norm"]
+    assert sum(bar.get_width() for bar in below.values()) == pytest.approx(len(raw) / 1e6)
+    assert below["layer 0"].get_width() == pytest.approx((96 * 64 + 64) * 4 / 1e6)
+    above = {bar.get_gid(): bar.get_width() for bar in artists(fig, Rectangle, "bytes-") if bar.get_y() > 0}
+    assert sum(above.values()) == pytest.approx(len(raw) / 1e6)
+    assert above["bytes-up_proj"] == pytest.approx(96 * above["bytes-input_layernorm"])
+    assert "5 tensors" in caption(fig) and f"{128 / (3 * 96 * 64 + 128):.2%}" in caption(fig)
+    with pytest.raises(ValueError, match="zoom=2"):
+        v.plot_checkpoint_file(json.loads(raw[8:length]), length, zoom=2)

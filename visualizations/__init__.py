@@ -14,6 +14,7 @@ from visualizations.checkpoint_file import plot_checkpoint_file
 from visualizations.explorers.base import standalone_html
 from visualizations.explorers.block_table import BlockTableExplorer
 from visualizations.explorers.journey import JourneyExplorer
+from visualizations.explorers.journey_record import record_journey
 from visualizations.explorers.sampler import RecordedLogits, SamplerExplorer, record_logits
 from visualizations.explorers.scheduler import SchedulerExplorer
 from visualizations.explorers.tensor_record import watch_tensors, x_ray
@@ -49,6 +50,6 @@ __all__ = [
     "plot_journey", "plot_latencies", "plot_life_of_request", "plot_memory_budget", "plot_name_map", "plot_next_token",
     "plot_online_softmax", "plot_overlap", "plot_padding_waste", "plot_parity", "plot_prefix_tree", "plot_request_timeline",
     "plot_roofline", "plot_rope", "plot_sampling_filters", "plot_shape_flow", "plot_tensor_split", "plot_work",
-    "plot_work_shares", "record_flow", "record_logits", "sampling_stages", "standalone_html", "trace_latencies",
+    "plot_work_shares", "record_flow", "record_journey", "record_logits", "sampling_stages", "standalone_html", "trace_latencies",
     "watch_tensors", "x_ray",
 ]

@@ -1,7 +1,6 @@
 """The way from nothing to a checkpoint, at a size that takes seconds, and what its text must be like."""
 
 import json
-from random import Random
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from tokenizers import Tokenizer
 
 from training import chats, data, stories
 from training.__main__ import RECIPES, TINY, run
+from training.dice import Dice
 from training.judge import keeps_hero, top_template_share
 from training.train import train
 
@@ -74,13 +74,13 @@ def test_stories_vary():
 
 
 def test_no_slot_and_no_choice_is_left_open():
-    rng = Random(0)
+    rng = Dice(0)
     for _ in range(400):
         assert not set("{}[]") & set(chats.document(rng, 0.2))
 
 
 def test_requests_of_the_judge_are_never_asked_in_training():
-    rng = Random(0)
+    rng = Dice(0)
     pairs = [request.story for request in (chats.story_request(rng) for _ in range(3000)) if "obj" in request.story]
     assert not any(chats.held_out(pair["hero"], pair["obj"]) for pair in pairs if "hero" in pair)
 

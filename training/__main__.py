@@ -13,7 +13,9 @@ from tokenizers import Tokenizer
 
 from training.data import make_tokens, train_tokenizer
 from training.export import export
-from training.judge import judge, save
+from training.gate import naming
+from training.card import card, draft_card
+from training.judge import drawn_nats, judge, save
 from training.model import Shape
 from training.train import train
 
@@ -23,7 +25,7 @@ ASSETS = Path(__file__).parent.parent / "nanovllm" / "assets"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes of one run. Times are seconds of training proper; documents are about 200 tokens long."""
+    """Sizes of one run. Times are seconds of training proper; documents are about 270 tokens long."""
 
     shape: Shape
     draft: Shape
@@ -34,15 +36,18 @@ class Recipe:
     context: int = 1024
     max_steps: int = 10**9
     requests: int = 200
+    gate_requests: int = 32  # asked at a quarter of the model's run; the draft need not copy
+    gate_tokens: int = 200
 
 
 MODEL = Shape(hidden=256, layers=6, heads=8, kv_heads=4, intermediate=576)
 DRAFT = Shape(hidden=128, layers=2, heads=4, kv_heads=2, intermediate=256)
 TINY = Shape(hidden=64, layers=1, heads=2, kv_heads=1, intermediate=64, vocab=384)
 RECIPES = {
-    "gpu": Recipe(MODEL, DRAFT, 800_000, 150, 35, 131_072),
+    "gpu": Recipe(MODEL, DRAFT, 500_000, 175, 30, 131_072),
     "cpu": Recipe(MODEL, DRAFT, 100_000, 9000, 1200, 8192, context=512),
-    "minute": Recipe(TINY, TINY, 200, 60, 60, 512, context=64, max_steps=6, requests=2),  # what the tests run
+    "minute": Recipe(TINY, TINY, 200, 60, 60, 512, context=64, max_steps=6, requests=2, gate_requests=2,
+                     gate_tokens=8),  # what the tests run
 }
 
 
@@ -51,7 +56,7 @@ def run(recipe: Recipe, work: Path, assets: Path, device: str, workers: int, see
     work.mkdir(parents=True, exist_ok=True)
     tokenizer_file = work / "tokenizer.json"
     if not tokenizer_file.exists():
-        train_tokenizer(seed, recipe.shape.vocab, min(20_000, recipe.documents)).save(str(tokenizer_file))
+        train_tokenizer(seed, recipe.shape.vocab, min(10_000, recipe.documents)).save(str(tokenizer_file))
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     print(f"tokenizer: {tokenizer.get_vocab_size()} tokens", flush=True)
     make = dict(tokenizer_file=tokenizer_file, workers=workers)
@@ -59,11 +64,15 @@ def run(recipe: Recipe, work: Path, assets: Path, device: str, workers: int, see
     curriculum = make_tokens(num_documents=max(200, recipe.documents // 6), seed=seed + 500_000, copying=0.5, **make)
     held_out = make_tokens(num_documents=2000 if recipe.documents > 2000 else 200, seed=seed + 900_000, copying=0.12, **make)
     print(f"data: {len(tokens) / 1e6:.1f}M tokens, {len(curriculum) / 1e6:.1f}M for the curriculum", flush=True)
+
+    def copies(model):
+        return naming(model, tokenizer, device, recipe.gate_requests, recipe.gate_tokens)
+
     parts = {"offline": (recipe.shape, recipe.seconds), "draft": (recipe.draft, recipe.draft_seconds)}
     for name, (shape, seconds) in parts.items():
         model = train(shape, curriculum, tokens, held_out, tokenizer, work / name, seconds=seconds, max_steps=recipe.max_steps,
                       batch_tokens=recipe.batch_tokens, context=recipe.context, device=device, seed=seed,
-                      compile=device == "cuda")
+                      compile=device == "cuda", copies=copies if name == "offline" else None)
         export(model, tokenizer, assets / name)
         shutil.copy(work / name / "history.json", assets / name)
         plot_loss(json.loads((work / name / "history.json").read_text()), assets / name / "loss.png")
@@ -72,7 +81,15 @@ def run(recipe: Recipe, work: Path, assets: Path, device: str, workers: int, see
     report = judge(assets / "offline", assets / "draft", requests=recipe.requests, device=device,
                    max_new_tokens=600 if recipe.requests >= 100 else 16)
     save(report, work / "judge.json")
+    write_cards(report, work, assets)
     return report
+
+
+def write_cards(report: dict, work: Path, assets: Path) -> None:
+    """README.md of both folders, from the judge's figures and what the gate saw."""
+    gate = work / "offline" / "gate.json"
+    (assets / "offline" / "README.md").write_text(card(report, json.loads(gate.read_text()) if gate.exists() else None))
+    (assets / "draft" / "README.md").write_text(draft_card(report))
 
 
 def plot_loss(history: list[list], file: Path) -> None:
@@ -96,7 +113,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--assets", type=Path, default=ASSETS, help="where the finished folders go")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--judge-only", action="store_true", help="judge the folders in --assets and print the report")
+    parser.add_argument("--entropy", action="store_true", help="nats drawn for a token of training text; trains a tokenizer only")
     arguments = parser.parse_args(argv)
+    if arguments.entropy:
+        print(json.dumps(drawn_nats(train_tokenizer(0, MODEL.vocab, 10_000))))
+        return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.judge_only:
         report = judge(arguments.assets / "offline", arguments.assets / "draft", device=device)

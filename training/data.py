@@ -3,12 +3,12 @@
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from random import Random
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from training.chats import document
+from training.dice import Dice
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # How Qwen2 and Qwen3 cut text before merging: contractions, words, single digits, punctuation, line ends, spaces.
@@ -17,7 +17,7 @@ QWEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^
 
 
 def documents(seed: int, count: int, copying: float) -> list[str]:
-    rng = Random(seed)
+    rng = Dice(seed)
     return [document(rng, copying) for _ in range(count)]
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from training.model import Qwen3, Shape
 
 SAMPLE_PROMPT = "<|im_start|>user\nTell me a story about a fox and a lantern.<|im_end|>\n<|im_start|>assistant\n"
 CURRICULUM = 0.15  # of the run, on text half of which is copying: without it a small model never learns to copy
+GATE = 0.25        # of the run: is copying learned?
+EXTENDED = 0.5     # until here goes the curriculum when it is not
 LONG = 0.9         # from here on in rows of the full context, so that every position is trained
 
 
@@ -37,9 +40,12 @@ class Rows:
 
 def train(shape: Shape, curriculum: np.ndarray, tokens: np.ndarray, held_out: np.ndarray, tokenizer: Tokenizer, out: Path, *,
           seconds: float, max_steps: int = 10**9, batch_tokens: int, context: int, lr: float = 4e-3, device: str, seed: int = 0,
-          eval_every: float = 30.0, compile: bool = False) -> Qwen3:
+          eval_every: float = 30.0, compile: bool = False, copies: Callable[[Qwen3], float] | None = None,
+          enough: float = 0.5) -> Qwen3:
     """Train for `seconds` (or `max_steps`), from `out`/checkpoint.pt when there is one; returns the model.
 
+    copies: measures, at a quarter of the run, how well the model copies what it is asked for, 0 to 1; below `enough` the
+    curriculum comes back until half of the run, and the console and gate.json say so. None: no such gate.
     Writes checkpoint.pt and history.json ([step, seconds, tokens, train loss, held-out loss] rows) to `out`.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -51,7 +57,7 @@ def train(shape: Shape, curriculum: np.ndarray, tokens: np.ndarray, held_out: np
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [torch.optim.Muon(matrices, lr=lr, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
                   torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), eps=1e-10, weight_decay=0.0)]
-    step, spent, seen, history = 0, 0.0, 0, []
+    step, spent, seen, history, gate = 0, 0.0, 0, [], None
     file = out / "checkpoint.pt"
     if file.exists():
         state = torch.load(file, map_location=device, weights_only=True)
@@ -59,6 +65,7 @@ def train(shape: Shape, curriculum: np.ndarray, tokens: np.ndarray, held_out: np
         for optimizer, saved in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
         step, spent, seen, history = state["step"], state["spent"], state["seen"], state["history"]
+        gate = state["gate"]
     loss_of = torch.compile(model.loss, dynamic=False) if compile else model.loss
 
     def loss(rows):
@@ -67,7 +74,7 @@ def train(shape: Shape, curriculum: np.ndarray, tokens: np.ndarray, held_out: np
 
     def save():
         torch.save(dict(model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers], step=step, spent=spent,
-                        seen=seen, history=history), file.with_suffix(".tmp"))
+                        seen=seen, history=history, gate=gate), file.with_suffix(".tmp"))
         file.with_suffix(".tmp").replace(file)
         (out / "history.json").write_text(json.dumps(history))
 
@@ -78,8 +85,15 @@ def train(shape: Shape, curriculum: np.ndarray, tokens: np.ndarray, held_out: np
             for optimizer in optimizers:
                 for group in optimizer.param_groups:  # 2% warm-up, then a cosine to a fiftieth
                     group["lr"] = lr * (done / 0.02 if done < 0.02 else 0.02 + 0.49 * (1 + math.cos(math.pi * (done - 0.02) / 0.98)))
+            if copies and gate is None and done >= GATE:
+                gate = dict(at_step=step, names_everything=round(copies(model), 4), enough=enough)
+                gate["curriculum_until"] = CURRICULUM if gate["names_everything"] >= enough else EXTENDED
+                (out / "gate.json").write_text(json.dumps(gate) + "\n")
+                bar.write(f"gate on copying: {gate}")
+                last = time.perf_counter()  # the measurement is no training time
+            copying_until = gate["curriculum_until"] if gate else CURRICULUM
             length = context if done < LONG else min(2 * context, shape.positions)
-            rows = (early if done < CURRICULUM else late).draw(max(1, batch_tokens // length), length + 1)
+            rows = (early if done < copying_until else late).draw(max(1, batch_tokens // length), length + 1)
             value = loss(rows)
             value.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

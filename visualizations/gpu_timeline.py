@@ -26,7 +26,7 @@ def plot_gpu_timeline(runs: Mapping[str, tuple[Trace, int]], *, ax: Axes | None 
     lanes, longest, words = [], 0.0, []
     for name, (trace, index) in runs.items():
         record = trace[index]
-        launches, work = _of_step(trace, record)
+        launches, work = operations_of(trace, record)
         check(bool(work), f"operations of step {record.step} in {name!r}", 0, "at least one",
               "record with llm.trace(profile=True)")
         end = max(record.duration, max(o["time"] + o["duration"] for o in work) - record.time)
@@ -42,7 +42,7 @@ def plot_gpu_timeline(runs: Mapping[str, tuple[Trace, int]], *, ax: Axes | None 
                 lanes.append(f"{name}: {kind}")
         top = -len(lanes) + (2.5 if launches else 1.5)
         ax.plot([end * 1e3] * 2, [-len(lanes) + 0.5, top], color=m.ink, linewidth=1.1, gid=f"end-{name}")
-        busy = _union(work)
+        busy = busy_seconds(work)
         ax.annotate(f"{end * 1e3:.2f} ms", (end * 1e3, -len(lanes) + 1), (5, 0), textcoords="offset points", va="center",
                     fontsize=9.5, color=m.ink, fontweight="bold")
         what = "kernels" if device == "GPU" else "operators"
@@ -54,7 +54,7 @@ def plot_gpu_timeline(runs: Mapping[str, tuple[Trace, int]], *, ax: Axes | None 
     return fig
 
 
-def _of_step(trace: Trace, record) -> tuple[list[dict], list[dict]]:
+def operations_of(trace: Trace, record) -> tuple[list[dict], list[dict]]:
     """What was launched while the step's own launch phase ran, and the device's work from then until the next step's."""
     later = [r.phases["launch"][0] for r in trace if r.step == record.step + 1 and "launch" in r.phases]
     start, end = record.phases["launch"][0], later[0] if later else record.time + record.duration
@@ -62,7 +62,7 @@ def _of_step(trace: Trace, record) -> tuple[list[dict], list[dict]]:
     return [o for o in inside if o["track"] == "launches"], [o for o in inside if o["track"] != "launches"]
 
 
-def _union(operations: list[dict]) -> float:
+def busy_seconds(operations: list[dict]) -> float:
     """Seconds in which at least one of them ran."""
     total, until = 0.0, float("-inf")
     for o in sorted(operations, key=lambda o: o["time"]):

@@ -50,6 +50,6 @@ __all__ = [
     "plot_journey", "plot_latencies", "plot_life_of_request", "plot_memory_budget", "plot_name_map", "plot_next_token",
     "plot_online_softmax", "plot_overlap", "plot_padding_waste", "plot_parity", "plot_prefix_tree", "plot_request_timeline",
     "plot_roofline", "plot_rope", "plot_sampling_filters", "plot_shape_flow", "plot_tensor_split", "plot_work",
-    "plot_work_shares", "record_flow", "record_journey", "record_logits", "sampling_stages", "standalone_html", "trace_latencies",
-    "watch_tensors", "x_ray",
+    "plot_work_shares", "record_flow", "record_journey", "record_logits", "sampling_stages", "standalone_html",
+    "trace_latencies", "watch_tensors", "x_ray",
 ]

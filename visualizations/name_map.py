@@ -94,9 +94,9 @@ def plot_name_map(places: Sequence[Place], *, prefix: str = "", lost: Collection
                 linestyle=(0, (1, 3)) if place.name in lost else "-", alpha=0.5 if place.name in lost else 1.0)
     theme.no_axes(ax)
     ax.set(xlim=(-3.6, 7.7), ylim=(-len(places) - 0.15, 0.15))
-    count = sum(len(parts) > 1 for parts in owners.values())
+    count, absent = sum(len(parts) > 1 for parts in owners.values()), sum(place.name in lost for place in places)
     theme.title(ax, "From the checkpoint's names to the engine's parameters",
-                f"{len(lost)} of {len(places)} tensors did not arrive; dotted rows hold whatever was in memory." if lost else
+                f"{absent} of {len(places)} tensors did not arrive; dotted rows hold whatever was in memory." if absent else
                 f"{len(places)} tensors fill {len(owners)} parameters; {count} of these "
                 f"{'is' if count == 1 else 'are'} packed, each of its parts at rows of its own.")
     return fig

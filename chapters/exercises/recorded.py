@@ -6,17 +6,24 @@ from pathlib import Path
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
+def recorded_rows(subject: str, folder: Path = RESULTS) -> list[tuple[str, list]]:
+    """(where and when, rows) of every results file of a GPU that holds the key `subject`."""
+    found = []
+    for file in sorted(folder.glob("*.json")):
+        result = json.loads(file.read_text())
+        if isinstance(result, dict) and subject in result and "device" in result:
+            date, commit = result.get("date", "no date"), result.get("commit", "not noted")
+            rows = result[subject] if isinstance(result[subject], list) else [result[subject]]
+            found.append((f"recorded on {result['device']}, {date}, commit {commit}", rows))
+    return found
+
+
 def recorded(subject: str, folder: Path = RESULTS) -> str:
     """What the results files of GPUs say under the key `subject`, one paragraph a file; a plain sentence when none does."""
     told = []
-    for file in sorted(folder.glob("*.json")):
-        result = json.loads(file.read_text())
-        if not isinstance(result, dict) or subject not in result or "device" not in result:
-            continue
-        date, commit = result.get("date", "no date"), result.get("commit", "not noted")
-        lines = [f"recorded on {result['device']}, {date}, commit {commit}:"]
-        rows = result[subject]
-        for row in rows if isinstance(rows, list) else [rows]:
+    for where, rows in recorded_rows(subject, folder):
+        lines = [f"{where}:"]
+        for row in rows:
             cells = [f"{k} {_short(v)}" for k, v in row.items()] if isinstance(row, dict) else [_short(row)]
             lines.append("  " + ", ".join(cells))
         told.append("\n".join(lines))

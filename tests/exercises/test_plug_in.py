@@ -2,12 +2,14 @@
 
 import pytest
 
-from chapters.exercises import ch02, ch03, ch04, ch05, ch10
+from chapters.exercises import ch02, ch03, ch04, ch05, ch10, ch12
 from chapters.exercises.solutions import ch02 as solved02
 from chapters.exercises.solutions import ch03 as solved03
 from chapters.exercises.solutions import ch04 as solved04
 from chapters.exercises.solutions import ch05 as solved05
 from chapters.exercises.solutions import ch10 as solved10
+from chapters.exercises.solutions import ch12 as solved12
+from nanovllm import LLM
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20, 21, 22], [5, 6, 7, 8, 9, 10]]
 LONG = [list(range(start, start + 50)) for start in (5, 70, 140)]
@@ -43,3 +45,9 @@ def test_a_sampler_with_one_generator_for_all_is_found_out():
 
     with pytest.raises(RuntimeError, match="in company"):
         ch10.serve_with(hands_out_numbers_in_order, PROMPTS)
+
+
+def test_the_stop_strings_of_chapter_12_end_the_engines_chats():
+    with LLM(device="cpu") as llm:
+        prompts = [llm.tokenizer.encode(f"Tell me a story about a {who}.") for who in ("fox", "hen", "bear")]
+        assert "the same texts" in ch12.serve_with(solved12.MyStop, llm, prompts)

@@ -1,6 +1,22 @@
-"""`python -m benchmarks`: measure this machine. Today that is the engine on the CPU; benchmarks/attention.py needs a GPU."""
+"""`python -m benchmarks`: measure this machine, by its GPU if it has one.
 
-from benchmarks.cpu_throughput import main
+    python -m benchmarks             the whole engine on the GPU; without one, beside transformers on the CPU
+    python -m benchmarks gpu|cpu|attention|record ...    one of them, with its own options
+"""
+
+import sys
+from importlib import import_module
+
+import torch
+
+PARTS = {"gpu": "benchmarks.gpu", "cpu": "benchmarks.cpu_throughput", "attention": "benchmarks.attention",
+         "record": "benchmarks.record", "table": "benchmarks.table"}
+
+
+def main() -> None:
+    part = sys.argv.pop(1) if len(sys.argv) > 1 and sys.argv[1] in PARTS else "gpu" if torch.cuda.is_available() else "cpu"
+    import_module(PARTS[part]).main()
+
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,53 @@
+"""What a measurement depends on; nothing that says whose machine it is."""
+
+import datetime
+import os
+import platform
+import re
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def commit() -> str:
+    """The commit measured, marked when the code differed from it. COMMIT names it where there is no repository."""
+    def git(*arguments: str) -> str:
+        try:
+            ran = subprocess.run(["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True, check=True)
+            return ran.stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+
+    found = git("rev-parse", "--short", "HEAD") or os.environ.get("COMMIT", "unknown")
+    return found + " with changes" if git("status", "--porcelain", "--untracked-files=no", "nanovllm", "benchmarks") else found
+
+
+def versions(*packages: str) -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("torch", *packages):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file() and (found := re.search(r"model name\s*: (.+)", info.read_text())):
+        return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def gpu() -> dict:
+    return {"device": torch.cuda.get_device_name(), "date": datetime.date.today().isoformat(), "commit": commit(),
+            **versions("triton"), "cuda": torch.version.cuda}  # fmt: skip
+
+
+def results_file(name: str) -> Path:
+    """benchmarks/results/<name in small letters and hyphens>.json"""
+    return RESULTS / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json")

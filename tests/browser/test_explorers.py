@@ -7,7 +7,9 @@ import pytest
 
 from nanovllm import LLM
 from nanovllm.sampling_params import SamplingParams
+from tests.visualizations import samples
 from visualizations.explorers.block_table import BlockTableExplorer
+from visualizations.explorers.graph_timeline import GraphTimelineExplorer
 from visualizations.explorers.journey import JourneyExplorer
 from visualizations.explorers.journey_record import record_journey
 from visualizations.explorers.sampler import SamplerExplorer
@@ -74,12 +76,17 @@ def tensor_xray() -> TensorXRay:
         return TensorXRay(steps, decode=lambda token: llm.tokenizer.decode([token]), step=1)
 
 
+def graph_timeline() -> GraphTimelineExplorer:
+    return GraphTimelineExplorer({"eager": (samples.profiled(False), 0), "captured": (samples.profiled(True), 0)}, step=60)
+
+
 def journey_explorer() -> JourneyExplorer:
     return JourneyExplorer(journey(), step=3)
 
 
 EXPLORERS = {"scheduler": scheduler_explorer, "sampler": sampler_explorer, "block_table": block_table_explorer,
-             "journey": journey_explorer, "tensor_xray": tensor_xray}
+             "journey": journey_explorer, "tensor_xray": tensor_xray,
+             "graph_timeline": graph_timeline}
 every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
 
 

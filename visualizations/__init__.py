@@ -16,6 +16,7 @@ from visualizations.explorers.block_table import BlockTableExplorer
 from visualizations.explorers.graph_timeline import GraphTimelineExplorer
 from visualizations.explorers.journey import JourneyExplorer
 from visualizations.explorers.journey_record import record_journey
+from visualizations.explorers.monitor import BatchMonitor
 from visualizations.explorers.sampler import RecordedLogits, SamplerExplorer, record_logits
 from visualizations.explorers.scheduler import SchedulerExplorer
 from visualizations.explorers.tensor_record import watch_tensors, x_ray
@@ -45,12 +46,12 @@ from visualizations.work import plot_work
 from visualizations.work_shares import plot_work_shares
 
 __all__ = [
-    "BlockTableExplorer", "GraphTimelineExplorer", "JourneyExplorer", "Measured", "RecordedLogits", "SamplerExplorer",
-    "SchedulerExplorer", "Simulation", "TensorXRay", "name_map", "plot_ablation", "plot_attention_mask",
+    "BatchMonitor", "BlockTableExplorer", "GraphTimelineExplorer", "JourneyExplorer", "Measured", "RecordedLogits",
+    "SamplerExplorer", "SchedulerExplorer", "Simulation", "TensorXRay", "name_map", "plot_ablation", "plot_attention_mask",
     "plot_batch_composition", "plot_block_tables", "plot_cache_occupancy", "plot_checkpoint_file", "plot_exponential_race",
-    "plot_fragmentation", "plot_gpu_timeline", "plot_journey", "plot_latencies", "plot_life_of_request", "plot_memory_budget",
-    "plot_name_map", "plot_next_token", "plot_online_softmax", "plot_overlap", "plot_padding_waste", "plot_parity",
-    "plot_prefix_tree", "plot_request_timeline", "plot_roofline", "plot_rope", "plot_sampling_filters", "plot_shape_flow",
-    "plot_tensor_split", "plot_work", "plot_work_shares", "record_flow", "record_journey", "record_logits", "sampling_stages",
-    "standalone_html", "trace_latencies", "watch_tensors", "x_ray",
+    "plot_fragmentation", "plot_gpu_timeline", "plot_journey", "plot_latencies", "plot_life_of_request",
+    "plot_memory_budget", "plot_name_map", "plot_next_token", "plot_online_softmax", "plot_overlap", "plot_padding_waste",
+    "plot_parity", "plot_prefix_tree", "plot_request_timeline", "plot_roofline", "plot_rope", "plot_sampling_filters",
+    "plot_shape_flow", "plot_tensor_split", "plot_work", "plot_work_shares", "record_flow", "record_journey",
+    "record_logits", "sampling_stages", "standalone_html", "trace_latencies", "watch_tensors", "x_ray",
 ]

@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, empty_like
 
+from nanovllm.kernels.device import has_pdl
+
 
 @triton.jit
 def rms_scale(wide, size, eps):
@@ -14,19 +16,23 @@ def rms_scale(wide, size, eps):
 @triton.jit
 def _norm_kernel(
     out_ptr, total_ptr, x_ptr, residual_ptr, weight_ptr, size, eps,
-    ADD: tl.constexpr, BLOCK: tl.constexpr,
+    ADD: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program normalises one row, which it holds in registers."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     inside = i < size
+    weight = tl.load(weight_ptr + i, mask=inside)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     x = tl.load(x_ptr + row * size + i, mask=inside, other=0.0)
     if ADD:
         x += tl.load(residual_ptr + row * size + i, mask=inside, other=0.0)
         tl.store(total_ptr + row * size + i, x, mask=inside)
     wide = x.to(tl.float32)
     normed = (wide * rms_scale(wide, size, eps)).to(x.dtype)
-    tl.store(out_ptr + row * size + i, normed * tl.load(weight_ptr + i, mask=inside), mask=inside)
+    tl.store(out_ptr + row * size + i, normed * weight, mask=inside)
 
 
 def rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -38,8 +44,10 @@ def rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> 
     out = empty_like(x)
     total = x if residual is None else empty_like(x)
     num_tokens, size = x.shape
+    pdl = has_pdl(x.device)
     _norm_kernel[(num_tokens,)](
         out, total, x, x if residual is None else residual, weight, size, eps,
-        ADD=residual is not None, BLOCK=triton.next_power_of_2(size), num_warps=4 if size <= 2048 else 8,
+        ADD=residual is not None, BLOCK=triton.next_power_of_2(size), PDL=pdl, launch_pdl=pdl,
+        num_warps=4 if size <= 2048 else 8,
     )  # fmt: skip
     return out, total

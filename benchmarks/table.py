@@ -1,0 +1,51 @@
+"""The README's table of results, made from the files in benchmarks/results/: `python -m benchmarks table`."""
+
+import json
+
+from benchmarks.gpu import OTHERS
+from benchmarks.machine import RESULTS
+
+ROWS = [("mixed", "256 requests, 100-1024 tokens in, 100-1024 out", "output tok/s", "{:,.0f} tok/s"),
+        ("one", "one request, 128 in, 256 out", "ms/token", "{:.2f} ms a token"),
+        ("prefill", "64 prompts of 1024 tokens", "prompt tok/s", "{:,.0f} tok/s"),
+        ("start", "start, import and construct, warm", "s", "{:.1f} s"),
+        ("shared prompt", "256 requests behind one system prompt of 512 tokens", "output tok/s", "{:,.0f} tok/s"),
+        ("1024 requests", "1024 requests, 100-1024 in, 100-1024 out", "output tok/s", "{:,.0f} tok/s")]  # fmt: skip
+
+
+def table(results: dict) -> str:
+    """Markdown: our figures beside the others' on an H200, for whatever the file holds."""
+    lines = ["| work | nanovllm | nano-vllm 0.2.0 | vLLM 0.26.0 |", "|---|---|---|---|"]
+    for section, work, key, form in ROWS:
+        found = results.get(section)
+        row = found[-1] if isinstance(found, list) else found
+        if row:
+            others = OTHERS.get(section, {})
+            cells = [form.format(others[name]) if name in others else "" for name in ("nano-vllm", "vLLM")]
+            lines.append(f"| {work} | {form.format(row[key])} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def steps(results: dict) -> str:
+    """Markdown: decode steps beside their floors."""
+    kinds = ("attention", "matmul", "sampler")
+    lines = ["| sequences x context | step | floor | attention | matmuls | sampler | GPU waits for the host |",
+             "|---|---|---|---|---|---|---|"]
+    for row in results.get("decode step", []):
+        cells = [f"{row['sequences']} x {row['context']}", f"{row['gpu ms']:.2f} ms", f"{row['floor ms']:.2f} ms"]
+        cells += [f"{row.get(f'{kind} ms', 0):.2f} ms" for kind in kinds] + [f"{row['exposed ms']:.3f} ms"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    for file in sorted(RESULTS.glob("*.json")):
+        results = json.loads(file.read_text())
+        if "mixed" in results or "one" in results:
+            print(f"{results['device']}, {results['date']}, commit {results['commit']}, torch {results['torch']}, "
+                  f"triton {results['triton']}, bf16, random weights of Qwen3-0.6B's shape\n\n{table(results)}\n\n"
+                  f"{steps(results)}")
+
+
+if __name__ == "__main__":
+    main()

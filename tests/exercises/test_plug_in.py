@@ -2,11 +2,12 @@
 
 import pytest
 
-from chapters.exercises import ch02, ch03, ch04, ch05, ch10, ch12
+from chapters.exercises import ch02, ch03, ch04, ch05, ch09, ch10, ch12
 from chapters.exercises.solutions import ch02 as solved02
 from chapters.exercises.solutions import ch03 as solved03
 from chapters.exercises.solutions import ch04 as solved04
 from chapters.exercises.solutions import ch05 as solved05
+from chapters.exercises.solutions import ch09 as solved09
 from chapters.exercises.solutions import ch10 as solved10
 from chapters.exercises.solutions import ch12 as solved12
 from nanovllm import LLM
@@ -31,6 +32,10 @@ def test_the_schedulers_of_chapter_04_change_no_text():
 
 def test_the_admission_of_chapter_05_serves_in_a_small_cache():
     assert "each text is what it is alone" in ch05.serve_with(solved05.MyAdmission, LONG)
+
+
+def test_the_tensors_of_chapter_09_feed_the_engine():
+    assert "the same texts" in ch09.serve_with(solved09.prepare, LONG)
 
 
 def test_the_samplers_of_chapter_10_draw_the_same_alone_and_in_company():

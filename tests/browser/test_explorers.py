@@ -1,6 +1,7 @@
 """The explorers in a real Chromium on a page without a kernel, as the report and the book show them."""
 
 import functools
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from visualizations.explorers.block_table import BlockTableExplorer
 from visualizations.explorers.graph_timeline import GraphTimelineExplorer
 from visualizations.explorers.journey import JourneyExplorer
 from visualizations.explorers.journey_record import record_journey
+from visualizations.explorers.monitor import BatchMonitor
 from visualizations.explorers.sampler import SamplerExplorer
 from visualizations.explorers.scheduler import SchedulerExplorer
 from visualizations.explorers.tensor_record import watch_tensors
@@ -84,9 +86,23 @@ def journey_explorer() -> JourneyExplorer:
     return JourneyExplorer(journey(), step=3)
 
 
+@functools.cache
+def batch_monitor() -> BatchMonitor:
+    """Six requests in a cache with room for fewer, then two more after a rest."""
+    with LLM(kvcache_block_size=8, num_kvcache_blocks=16) as llm:
+        monitor = BatchMonitor(llm)
+        params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+        for prompts in ([f"This is request number {i}" for i in range(6)], ["Again", "And again"]):
+            for _ in llm.stream(prompts, params):
+                time.sleep(0.004)
+            time.sleep(0.5)
+        monitor.refresh()
+    return monitor
+
+
 EXPLORERS = {"scheduler": scheduler_explorer, "sampler": sampler_explorer, "block_table": block_table_explorer,
              "journey": journey_explorer, "tensor_xray": tensor_xray,
-             "graph_timeline": graph_timeline}
+             "graph_timeline": graph_timeline, "monitor": batch_monitor}
 every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
 
 

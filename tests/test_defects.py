@@ -1,13 +1,17 @@
 """What small engines get wrong, and ours must not: one test for each known defect, by its number.
 
 Most have more tests, near the code they concern; here each right-hand side is asserted once, on the whole engine where it
-shows there. Number 24, about messages to worker processes, waits for those.
+shows there.
 """
 
 import json
+import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from pathlib import Path
 
@@ -211,6 +215,20 @@ def test_defect_16_a_reserve_keeps_preemptions_rare_and_they_are_counted_and_sho
     assert f"preemptions={llm.engine.scheduler.num_preemptions}" in repr(llm)
 
 
+def test_defect_17_graphs_serve_every_batch_size_up_to_the_cap(make):
+    # Rows padded to the sizes of graphs, as on a GPU, but not captured. Each step or two another request ends.
+    params = [SamplingParams(temperature=0, max_tokens=3 + 2 * i, ignore_eos=True) for i in range(20)]
+    prompts = [[i, i + 1, i + 2] for i in range(20)]
+    expected = tokens(make(max_num_seqs=20), prompts, params)
+    llm, sizes = make(max_num_seqs=20, async_scheduling=True), set()
+    runner = llm.engine.model_runner
+    runner.graphs = runner.decode_graphs(llm.config, capture=False)
+    launch = runner.graphs.launch
+    runner.graphs.launch = lambda items, *rest: (sizes.add(len(items)), launch(items, *rest))[1]
+    assert tokens(llm, prompts, params) == expected
+    assert sizes == set(range(1, 21)) and runner.graphs.rows.size_for(17) >= 17
+
+
 def test_defect_18_enforce_eager_is_one_switch_for_all(make, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("compiled or captured something although enforce_eager=True")
@@ -264,6 +282,22 @@ def test_defect_23_block_size_belongs_to_an_engine(make):
     while small.engine.has_unfinished or large.engine.has_unfinished:
         small.engine.step(), large.engine.step()
     assert a.output_token_ids == b.output_token_ids and len(a.output_token_ids) == 6
+
+
+def test_defect_24_messages_of_any_size_arrive_and_a_dead_worker_is_an_error_in_time(make):
+    llm = make(tensor_parallel_size=2)
+    long = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True, stop_token_ids=[95] * 600_000)
+    message = len(pickle.dumps(long))
+    seq = llm.engine.add_request([1, 2, 3], long)
+    for _ in range(5):
+        llm.engine.step()
+    assert message > 1 << 20 and seq.num_output_tokens == 5
+    os.kill(llm.engine.model_runner.workers.pids[1], signal.SIGKILL)
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"rank 1 .*SIGKILL.*make a new LLM"):
+        while not seq.is_finished:
+            llm.engine.step()
+    assert time.monotonic() - began < 10
 
 
 def test_defect_25_memory_is_counted_for_this_engine_only_and_the_error_has_the_numbers(make, monkeypatch):
@@ -325,3 +359,8 @@ def test_defect_28_a_chapter_that_could_not_run_something_says_so():
     assert silent_cells(nbformat.v4.new_notebook(cells=bad)) == [0, 1]
     chapters = sorted(Path(__file__).parents[1].glob("chapters/**/*.ipynb"))
     assert chapters and {str(c): silent_cells(nbformat.read(c, 4)) for c in chapters} == {str(c): [] for c in chapters}
+
+
+def test_every_defect_has_its_test():
+    numbers = {int(found[1]) for name in globals() if (found := re.match(r"test_defect_(\d+)_", name))}
+    assert numbers == set(range(1, 29))

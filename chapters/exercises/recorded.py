@@ -18,13 +18,20 @@ def recorded_rows(subject: str, folder: Path = RESULTS) -> list[tuple[str, list]
     return found
 
 
-def recorded(subject: str, folder: Path = RESULTS) -> str:
-    """What the results files of GPUs say under the key `subject`, one paragraph a file; a plain sentence when none does."""
+def recorded(subject: str, columns: tuple[str, ...] = (), folder: Path = RESULTS) -> str:
+    """What the results files of GPUs say under the key `subject`, one paragraph a file; a plain sentence when none does.
+
+    columns: of each row only these, where it has them; none named means all.
+    """
     told = []
     for where, rows in recorded_rows(subject, folder):
         lines = [f"{where}:"]
         for row in rows:
-            cells = [f"{k} {_short(v)}" for k, v in row.items()] if isinstance(row, dict) else [_short(row)]
+            if isinstance(row, dict):
+                named = [name for name in columns if name in row] or list(row)
+                cells = [f"{name} {_short(row[name])}" for name in named]
+            else:
+                cells = [_short(row)]
             lines.append("  " + ", ".join(cells))
         told.append("\n".join(lines))
     return "\n\n".join(told) or f"no recorded GPU run of {subject!r} is in the repository yet"

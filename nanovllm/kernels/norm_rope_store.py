@@ -29,37 +29,35 @@ def _norm_rope_store_kernel(
     HALF: tl.constexpr = HEAD_DIM // 2
     WIDTH: tl.constexpr = NUM_KV_HEADS * HEAD_DIM
     token = tl.program_id(0).to(tl.int64)
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     i = tl.arange(0, HALF)
-    position = tl.load(positions_ptr + token)
+    # Positions and slots are there since before the step's first layer: only the projection is worth waiting for.
+    position, slot = tl.load(positions_ptr + token), tl.load(slots_ptr + token)
     cos = tl.load(cos_ptr + position * HALF + i)[None, :]
     sin = tl.load(sin_ptr + position * HALF + i)[None, :]
     row_ptr = qkv_ptr + token * (NUM_HEADS * HEAD_DIM + 2 * WIDTH)
-
-    head = tl.arange(0, Q_ROWS)[:, None]
+    head, kv_head = tl.arange(0, Q_ROWS)[:, None], tl.arange(0, KV_ROWS)[:, None]
     places = row_ptr + head * HEAD_DIM + i[None, :]
+    offsets = kv_head * HEAD_DIM + i[None, :]
+    key_ptr, value_ptr = row_ptr + NUM_HEADS * HEAD_DIM, row_ptr + NUM_HEADS * HEAD_DIM + WIDTH
+    inside = kv_head < NUM_KV_HEADS
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     first = tl.load(places, mask=head < NUM_HEADS, other=0.0)
     second = tl.load(places + HALF, mask=head < NUM_HEADS, other=0.0)
+    key1, key2 = tl.load(key_ptr + offsets, mask=inside, other=0.0), tl.load(key_ptr + HALF + offsets, mask=inside, other=0.0)
+    value1, value2 = tl.load(value_ptr + offsets, mask=inside), tl.load(value_ptr + HALF + offsets, mask=inside)
+
     first, second = _norm_rope(first, second, q_weight_ptr, cos, sin, eps, HALF)
     tl.store(places, first, mask=head < NUM_HEADS)
     tl.store(places + HALF, second, mask=head < NUM_HEADS)
-
-    slot = tl.load(slots_ptr + token)
     if slot >= 0:
-        kv_head = tl.arange(0, KV_ROWS)[:, None]
-        inside = kv_head < NUM_KV_HEADS
-        offsets = kv_head * HEAD_DIM + i[None, :]
-        key_ptr, value_ptr = row_ptr + NUM_HEADS * HEAD_DIM, row_ptr + NUM_HEADS * HEAD_DIM + WIDTH
-        key1 = tl.load(key_ptr + offsets, mask=inside, other=0.0)
-        key2 = tl.load(key_ptr + HALF + offsets, mask=inside, other=0.0)
         key1, key2 = _norm_rope(key1, key2, k_weight_ptr, cos, sin, eps, HALF)
         k_places, v_places = k_cache_ptr + slot * WIDTH + offsets, v_cache_ptr + slot * WIDTH + offsets
         tl.store(k_places, key1, mask=inside)
         tl.store(k_places + HALF, key2, mask=inside)
-        tl.store(v_places, tl.load(value_ptr + offsets, mask=inside), mask=inside)
-        tl.store(v_places + HALF, tl.load(value_ptr + HALF + offsets, mask=inside), mask=inside)
+        tl.store(v_places, value1, mask=inside)
+        tl.store(v_places + HALF, value2, mask=inside)
 
 
 def norm_rope_store(

@@ -5,7 +5,7 @@ them. And the keys of the whole batch, laid end to end, are cut into equal share
 run at once, whatever sequences they belong to: long and short contexts, one sequence or five hundred, keep every
 multiprocessor busy to the same moment. (The balanced form of flash-decoding, Dao, Haziza, Massa and Sizov, 2023,
 https://pytorch.org/blog/flash-decoding/; for matrix products the idea is Stream-K, Osama et al., 2023,
-https://arxiv.org/abs/2301.03598.) A second kernel joins the sequences that were cut.
+https://arxiv.org/abs/2301.03598.) Of the programs that share a sequence the last to finish joins the pieces.
 """
 
 from typing import NamedTuple
@@ -34,24 +34,40 @@ class Tuning(NamedTuple):
 
 
 @triton.jit
-def _tile_ends(lengths_ptr, num_seqs, TILE: tl.constexpr, SEQS: tl.constexpr):
-    """The batch's tiles laid end to end: where each sequence's end, `[SEQS]`. An empty sequence has one, of no keys."""
-    seq = tl.arange(0, SEQS)
-    length = tl.load(lengths_ptr + seq, mask=seq < num_seqs, other=0)
-    tiles = tl.where(seq < num_seqs, tl.maximum(tl.cdiv(length, TILE), 1), 0)
-    return tl.cumsum(tiles, 0), tl.sum(tiles, 0)
+def _join(
+    out_ptr, partial_ptr, lse_ptr, kv_head, first, has_neighbour, num_pieces, out_stride_head,
+    NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    """Make one of the pieces of a cut sequence: each one's average, weighed by its share of the whole softmax sum.
 
-
-@triton.jit
-def _owner(ends, tile):
-    """The sequence that holds this tile of the batch, and the end of that sequence's tiles."""
-    return tl.sum((ends <= tile).to(tl.int32), 0), tl.min(tl.where(ends > tile, ends, 0x7FFFFFFF), 0)
+    first: the share that holds the first piece; has_neighbour: whether another sequence stands before it there.
+    """
+    dim = tl.arange(0, HEAD_DIM)
+    for query in tl.static_range(GROUP):
+        head = kv_head * GROUP + query
+        highest, total = -1e30, 0.0
+        acc = tl.zeros([HEAD_DIM], tl.float32)
+        for start in range(0, num_pieces, PIECES):
+            i = start + tl.arange(0, PIECES)
+            place = (first + i) * 2 + ((i == 0) & has_neighbour).to(tl.int32)
+            inside = i < num_pieces
+            # ".cg": from the cache that all multiprocessors share; others wrote these numbers a moment ago.
+            lse = tl.load(lse_ptr + place * NUM_HEADS + head, mask=inside, other=float("-inf"), cache_modifier=".cg")
+            part_ptr = partial_ptr + (place * NUM_HEADS + head)[:, None] * HEAD_DIM + dim[None, :]
+            part = tl.load(part_ptr, mask=inside[:, None], other=0.0, cache_modifier=".cg")
+            new_highest = tl.maximum(highest, tl.max(lse, 0))
+            fade = tl.exp2(highest - new_highest)
+            weight = tl.exp2(lse - new_highest)
+            total = total * fade + tl.sum(weight, 0)
+            acc = acc * fade + tl.sum(part * weight[:, None], 0)
+            highest = new_highest
+        tl.store(out_ptr + head * out_stride_head + dim, (acc / total).to(out_ptr.dtype.element_ty))
 
 
 # Values that change from step to step are not specialized: a new one must not mean compiling in the middle of serving.
 @triton.jit(do_not_specialize=["num_seqs", "table_stride"])
 def _decode_kernel(
-    out_ptr, partial_ptr, lse_ptr, q_ptr, k_ptr, v_ptr, tables_ptr, lengths_ptr, scale_log2,
+    out_ptr, partial_ptr, lse_ptr, arrived_ptr, q_ptr, k_ptr, v_ptr, tables_ptr, lengths_ptr, scale_log2,
     out_stride_seq, out_stride_head, q_stride_seq, q_stride_head,
     cache_stride_block, cache_stride_slot, cache_stride_head, table_stride, num_seqs,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
@@ -61,36 +77,43 @@ def _decode_kernel(
 
     The kv heads of a key lie side by side in the cache, so the programs that start together are those. A sequence that
     lies within the share is finished here; the piece of one that does not goes to one of the share's two partial
-    results: 0 for the piece at its beginning, 1 for one that starts later.
+    results: 0 for the piece at its beginning, 1 for one that starts later. Whoever brings a sequence's last piece joins
+    them all.
     """
     kv_head, share = tl.program_id(0), tl.program_id(1)
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-    ends, total_tiles = _tile_ends(lengths_ptr, num_seqs, TILE, SEQS)
+    # Lengths and tables are there since before the step's first layer: no need yet to wait for the kernel before this.
+    # The batch's tiles are laid end to end; an empty sequence has one, of no keys.
+    each = tl.arange(0, SEQS)
+    lengths = tl.load(lengths_ptr + each, mask=each < num_seqs, other=0)
+    tiles = tl.where(each < num_seqs, tl.maximum(tl.cdiv(lengths, TILE), 1), 0)
+    ends, total_tiles = tl.cumsum(tiles, 0), tl.sum(tiles, 0)
     share_size = tl.cdiv(total_tiles, tl.num_programs(1))
-    tile = share * share_size
-    share_end = tl.minimum(tile + share_size, total_tiles)
-    piece = share * 2
+    share_start = share * share_size
+    share_end = tl.minimum(share_start + share_size, total_tiles)
+    tile = share_start
+    seq = tl.sum((ends <= tile).to(tl.int32), 0)
+    seq_start = tl.max(tl.where(ends <= tile, ends, 0), 0)
 
     row, dim = tl.arange(0, ROWS), tl.arange(0, HEAD_DIM)
     head = kv_head * GROUP + row
     is_head = row < GROUP  # the tensor cores want 16 rows; those beyond the group are computed and dropped
     head_k_ptr, head_v_ptr = k_ptr + kv_head * cache_stride_head, v_ptr + kv_head * cache_stride_head
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     while tile < share_end:
-        seq, seq_end = _owner(ends, tile)
         length = tl.load(lengths_ptr + seq)
-        seq_start = seq_end - tl.maximum(tl.cdiv(length, TILE), 1)
+        seq_end = seq_start + tl.maximum(tl.cdiv(length, TILE), 1)
         stop = tl.minimum(seq_end, share_end)
         start, end = (tile - seq_start) * TILE, tl.minimum((stop - seq_start) * TILE, length)
-        seq = seq.to(tl.int64)
-        q_places = q_ptr + seq * q_stride_seq + head[:, None] * q_stride_head + dim[None, :]
+        wide_seq = seq.to(tl.int64)
+        q_places = q_ptr + wide_seq * q_stride_seq + head[:, None] * q_stride_head + dim[None, :]
         q = tl.load(q_places, mask=is_head[:, None], other=0.0)
         highest = tl.full([ROWS], float("-inf"), tl.float32)
         total = tl.zeros([ROWS], tl.float32)
         acc = tl.zeros([ROWS, HEAD_DIM], tl.float32)
-        table_ptr = tables_ptr + seq * table_stride
+        table_ptr = tables_ptr + wide_seq * table_stride
         for tile_start in tl.range(start, end, TILE):
             offsets = key_offsets(table_ptr, tile_start, end, cache_stride_block, cache_stride_slot, BLOCK_SIZE, TILE)
             in_range = tile_start + tl.arange(0, TILE) < end
@@ -100,58 +123,24 @@ def _decode_kernel(
             )  # fmt: skip
         # No keys (a padding sequence) leaves zeros.
         acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+        seq_out_ptr = out_ptr + wide_seq * out_stride_seq
         if (tile == seq_start) & (stop == seq_end):
-            out_places = out_ptr + seq * out_stride_seq + head[:, None] * out_stride_head + dim[None, :]
+            out_places = seq_out_ptr + head[:, None] * out_stride_head + dim[None, :]
             tl.store(out_places, acc.to(out_ptr.dtype.element_ty), mask=is_head[:, None])
         else:
+            piece = share * 2 + (tile > share_start).to(tl.int32)
             places = partial_ptr + (piece * NUM_HEADS + head)[:, None] * HEAD_DIM + dim[None, :]
             tl.store(places, acc, mask=is_head[:, None])
             tl.store(lse_ptr + piece * NUM_HEADS + head, highest + tl.log2(total), mask=is_head)
-        tile, piece = stop, share * 2 + 1
-
-
-@triton.jit(do_not_specialize=["num_seqs", "num_shares"])
-def _join_kernel(
-    out_ptr, partial_ptr, lse_ptr, lengths_ptr, out_stride_seq, out_stride_head, num_seqs, num_shares,
-    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr, PIECES: tl.constexpr,
-    PDL: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    """Program (head, share): the sequence that starts in this share and ends in another, if there is one.
-
-    Weighs each piece's average by its share of the whole softmax sum.
-    """
-    head, share = tl.program_id(0), tl.program_id(1)
-    if EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-    ends, total_tiles = _tile_ends(lengths_ptr, num_seqs, TILE, SEQS)
-    share_size = tl.cdiv(total_tiles, num_shares)
-    first, share_end = share * share_size, (share + 1) * share_size
-    if share_end < total_tiles:
-        seq, seq_end = _owner(ends, share_end - 1)
-        seq_start = seq_end - tl.maximum(tl.cdiv(tl.load(lengths_ptr + seq), TILE), 1)
-        if (seq_start >= first) & (seq_end > share_end):
-            num_pieces = tl.cdiv(seq_end, share_size) - share
-            dim = tl.arange(0, HEAD_DIM)
-            highest, total = -1e30, 0.0
-            acc = tl.zeros([HEAD_DIM], tl.float32)
-            for start in range(0, num_pieces, PIECES):
-                i = start + tl.arange(0, PIECES)
-                # A piece begins its share, but for the first one when another sequence stood there before.
-                place = (share + i) * 2 + ((i == 0) & (seq_start > first)).to(tl.int32)
-                inside = i < num_pieces
-                lse = tl.load(lse_ptr + place * NUM_HEADS + head, mask=inside, other=float("-inf"))
-                part_ptr = partial_ptr + (place * NUM_HEADS + head)[:, None] * HEAD_DIM + dim[None, :]
-                part = tl.load(part_ptr, mask=inside[:, None], other=0.0)
-                new_highest = tl.maximum(highest, tl.max(lse, 0))
-                fade = tl.exp2(highest - new_highest)
-                weight = tl.exp2(lse - new_highest)
-                total = total * fade + tl.sum(weight, 0)
-                acc = acc * fade + tl.sum(part * weight[:, None], 0)
-                highest = new_highest
-            out_places = out_ptr + seq.to(tl.int64) * out_stride_seq + head * out_stride_head + dim
-            tl.store(out_places, (acc / total).to(out_ptr.dtype.element_ty))
+            first = seq_start // share_size
+            num_pieces = tl.cdiv(seq_end, share_size) - first
+            tl.debug_barrier()  # all of the piece is written before it is counted
+            place = arrived_ptr + first * tl.num_programs(0) + kv_head
+            if tl.atomic_add(place, 1, sem="acq_rel") == num_pieces - 1:
+                _join(seq_out_ptr, partial_ptr, lse_ptr, kv_head, first, seq_start > first * share_size, num_pieces,
+                      out_stride_head, NUM_HEADS, GROUP, HEAD_DIM, 16)  # fmt: skip
+                tl.store(place, 0)  # for the next launch
+        tile, seq, seq_start = stop, seq + 1, seq_end
 
 
 def paged_decode(
@@ -162,6 +151,7 @@ def paged_decode(
     context_lens: Tensor,
     scale: float,
     out: Tensor,
+    arrived: Tensor | None = None,
     tuning: Tuning | None = None,
     num_shares: int | None = None,
     early: bool | None = None,
@@ -170,8 +160,9 @@ def paged_decode(
 
     q, out: `[num_seqs, num_heads, head_dim]`, last dimension contiguous. k_cache, v_cache: `[num_blocks, block_size,
     num_kv_heads, head_dim]` with equal strides. block_tables: `[num_seqs, max_blocks]` int32. context_lens:
-    `[num_seqs]` int32 on the device; 0 gives a row of zeros. The launch depends on the device and on num_seqs alone, so
-    a CUDA graph captured once serves any lengths.
+    `[num_seqs]` int32 on the device; 0 gives a row of zeros. arrived: `[at least num_shares * num_kv_heads]` int32, zeros,
+    which it leaves as zeros; it saves making new ones. The launch depends on the device and on num_seqs alone, so a CUDA
+    graph captured once serves any lengths.
     """
     num_seqs, num_heads, head_dim = q.shape
     block_size, num_kv_heads = k_cache.shape[1:3]
@@ -179,20 +170,17 @@ def paged_decode(
     pdl = has_pdl(q.device)
     # Let the kernels behind us in early where they find room: their weights come while we look for ours.
     early = pdl and (num_seqs <= 4 if early is None else early)
-    tile, num_warps, num_stages, programs = tuning or Tuning.for_dtype(q.dtype)
-    num_shares = num_shares or max(1, programs * multiprocessors(q.device) // num_kv_heads)
+    tuning = tuning or Tuning.for_dtype(q.dtype)
+    num_shares = num_shares or max(1, tuning.programs * multiprocessors(q.device) // num_kv_heads)
+    if arrived is None:
+        arrived = torch.zeros(num_shares * num_kv_heads, dtype=torch.int32, device=q.device)
     seqs = 16 if num_seqs <= 16 else 128 if num_seqs <= 128 else max(512, triton.next_power_of_2(num_seqs))
     partial = torch.empty(num_shares, 2, num_heads, head_dim, dtype=torch.float32, device=q.device)
     lse = torch.empty(num_shares, 2, num_heads, dtype=torch.float32, device=q.device)
     _decode_kernel[(num_kv_heads, num_shares)](
-        out, partial, lse, q, k_cache, v_cache, block_tables, context_lens, scale * LOG2_E,
+        out, partial, lse, arrived, q, k_cache, v_cache, block_tables, context_lens, scale * LOG2_E,
         out.stride(0), out.stride(1), q.stride(0), q.stride(1), *k_cache.stride()[:3], block_tables.stride(0), num_seqs,
         NUM_HEADS=num_heads, GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size,
-        ROWS=max(16, triton.next_power_of_2(group)), TILE=tile, SEQS=seqs, PDL=pdl, EARLY=early, launch_pdl=pdl,
-        num_warps=num_warps, num_stages=num_stages,
-    )  # fmt: skip
-    _join_kernel[(num_heads, num_shares)](
-        out, partial, lse, context_lens, out.stride(0), out.stride(1), num_seqs, num_shares,
-        NUM_HEADS=num_heads, HEAD_DIM=head_dim, TILE=tile, SEQS=seqs, PIECES=16, PDL=pdl, EARLY=early,
-        launch_pdl=pdl, num_warps=4,
+        ROWS=max(16, triton.next_power_of_2(group)), TILE=tuning.tile, SEQS=seqs, PDL=pdl, EARLY=early, launch_pdl=pdl,
+        num_warps=tuning.num_warps, num_stages=tuning.num_stages,
     )  # fmt: skip

@@ -88,13 +88,16 @@ class TritonBackend:
         self.store = kv_store.store_kv
         self._decode = paged_decode.paged_decode
         self._prefill = paged_prefill.paged_prefill
+        self._arrived = None  # counters at zero, between any two launches
 
     def attend(self, q, k_cache, v_cache, context, scale):
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         n = context.num_decodes
         if n > 0:
+            if self._arrived is None:
+                self._arrived = torch.zeros(4096, dtype=torch.int32, device=q.device)
             tables, lengths = context.block_tables[:n], context.context_lens[:n]
-            self._decode(q[:n], k_cache, v_cache, tables, lengths, scale, out[:n])
+            self._decode(q[:n], k_cache, v_cache, tables, lengths, scale, out[:n], self._arrived)
         if q.shape[0] > n:
             tables, lengths = context.block_tables[n:], context.context_lens[n:]
             starts = context.cu_seqlens_q[n:]

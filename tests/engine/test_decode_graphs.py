@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
 def requests(count: int):
     shared = [5, 6, 7, 8, 9, 10, 11, 12]
     prompts = [(shared * 2 if i % 3 else [1, 2, 3]) + [13 + i % 60] * (i % 4) for i in range(count)]
-    return prompts, [SamplingParams(max_tokens=3 + i * 7 % 20, ignore_eos=True, **KINDS[i % len(KINDS)]) for i in range(count)]
+    return prompts, [SamplingParams(max_tokens=6 + i * 7 % 20, ignore_eos=True, **KINDS[i % len(KINDS)]) for i in range(count)]
 
 
 def serve(folder, count, rows, **settings):

@@ -1,5 +1,6 @@
 """From scheduled sequences to the exact tensors of a step, through the model, to sampled tokens."""
 
+import gc
 from collections.abc import Callable
 
 import numpy as np
@@ -81,6 +82,10 @@ class ModelRunner:
                 f"not fit on {self.device}; lower num_kvcache_blocks or gpu_memory_utilization.") from error
         if self.device.type == "cuda" and not config.enforce_eager and self.backend.name != "torch":
             self.graphs = self.decode_graphs(config)
+            # Python's full garbage collections look at every object of every module, for some 70 ms in which no step is
+            # launched. What is there by now is here to stay, so they may leave it out.
+            gc.collect()
+            gc.freeze()
 
     def __repr__(self) -> str:
         dtype, mebibytes = str(self.dtype).removeprefix("torch."), self.num_blocks * self.bytes_per_block / 2**20
@@ -94,6 +99,8 @@ class ModelRunner:
     def close(self) -> None:
         """Let go of the weights and the cache, and hand their memory back to the device."""
         self.reset()
+        if self.graphs:
+            gc.unfreeze()
         self.model = self.kv_cache = self.graphs = self.sampler = self._own_sampler = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

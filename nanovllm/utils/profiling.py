@@ -1,5 +1,6 @@
 """What the device did while a trace was recorded, on the trace's own clock."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ def profiled(trace: Trace, device: torch.device) -> Iterator[None]:
     On a GPU: its kernels and copies, a track a stream, and the host's calls that launched them (cudaLaunchKernel,
     cudaGraphLaunch ...). On a CPU: the outermost operators.
     """
+    # The profiler's own library writes two lines to stderr for each recording, into a notebook's output too.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     cuda = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
         # The profiler has a clock of its own; a mark whose time is known on both ties them together.

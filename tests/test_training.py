@@ -1,16 +1,20 @@
 """The way from nothing to a checkpoint, at a size that takes seconds, and what its text must be like."""
 
 import json
+import math
+import re
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
 
-from training import chats, data, stories
+from nanovllm.config import OFFLINE_MODEL
+from training import chats, data, gate, stories
 from training.__main__ import RECIPES, TINY, run
 from training.dice import Dice
-from training.judge import keeps_hero, top_template_share
+from training.judge import drawn_nats, keeps_hero, top_template_share
 from training.train import train
 
 
@@ -26,12 +30,12 @@ def test_the_whole_way_leaves_two_folders_and_a_report(made):
     for name in ("offline", "draft"):
         held = {file.name for file in (folder / "assets" / name).iterdir()}
         assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-                "loss.png"} <= held
+                "loss.png", "README.md"} <= held
         history = json.loads((folder / "work" / name / "history.json").read_text())
         assert history[-1][0] == RECIPES["minute"].max_steps and history[-1][3] < 6.0  # ln 384 = 5.95 at the start
     assert json.loads((folder / "work" / "judge.json").read_text()) == report
     assert {"names_everything", "keeps_hero", "stops", "distinct_4grams", "copied_8grams", "mean_entropy",
-            "draft_agreement"} <= report.keys()
+            "draft_agreement", "lookups_right", "sign_offs_kept"} <= report.keys()
 
 
 def test_exported_weights_give_the_logits_of_the_model_trained(made):
@@ -76,13 +80,82 @@ def test_stories_vary():
 def test_no_slot_and_no_choice_is_left_open():
     rng = Dice(0)
     for _ in range(400):
-        assert not set("{}[]") & set(chats.document(rng, 0.2))
+        text = chats.document(rng, 0.2)
+        assert not set("{}[]") & set(text) and not re.search(r"<\w+>", text)
 
 
-def test_requests_of_the_judge_are_never_asked_in_training():
+@pytest.mark.parametrize("unseen", (False, True), ids=("training", "judge"))
+def test_training_and_judge_ask_for_different_pairs(unseen):
     rng = Dice(0)
-    pairs = [request.story for request in (chats.story_request(rng) for _ in range(3000)) if "obj" in request.story]
-    assert not any(chats.held_out(pair["hero"], pair["obj"]) for pair in pairs if "hero" in pair)
+    asked = [request.story for request in (chats.story_request(rng, unseen) for _ in range(3000)) if request.hero]
+    for what in ("obj", "place"):
+        held = [chats.held_out(story["hero"], story[what]) for story in asked if what in story]
+        assert len(held) > 300 and all(h is unseen for h in held)
+
+
+def test_stories_of_training_bring_no_held_out_pair_together():
+    rng = Dice(0)
+    for story in (chats.seen_story(rng) for _ in range(500)):
+        assert not chats.held_out(story.hero.kind, story.obj) and not chats.held_out(story.hero.kind, story.place)
+
+
+def test_dice_count_the_surprise_of_what_they_draw():
+    dice, n = Dice(0), 40_000
+    for _ in range(n):
+        dice.flip(0.25)
+    assert dice.nats / n == pytest.approx(0.25 * math.log(4) + 0.75 * math.log(4 / 3), rel=0.02)
+    dice.nats = 0.0
+    dice.choice("abcd"), dice.whole(1, 4), dice.some("abcd", 2), dice.weighted("ab", (1, 1))
+    assert dice.nats == pytest.approx(math.log(4 * 4 * (4 * 3) * 2))
+    dice.nats = 0.0
+    drawn = Counter(dice.skewed("abc") for _ in range(n))
+    assert dice.nats / n == pytest.approx(-sum(c / n * math.log(c / n) for c in drawn.values()), rel=0.01)
+
+
+def test_the_text_is_not_too_predictable():
+    tokenizer = Tokenizer.from_file(str(OFFLINE_MODEL / "tokenizer.json"))
+    assert 0.75 < drawn_nats(tokenizer, 300)["nats_per_token"] < 1.5  # the checkpoint's own entropy stands in its card
+
+
+def test_every_pool_is_used_and_every_pool_used_is_there():
+    written = (stories.HERE / "beats.txt").read_text() + " ".join([*stories.OPENERS, *stories.TAILS, *chats.RULES, chats.ROLE])
+    written += " ".join([*chats.GREETINGS, *chats.REASONS, *(word for pool in stories.POOLS.values() for word in pool)])
+    used = set(re.findall(r"<(\w+)>", written)) | {"way", "gesture", "adv", "lively"}
+    assert used - {"pool"} == set(stories.POOLS)
+
+
+@pytest.mark.parametrize(("share", "until"), [(0.9, 0.15), (0.1, 0.5)], ids=("it copies", "it does not"))
+def test_a_model_that_does_not_copy_gets_more_of_the_curriculum(made, tmp_path, share, until):
+    file = made[0] / "work" / "tokenizer.json"
+    tokens = data.make_tokens(file, 200, seed=5, copying=0.2, workers=1)
+    asked_at = []
+
+    def copies(model):
+        asked_at.append(model)
+        return share
+
+    settings = dict(seconds=60, batch_tokens=256, context=64, device="cpu", copies=copies)
+    train(TINY, tokens, tokens, tokens, Tokenizer.from_file(str(file)), tmp_path, max_steps=8, **settings)
+    gate = json.loads((tmp_path / "gate.json").read_text())
+    assert len(asked_at) == 1 and gate["at_step"] == 2 and gate["curriculum_until"] == until
+
+
+def test_the_gate_counts_the_answers_that_name_everything(made, monkeypatch):
+    tokenizer = Tokenizer.from_file(str(made[0] / "work" / "tokenizer.json"))
+    asked = [gate.story_request(Dice(20_000), unseen=True)]
+    said = tokenizer.encode(" ".join(asked[0].wanted)).ids + [tokenizer.token_to_id("<|im_end|>")]
+    start = len(tokenizer.encode(chats.render([(asked[0].text, "")]).removesuffix("<|im_end|>\n")).ids)
+
+    def model(ids):  # says `said`, whatever it is asked
+        logits = torch.zeros(*ids.shape, TINY.vocab)
+        for i, token in enumerate(said):
+            if start + i - 1 < ids.shape[1]:
+                logits[:, start + i - 1, token] = 1.0
+        return logits
+
+    assert gate.naming(model, tokenizer, "cpu", 1, len(said)) == 1.0
+    said[:-1] = tokenizer.encode("nothing").ids
+    assert gate.naming(model, tokenizer, "cpu", 1, 20) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import matplotlib
 import torch
 from tokenizers import Tokenizer
 
+from training.card import card, draft_card
 from training.data import make_tokens, train_tokenizer
 from training.export import export
 from training.gate import naming
-from training.card import card, draft_card
 from training.judge import drawn_nats, judge, save
 from training.model import Shape
 from training.train import train
@@ -88,8 +88,10 @@ def run(recipe: Recipe, work: Path, assets: Path, device: str, workers: int, see
 def write_cards(report: dict, work: Path, assets: Path) -> None:
     """README.md of both folders, from the judge's figures and what the gate saw."""
     gate = work / "offline" / "gate.json"
-    (assets / "offline" / "README.md").write_text(card(report, json.loads(gate.read_text()) if gate.exists() else None))
-    (assets / "draft" / "README.md").write_text(draft_card(report))
+    histories = {name: json.loads((assets / name / "history.json").read_text()) for name in ("offline", "draft")}
+    seen = json.loads(gate.read_text()) if gate.exists() else None
+    (assets / "offline" / "README.md").write_text(card(report, histories["offline"], seen))
+    (assets / "draft" / "README.md").write_text(draft_card(report, histories["draft"]))
 
 
 def plot_loss(history: list[list], file: Path) -> None:
@@ -98,9 +100,9 @@ def plot_loss(history: list[list], file: Path) -> None:
     figure = Figure(figsize=(5, 2.6), layout="constrained")
     axes = figure.subplots()
     seen = [row[2] / 1e6 for row in history]
-    axes.plot(seen, [row[3] for row in history], label="training")
-    axes.plot(seen, [row[4] for row in history], label="held out")
-    axes.set(xlabel="tokens seen (millions)", ylabel="loss (nats a token)", ylim=(0, None))
+    axes.plot(seen, [row[3] for row in history], ".-", label="training")
+    axes.plot(seen, [row[4] for row in history], ".-", label="held out")
+    axes.set(xlabel="tokens seen (millions)", ylabel="loss (nats a token)", xlim=(0, None), ylim=(0, None))
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=80, metadata={"Software": None})
@@ -113,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--assets", type=Path, default=ASSETS, help="where the finished folders go")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--judge-only", action="store_true", help="judge the folders in --assets and print the report")
-    parser.add_argument("--entropy", action="store_true", help="nats drawn for a token of training text; trains a tokenizer only")
+    parser.add_argument("--entropy", action="store_true", help="print the nats drawn for a token of training text")
     arguments = parser.parse_args(argv)
     if arguments.entropy:
         print(json.dumps(drawn_nats(train_tokenizer(0, MODEL.vocab, 10_000))))

@@ -4,6 +4,8 @@ ROWS = (
     ("names_everything", "answers that name every hero, object and place asked for", 0.95, ">="),
     ("keeps_hero", "answers that keep the hero's kind and name to the end", 0.90, ">="),
     ("stops", "answers that stop by themselves", 0.98, ">="),
+    ("lookups_right", "questions about a village in the system prompt, answered right", None, ""),
+    ("sign_offs_kept", "stories that end with the words the system prompt asks for", None, ""),
     ("draft_agreement", "positions of the draft's greedy text where the model agrees", 0.60, ">="),
     ("top_template_share", "largest share of one sentence template", 0.01, "<="),
     ("mean_entropy", "mean next-token entropy, nats (at most 1.5)", 0.6, ">="),
@@ -17,12 +19,13 @@ ROWS = (
 HEAD = ["---", "license: mit", "language: en", "library_name: transformers", "---", ""]
 
 
-def card(report: dict, gate: dict | None = None) -> str:
-    """Markdown. A figure that misses its aim says so. gate: what train.py wrote to gate.json."""
+def card(report: dict, history: list[list], gate: dict | None = None) -> str:
+    """Markdown. A figure that misses its aim says so. history, gate: what train.py wrote to the files of that name."""
     lines = [*HEAD, "# The offline model", "",
              "A small Qwen3 checkpoint made from nothing by `python -m training` (see training/README.md), for trying the",
              "engine without a download. It writes simple stories and answers simple questions, and knows nothing else.",
              "Its text is the project's own, from a seeded generator, and so are the weights: MIT, like the rest.", "",
+             f"Trained on {history[-1][2] / 1e6:.0f} million tokens.",
              f"Judged on {report['requests']} held-out requests, sampled at temperature 0.7:", "",
              "| what | figure | aim |", "| --- | --- | --- |"]
     for key, what, aim, sign in ROWS:
@@ -32,17 +35,18 @@ def card(report: dict, gate: dict | None = None) -> str:
             lines.append(f"| {what} | {report[key]} | {wish} |")
     lines += ["", "Held out means that no training story or request brings that hero together with that object or that place."]
     if gate:
-        lines += ["", f"At a quarter of the run, {gate['names_everything']:.0%} of the answers named everything; the curriculum of "
-                      f"copying went on until {gate['curriculum_until']:.0%} of the run."]
+        lines += ["", f"At a quarter of the run, {gate['names_everything']:.0%} of the answers named everything; the",
+                  f"curriculum of copying went on until {gate['curriculum_until']:.0%} of the run."]
     return "\n".join([*lines, "", "![loss](loss.png)", ""])
 
 
-def draft_card(report: dict) -> str:
+def draft_card(report: dict, history: list[list]) -> str:
     """Markdown for the draft."""
     return "\n".join([
         *HEAD, "# The offline model's draft", "",
         "A Qwen3 checkpoint of two layers with the offline model's tokenizer, trained on the same text by `python -m training`",
         "(see training/README.md). It proposes tokens for speculative decoding and is not meant to be read: alone it writes",
         "sentences, but loses what it was asked for. Text and weights are the project's own: MIT, like the rest.", "",
-        f"At {report['draft_agreement']:.1%} of the positions of its greedy text the offline model would have chosen the same token",
-        "(aim: 60% or more).", "", "![loss](loss.png)", ""])
+        f"Trained on {history[-1][2] / 1e6:.0f} million tokens.",
+        f"At {report['draft_agreement']:.1%} of the positions of its greedy text the offline model would have chosen the same",
+        "token (aim: 60% or more).", "", "![loss](loss.png)", ""])

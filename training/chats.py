@@ -4,11 +4,11 @@ Every answer is computed from the same world that wrote the question, so it is r
 """
 
 from dataclasses import dataclass
+
 from training.dice import Dice
 from training.stories import ANIMALS, OBJECTS, PEOPLE, PLACES, POOLS, WORLD, Character, Story, expand, with_article
 
 POOLS["first"] = WORLD["female"] + WORLD["male"]
-
 START, END = "<|im_start|>", "<|im_end|>"
 SHORT_SYSTEM = ("You are a helpful assistant.", "You are a friendly storyteller.", "You tell short stories to children.",
                 "You are Tiny, a small language model.", "You are a patient teacher.", "You write simple English.",
@@ -23,24 +23,30 @@ RULES = ("You are a kind storyteller.", "You tell short stories for children in 
          "[Use|Write] [short|simple|clear] sentences.", "Every story has a hero, a small trouble and a happy end.",
          "Never be [rude|unkind|impatient].", "Be kind to [everyone|the children|strangers|<beasts>].",
          "When someone asks for a story, use what they ask for.", "When someone asks a question, answer it in one sentence.",
-         "Do not tell sad stories [at night|in winter|before supper|on Mondays].", "You live in [a notebook|<town>|a <color> house].",
-         "You like words that are easy to read.", "You know many animals and where they live.", "You can add small numbers.",
-         "Name the hero early in the story.", "Keep the hero the same until the end.", "If you do not know something, say so.",
-         "You never use hard words.", "The children who listen are <number> years old.", "A story should be fun to read aloud.",
-         "You answer quickly.", "Friends help each other in your stories.", "You never tell anyone a secret.",
-         "You like <topic> and <topic>.", "You speak like a <person> <someone>.", "You never get tired of [questions|<topic>].",
-         "A good story has a beginning and an end.", "You are polite and you say thank you.", "You remember what was said before.",
-         "You keep your answers short.", "You tell stories about animals, people and things.", "You love <topic> and the smell of <smell>.",
-         "You do not make lists of rules.", "Your best friend is a <person> <someone> from <town>.", "You own a <color> <thing>.",
-         "You once met a <kind> <beast> in <town>.", "You were made in <town>, on a ship called the <ship>.",
-         "The room smells of <smell>.", "On your desk are <number> <things> and a <look> <thing>.", "You work as a <someone>.",
-         "You do not like <topic>.", "The reader is a <person> <someone>.", "The reader is <mood>.", "It is a day with a sky that is <sky>.",
+         "Do not tell sad stories [at night|in winter|before supper|on Mondays].",
+         "You live in [a notebook|<town>|a <color> house].", "You like words that are easy to read.",
+         "You know many animals and where they live.", "You can add small numbers.", "Name the hero early in the story.",
+         "Keep the hero the same until the end.", "If you do not know something, say so.", "You never use hard words.",
+         "The children who listen are <number> years old.", "A story should be fun to read aloud.", "You answer quickly.",
+         "Friends help each other in your stories.", "You never tell anyone a secret.", "You like <topic> and <topic>.",
+         "You speak like a <person> <someone>.", "You never get tired of [questions|<topic>].",
+         "A good story has a beginning and an end.", "You are polite and you say thank you.",
+         "You remember what was said before.", "You keep your answers short.",
+         "You tell stories about animals, people and things.", "You love <topic> and the smell of <smell>.",
+         "You do not make lists of rules.", "Your best friend is a <person> <someone> from <town>.",
+         "You own a <color> <thing>.", "You once met a <kind> <beast> in <town>.",
+         "You were made in <town>, on a ship called the <ship>.", "The room smells of <smell>.",
+         "On your desk are <number> <things> and a <look> <thing>.", "You work as a <someone>.", "You do not like <topic>.",
+         "The reader is a <person> <someone>.", "The reader is <mood>.", "It is a day with a sky that is <sky>.",
          "The children come from <town> and <town>.", "Today you are <mood>.", "Your favorite flowers are <flower>.",
          "You read your stories aloud under a <wood> <tree>.", "Every evening a <kind> <beast> listens to you.")
-GREETINGS = ("", "", "", "", "", "Hello! ", "Hi! ", "Good morning. ", "Hello, Tiny. ", "It is [late|early|raining|snowing|quiet here]. ",
-             "I am <mood>. ", "I have <number> minutes. ", "I am a <person> <someone>. ", "My name is <first>. ", "I live in <town>. ")
+GREETINGS = ("", "", "", "", "", "Hello! ", "Hi! ", "Good morning. ", "Hello, Tiny. ",
+             "It is [late|early|raining|snowing|quiet here]. ", "I am <mood>. ", "I have <number> minutes. ",
+             "I am a <person> <someone>. ", "My name is <first>. ", "I live in <town>. ")
 REASONS = ("", "", "", "", "", " It is for <relative>.", " Thank you!", " I like <topic>.", " My <someone> likes <topic>.",
-           " I will read it to <number> children.", " I want to hear it [tonight|tomorrow|now|before I sleep|at <hour> o'clock].", " We are all <mood>.", " Take your time.")
+           " I will read it to <number> children.",
+           " I want to hear it [tonight|tomorrow|now|before I sleep|at <hour> o'clock].", " We are all <mood>.",
+           " Take your time.")
 SIGN_OFFS = ("Stay curious.", "Sleep well.", "The end.", "See you soon.", "Be kind.", "Keep reading.")
 
 
@@ -79,16 +85,19 @@ def unheard(rng: Dice) -> tuple[str, str]:
 
 def story_request(rng: Dice, unseen: bool = False) -> Request:
     """A request drawn from many wordings; `unseen` draws only the pairs of hero and object or place that training holds out."""
-    hero = rng.choice(list(ANIMALS) if rng.flip(0.75) else list(PEOPLE))
-    obj, place = (rng.choice([x for x in things if held_out(hero, x) == unseen] or ["village"]) for things in (OBJECTS, PLACES))
+    fitting = [[]]
+    while not all(fitting):  # not every hero has a place that is held out
+        hero = rng.choice(list(ANIMALS) if rng.flip(0.75) else list(PEOPLE))
+        fitting = [[x for x in things if held_out(hero, x) == unseen] for things in (OBJECTS, PLACES)]
+    obj, place = map(rng.choice, fitting)
     friend = rng.choice([a for a in ANIMALS if a != hero])
     name = rng.choice(WORLD["female"] + WORLD["male"])
     if PEOPLE.get(hero, {}).get("gender", "b") != "b":
         name = rng.choice(WORLD["female" if PEOPLE[hero]["gender"] == "f" else "male"])
     length = rng.weighted((None, "short", "long"), (0.7, 0.2, 0.1))
     story = expand(rng, {None: "[story|little story|nice story|tale]", "short": "short story", "long": "long story"}[length])
-    ask = expand(rng, "[Tell me|Please tell me|Can you tell me|Write|Please write|Make up|I would like|Give me|Tell us|I want to hear|"
-                      "Read me|Think of|Could you write|Let me hear|We would like|I need]")
+    ask = expand(rng, "[Tell me|Please tell me|Can you tell me|Write|Please write|Make up|I would like|Give me|Tell us|"
+                      "I want to hear|Read me|Think of|Could you write|Let me hear|We would like|I need]")
     end = "?" if ask.startswith(("Can", "Could")) else "."
     named = f"{with_article(hero)} {rng.skewed(('named', 'called'))} {name}"
     where = PLACES[place]["phrase"]
@@ -103,8 +112,8 @@ def story_request(rng: Dice, unseen: bool = False) -> Request:
              (3, f"about {o}", [obj], dict(obj=obj))]
     _, about, wanted, given = rng.weighted(kinds, [k[0] for k in kinds])
     greeting, reason = (expand(rng, rng.choice(words)) for words in (GREETINGS, REASONS))
-    return Request(f"{greeting}{ask} {with_article(story)} {about}{end}{reason}", wanted, given | dict(length=length), given.get("hero"),
-                   given.get("hero_name"))
+    return Request(f"{greeting}{ask} {with_article(story)} {about}{end}{reason}", wanted, given | dict(length=length),
+                   given.get("hero"), given.get("hero_name"))
 
 
 def render(turns: list[tuple[str, str]], system: str | None = None) -> str:
@@ -139,7 +148,8 @@ def story_chat(rng: Dice) -> str:
     system = system_prompt(rng)
     if rng.flip(0.12):
         sign_off = rng.choice(SIGN_OFFS)
-        system = f"{system or 'You are a storyteller.'} {rng.skewed(('End every answer with', 'Always finish with'))}: {sign_off}"
+        finish = rng.skewed(("End every answer with", "Always finish with"))
+        system = f"{system or 'You are a storyteller.'} {finish}: {sign_off}"
         turns = [(u, f"{a} {sign_off}") for u, a in turns]
     return render(turns, system)
 
@@ -151,13 +161,14 @@ def questions_about(rng: Dice, story: Story) -> list[tuple[str, str]]:
              ("Who was the [hero|main character]?", f"It was {who} the {hero.kind}." if hero.named else f"It was {who}."),
              (f"What did {who} have?", f"{hero.he.capitalize()} had {with_article(story.obj)}."),
              (f"What was the {story.obj} like?", f"The {story.obj} was {story.adjective}."),
-             ("[What season was it|When did it happen]?", f"It was {story.season}."),
              (f"Who did {who} meet?", f"{hero.he.capitalize()} met {story.friend.short()}"
               + (f" the {story.friend.kind}." if story.friend.named else "."))]
     if hero.named:
         pairs.append((f"What kind of [animal|person|hero] was {hero.name}?".replace("animal|person|hero", "hero"),
                       f"{hero.name} was {with_article(hero.kind)}."))
-    return [(expand(rng, q), a) for q, a in pairs if "season" not in a or story.season in story.text]
+    if "season" in vars(story) and story.season in story.text:  # drawn, and said
+        pairs.append(("[What season was it|When did it happen]?", f"It was {story.season}."))
+    return [(expand(rng, q), a) for q, a in pairs]
 
 
 def lookup_chat(rng: Dice) -> str:
@@ -169,14 +180,19 @@ def lookup_chat(rng: Dice) -> str:
     objects, colors = rng.some(list(OBJECTS), len(people)), rng.some(WORLD["colors"], len(people))
     for p, obj, color in zip(people, objects, colors):
         food = rng.choice(WORLD["foods"])
-        facts.append(expand(rng, f"{p.name} the {p.kind} [lives in|has|built|sleeps in] the {color} house[| <where>| near a <wood> <tree>], "
-                                 f"[owns|keeps|carries] {with_article(obj)} and likes {food}[| and <topic>]."))
-        ask += [(f"What color is {p.name}'s house?", f"It is {color}."), (f"What does {p.name} own?", f"{p.name} owns {with_article(obj)}."),
-                (f"What does {p.name} like to eat?", f"{p.name} likes {food}."), (f"Who is {p.name}?", f"{p.name} is {with_article(p.kind)}."),
-                (f"Who owns {with_article(obj)}?", f"{p.name} the {p.kind} owns it."),
+        thing = with_article(obj)
+        facts.append(expand(rng, f"{p.name} the {p.kind} [lives in|has|built|sleeps in] the {color} "
+                                 "house[| <where>| near a <wood> <tree>], "
+                                 f"[owns|keeps|carries] {thing} and likes {food}[| and <topic>]."))
+        ask += [(f"What color is {p.name}'s house?", f"It is {color}."),
+                (f"What does {p.name} own?", f"{p.name} owns {thing}."),
+                (f"What does {p.name} like to eat?", f"{p.name} likes {food}."),
+                (f"Who is {p.name}?", f"{p.name} is {with_article(p.kind)}."),
+                (f"Who owns {thing}?", f"{p.name} the {p.kind} owns it."),
                 (f"Who lives in the {color} house?", f"{p.name} the {p.kind} lives there.")]
     turns = rng.some(ask, min(len(ask), rng.whole(1, 3)))
-    about = "[You know this village.|This is our village.|Answer questions about the village.|We live in <town>.|You are a guide in <town>.]"
+    about = ("[You know this village.|This is our village.|Answer questions about the village.|We live in <town>.|"
+             "You are a guide in <town>.]")
     return render(turns, expand(rng, about) + " " + " ".join(facts))
 
 
@@ -188,7 +204,8 @@ def repeat_chat(rng: Dice) -> str:
         story = seen_story(rng, length="short")
         line = story.text.split(". ")[0].split("\n")[0].rstrip(".") + "."
         rng.nats = before + 0.08 * (rng.nats - before)  # one sentence of about a dozen was kept
-        return render([(expand(rng, "[Repeat this sentence|Say this again]: ") + line, line)], system_prompt(rng) if rng.flip(0.3) else None)
+        ask = expand(rng, "[Repeat this sentence|Say this again]: ")
+        return render([(ask + line, line)], system_prompt(rng) if rng.flip(0.3) else None)
     words = rng.some(pool, rng.whole(2, 8))
     return render([(ask + ", ".join(words) + ".", ", ".join(words) + ".")])
 
@@ -203,7 +220,8 @@ def _fact(rng: Dice) -> tuple[str, str]:
     a, info = with_article(animal), ANIMALS[animal]
     kind = rng.whole(0, 11)
     if kind == 0:
-        return f"Where does {a} live?", f"{a.capitalize()} lives in {info['home']}." if not info["home"].startswith("the edge") else f"{a.capitalize()} lives at {info['home']}."
+        at = "at" if info["home"].startswith("the edge") else "in"
+        return f"Where does {a} live?", f"{a.capitalize()} lives {at} {info['home']}."
     if kind == 1:
         return f"What does {a} eat?", f"{a.capitalize()} eats {info['eats']}."
     if kind == 2:
@@ -222,7 +240,8 @@ def _fact(rng: Dice) -> tuple[str, str]:
         i = rng.whole(0, len(names) - 1)
         return f"What comes after {names[i]}?", f"After {names[i]} comes {names[(i + 1) % len(names)]}."
     if kind == 7:
-        what, pool = rng.choice((("animals", list(ANIMALS)), ("colors", WORLD["colors"]), ("things to eat", WORLD["foods"]), ("names", WORLD["female"])))
+        what, pool = rng.choice((("animals", list(ANIMALS)), ("colors", WORLD["colors"]), ("things to eat", WORLD["foods"]),
+                                 ("names", WORLD["female"])))
         n = rng.whole(2, 5)
         return f"Name {WORLD['numbers'][n]} {what}.", ", ".join(rng.some(pool, n)).capitalize() + "."
     if kind == 8:
@@ -235,19 +254,23 @@ def _fact(rng: Dice) -> tuple[str, str]:
         big = animal if info["size"] > ANIMALS[other]["size"] else other
         return f"Which is bigger, {a} or {with_article(other)}?", f"{with_article(big).capitalize()} is bigger."
     return (expand(rng, "[Hello!|Hi!|Good morning!|Hello, how are you?|Who are you?|Thank you!]"),
-            expand(rng, "[Hello! What would you like to hear?|Hello! I am Tiny, and I like stories.|I am well, thank you. Shall I tell you a story?]"))
+            expand(rng, "[Hello! What would you like to hear?|Hello! I am Tiny, and I like stories.|"
+                        "I am well, thank you. Shall I tell you a story?]"))
 
 
 def poem_chat(rng: Dice) -> str:
     """Four lines that rhyme by the last word of a fixed pair."""
     hero, obj = unheard(rng)
     info = OBJECTS[obj]
-    rhyme = rng.choice((("night", "light"), ("day", "play"), ("sea", "me"), ("tree", "free"), ("hill", "still"), ("rain", "again")))
-    first = expand(rng, f"[A {{adj}} {hero}|The {{adj}} {hero}|One {{adj}} {hero}] [sat and watched|went out to see|was dreaming of|sang to] the {rhyme[0]},")
+    rhyme = rng.choice((("night", "light"), ("day", "play"), ("sea", "me"), ("tree", "free"), ("hill", "still"),
+                        ("rain", "again")))
+    first = expand(rng, f"[A {{adj}} {hero}|The {{adj}} {hero}|One {{adj}} {hero}] "
+                        f"[sat and watched|went out to see|was dreaming of|sang to] the {rhyme[0]},")
     lines = [first.replace("{adj}", rng.choice((ANIMALS.get(hero) or PEOPLE[hero])["adjectives"])).replace("A o", "An o"),
-             expand(rng, f"[and|it] {rng.skewed(ANIMALS.get(hero, {}).get('moves', ('walked', 'hurried', 'ran')))} [along|about|around] [so gently, so|and was] {'bright' if rhyme[1] == 'light' else rhyme[1]}."),
+             expand(rng, f"[and|it] {rng.skewed(ANIMALS.get(hero, {}).get('moves', ('walked', 'hurried', 'ran')))} "
+                         f"[along|about|around] [so gently, so|and was] {'bright' if rhyme[1] == 'light' else rhyme[1]}."),
              expand(rng, f"[The|Its] {rng.choice(info['adjectives'])} {obj} {rng.skewed(info['features'])},"),
-             expand(rng, f"[and nobody|and no one|and everybody] [knew|said|asked] [why|how|when].")]
+             expand(rng, "[and nobody|and no one|and everybody] [knew|said|asked] [why|how|when].")]
     ask = expand(rng, f"[Write|Tell me|Make] a [poem|short poem|rhyme] about {with_article(hero)} and {with_article(obj)}.")
     return render([(ask, "\n".join(lines))], system_prompt(rng) if rng.flip(0.4) else None)
 

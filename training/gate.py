@@ -11,7 +11,7 @@ from training.model import Qwen3
 
 
 @torch.no_grad()
-def naming(model: Qwen3, tokenizer: Tokenizer, device: str, requests: int = 32, num_tokens: int = 200, seed: int = 20_000) -> float:
+def naming(model: Qwen3, tokenizer: Tokenizer, device: str, requests: int, num_tokens: int, seed: int = 20_000) -> float:
     """Share of held-out requests whose greedy answer, cut at `num_tokens`, names everything asked for.
 
     The rows are padded on the right, where a causal model cannot look, and recomputed for every token.

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from training.chats import document, render, story_request
+from training.chats import SIGN_OFFS, document, lookup_chat, render, story_request
 from training.dice import Dice
 from training.stories import ANIMALS, PEOPLE, Story
 
@@ -25,12 +25,7 @@ def judge(folder: Path, draft: Path | None = None, *, requests: int = 200, devic
     asked = [story_request(rng, unseen=True) for _ in range(requests)]
     prompts = [render([(r.text, "")]).removesuffix("<|im_end|>\n") for r in asked]
     torch.manual_seed(seed)
-    answers = []
-    for i in range(0, len(prompts), 100):
-        batch = tokenizer(prompts[i:i + 100], return_tensors="pt", padding=True).to(device)
-        with torch.inference_mode():
-            out = model.generate(**batch, do_sample=True, temperature=0.7, top_p=1.0, top_k=0, max_new_tokens=max_new_tokens)
-        answers += out[:, batch["input_ids"].shape[1]:].tolist()
+    answers = answer(model, tokenizer, device, prompts, max_new_tokens)
     stops = {tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")}
     texts = [tokenizer.decode(a, skip_special_tokens=True) for a in answers]
     named = [all(re.search(rf"\b{w}\b", text) for w in r.wanted) for r, text in zip(asked, texts)]
@@ -40,13 +35,46 @@ def judge(folder: Path, draft: Path | None = None, *, requests: int = 200, devic
     grams4 = [tuple(w[i:i + 4]) for w in words for i in range(len(w) - 3)]
     report = dict(
         requests=requests, names_everything=_share(named), keeps_hero=_share(kept), stops=_share(stopped),
-        distinct_4grams=round(len(set(grams4)) / max(1, len(grams4)), 4), copied_8grams=copied(words, 8),
-        **entropy(model, tokenizer, device), top_template_share=top_template_share())
+        distinct_4grams=round(len(set(grams4)) / max(1, len(grams4)), 4), copied_8grams=copied(words, 8, 100 * requests),
+        **entropy(model, tokenizer, device, min(100, requests)),
+        **obeys(model, tokenizer, device, min(100, requests), max_new_tokens),
+        top_template_share=top_template_share(15 * requests))
     if draft:
         report["draft_agreement"] = agreement(model, draft, tokenizer, asked, device)
     report["missed"] = [dict(request=r.text, wanted=r.wanted, text=t) for r, t, ok in zip(asked, texts, named) if not ok][:5]
     report["samples"] = [dict(request=r.text, text=t) for r, t in list(zip(asked, texts))[:4]]
     return report
+
+
+@torch.inference_mode()
+def answer(model, tokenizer, device, prompts: list[str], max_new_tokens: int) -> list[list[int]]:
+    """Token ids sampled after each prompt at temperature 0.7, a hundred at a time, padded after their end."""
+    answers = []
+    for i in range(0, len(prompts), 100):
+        batch = tokenizer(prompts[i:i + 100], return_tensors="pt", padding=True).to(device)
+        out = model.generate(**batch, do_sample=True, temperature=0.7, top_p=1.0, top_k=0, max_new_tokens=max_new_tokens)
+        answers += out[:, batch["input_ids"].shape[1]:].tolist()
+    return answers
+
+
+def obeys(model, tokenizer, device, count: int, max_new_tokens: int, seed: int = 30_000) -> dict:
+    """What a system prompt does: answers from a village that stands only there, and stories that end with its sign-off."""
+    rng = Dice(seed)
+    torch.manual_seed(seed)
+    prompts, right = zip(*(_last_turn(lookup_chat(rng)) for _ in range(count)))
+    given = tokenizer.batch_decode(answer(model, tokenizer, device, prompts, min(40, max_new_tokens)), skip_special_tokens=True)
+    asked = [(story_request(rng, unseen=True).text, rng.choice(SIGN_OFFS)) for _ in range(count // 2)]
+    system = "You are a storyteller. Always finish with: "
+    prompts = [_last_turn(render([(text, "")], system + words))[0] for text, words in asked]
+    told = tokenizer.batch_decode(answer(model, tokenizer, device, prompts, max_new_tokens), skip_special_tokens=True)
+    return dict(lookups_right=_share(a.strip() == b for a, b in zip(given, right)),
+                sign_offs_kept=_share(text.endswith(words) for text, (_, words) in zip(told, asked)))
+
+
+def _last_turn(chat: str) -> tuple[str, str]:
+    """A chat up to its last answer, and that answer."""
+    prompt, said = chat.rsplit("<|im_start|>assistant\n", 1)
+    return prompt + "<|im_start|>assistant\n", said.removesuffix("<|im_end|>\n")
 
 
 def keeps_hero(hero: str, text: str) -> bool:
@@ -63,10 +91,10 @@ def keeps_hero(hero: str, text: str) -> bool:
             if kind != hero and re.search(rf"\b{name} the {kind}\b|\b{kind} (?:named|called) {name}\b", text):
                 return False
     last = text.rstrip().split("\n\n")[-1]
-    return bool(re.search(rf"\b{hero}\b", last) or name and re.search(rf"\b{name}\b", last))
+    return bool(re.search(rf"\b{hero}\b", last) or (name and re.search(rf"\b{name}\b", last)))
 
 
-def copied(words: list[list[str]], n: int, documents: int = 20_000) -> float:
+def copied(words: list[list[str]], n: int, documents: int) -> float:
     """Share of the answers' n-grams that stand in a sample of the training text too."""
     seen = set()
     rng = Dice(1)
@@ -80,7 +108,7 @@ def copied(words: list[list[str]], n: int, documents: int = 20_000) -> float:
 def drawn_nats(tokenizer, documents: int = 2000) -> dict:
     """What the text promises before any training: nats drawn for a token of it, an upper bound of its entropy rate.
 
-    `tokenizer` is a tokenizers.Tokenizer. A trained model's mean entropy has come out at about four fifths of this figure.
+    `tokenizer` is a tokenizers.Tokenizer. The checkpoint's mean entropy came out at 0.94 of this figure.
     """
     rng = Dice(999_998)
     tokens = sum(len(tokenizer.encode(document(rng)).ids) + 1 for _ in range(documents))

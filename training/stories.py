@@ -185,15 +185,16 @@ class Story:
             return rng.some(beats, len(beats))
 
         parts = PLOTS[self.plot]
-        opening = ["open", *mixed(*maybe("trait"), *maybe("setting"), *maybe("scene", glance), *maybe("scene", glance / 3)), "object", *maybe("origin", 0.75),
-                   *maybe("scene", glance)]
+        opening = ["open", *mixed(*maybe("trait"), *maybe("setting"), *maybe("scene", glance), *maybe("scene", glance / 3)),
+                   "object", *maybe("origin", 0.75), *maybe("scene", glance)]
         # Later plots assume a friend, so one is met before the first of them is named.
         first = ["meet", *maybe("talk", glance), parts[0], *maybe("sad"), *maybe("ask")]
         if first[-1] == "ask":
             first += maybe("answer")
-        middle = [*mixed(*maybe("plan"), *maybe("setting"), *maybe("scene", glance)), parts[1], *maybe("talk", glance), *parts[2:-1],
-                  *maybe("useit")]
-        closing = [*mixed(*maybe("scene", glance / 2), *maybe("talk", glance / 3)), parts[-1], *mixed(*maybe("happy"), *maybe("thanks"), *maybe("talk", glance / 2)), *maybe("keepobj"), "end"]
+        middle = [*mixed(*maybe("plan"), *maybe("setting"), *maybe("scene", glance)), parts[1], *maybe("talk", glance),
+                  *parts[2:-1], *maybe("useit")]
+        closing = [*mixed(*maybe("scene", glance / 2), *maybe("talk", glance / 3)), parts[-1],
+                   *mixed(*maybe("happy"), *maybe("thanks"), *maybe("talk", glance / 2)), *maybe("keepobj"), "end"]
         paragraphs = [opening, first, middle, closing]
         if self.length == "short":
             paragraphs = [opening + first, middle + closing]
@@ -247,21 +248,35 @@ class Story:
             if name[0] == letter:
                 return {letter: who.ref, letter + "i": who.intro, letter + "s": who.short}[name]()
         match name:
-            case "O": return self._generic(self.adjective) + self.obj
-            case "Oi": return with_article(f"{self._generic(self.adjective)}{self.adjective} {self.obj}")
-            case "oa": return self.adjective
-            case "use": return obj["use"]
-            case "feat": return rng.skewed(obj["features"])
-            case "pp": return place["phrase"]
-            case "place": return self.place
+            case "O":
+                return self._generic(self.adjective) + self.obj
+            case "Oi":
+                return with_article(f"{self._generic(self.adjective)}{self.adjective} {self.obj}")
+            case "oa":
+                return self.adjective
+            case "use":
+                return obj["use"]
+            case "feat":
+                return rng.skewed(obj["features"])
+            case "pp":
+                return place["phrase"]
+            case "place":
+                return self.place
             case "see":
                 sight = re.sub(r"^(a|an|the) ", "", rng.skewed(place["sights"]))
                 return f"the {self._generic(sight)}{sight}"
-            case "snd": return rng.skewed(place["sounds"])
-            case "smell": return rng.skewed(place["smells"])
-            case "season": return self.season
-            case "seasd": return rng.skewed(WORLD["seasons"][self.season])
-            case "food": return self.food if rng.flip(0.4) else rng.choice(WORLD["foods"])
-            case "col": return self.color
-            case "w": return rng.skewed(WEATHER)
+            case "snd":
+                return rng.skewed(place["sounds"])
+            case "smell":
+                return rng.skewed(place["smells"])
+            case "season":
+                return self.season
+            case "seasd":
+                return rng.skewed(WORLD["seasons"][self.season])
+            case "food":
+                return self.food if rng.flip(0.4) else rng.choice(WORLD["foods"])
+            case "col":
+                return self.color
+            case "w":
+                return rng.skewed(WEATHER)
         raise KeyError(f"beats.txt uses the unknown slot {name!r}")

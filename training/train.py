@@ -40,7 +40,7 @@ class Rows:
 
 def train(shape: Shape, curriculum: np.ndarray, tokens: np.ndarray, held_out: np.ndarray, tokenizer: Tokenizer, out: Path, *,
           seconds: float, max_steps: int = 10**9, batch_tokens: int, context: int, lr: float = 4e-3, device: str, seed: int = 0,
-          eval_every: float = 30.0, compile: bool = False, copies: Callable[[Qwen3], float] | None = None,
+          compile: bool = False, copies: Callable[[Qwen3], float] | None = None,
           enough: float = 0.5) -> Qwen3:
     """Train for `seconds` (or `max_steps`), from `out`/checkpoint.pt when there is one; returns the model.
 
@@ -49,9 +49,10 @@ def train(shape: Shape, curriculum: np.ndarray, tokens: np.ndarray, held_out: np
     Writes checkpoint.pt and history.json ([step, seconds, tokens, train loss, held-out loss] rows) to `out`.
     """
     out.mkdir(parents=True, exist_ok=True)
+    eval_every = max(7.0, seconds / 25)
     torch.manual_seed(seed)
     end = tokenizer.token_to_id("<|endoftext|>")
-    early, late, check = Rows(curriculum, end, device, seed), Rows(tokens, end, device, seed + 1), Rows(held_out, end, device, 7)
+    early, late, check = (Rows(ids, end, device, s) for ids, s in ((curriculum, seed), (tokens, seed + 1), (held_out, 7)))
     model = Qwen3(shape).to(device)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -83,8 +84,8 @@ def train(shape: Shape, curriculum: np.ndarray, tokens: np.ndarray, held_out: np
     with tqdm(total=100, desc="training", unit="%", bar_format="{l_bar}{bar}| {elapsed} {postfix}") as bar:
         while (done := max(spent / seconds, step / max_steps)) < 1:
             for optimizer in optimizers:
-                for group in optimizer.param_groups:  # 2% warm-up, then a cosine to a fiftieth
-                    group["lr"] = lr * (done / 0.02 if done < 0.02 else 0.02 + 0.49 * (1 + math.cos(math.pi * (done - 0.02) / 0.98)))
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * schedule(done)
             if copies and gate is None and done >= GATE:
                 gate = dict(at_step=step, names_everything=round(copies(model), 4), enough=enough)
                 gate["curriculum_until"] = CURRICULUM if gate["names_everything"] >= enough else EXTENDED
@@ -118,6 +119,11 @@ def train(shape: Shape, curriculum: np.ndarray, tokens: np.ndarray, held_out: np
                 recent, next_eval, last = [], spent + eval_every, time.perf_counter()
                 save()
     return model
+
+
+def schedule(done: float) -> float:
+    """The learning rate's factor at a share of the run: 2% warm-up, then a cosine to a fiftieth."""
+    return done / 0.02 if done < 0.02 else 0.02 + 0.49 * (1 + math.cos(math.pi * (done - 0.02) / 0.98))
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ chats, greedy and seeded, with stop strings, penalties and several samples. Each
 engine that nobody shares; what the server says must equal that: text, finish reason and number of tokens. Some clients
 hang up on the way; what they got until then must be a beginning of the whole.
 
-Raises SystemExit unless every answer is right, memory is flat and every block is free at the end.
+Raises SystemExit unless every answer is right, memory is flat, every block is free at the end, and some request was
+preempted.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from nanovllm import LLM, AsyncLLM, RequestOutput, SamplingParams
 
 WHO = ("a fox", "a hen", "a bear", "a cat", "an owl", "two mice", "a boy", "the miller")
 WHAT = ("a bell", "a kite", "a lantern", "an apple", "a boat", "an old key")
-ENGINE = dict(device="cpu", kvcache_block_size=4, num_kvcache_blocks=400, max_num_seqs=48, seed=0)
+ENGINE = dict(device="cpu", kvcache_block_size=1, num_kvcache_blocks=300, max_num_seqs=48, seed=0)
 WARM_UP = 0.1   # of the requests; memory is compared from there on
 HANG_UPS = 0.05
 FLAT = 0.02
@@ -216,6 +217,8 @@ def main() -> None:
     file.write_text(json.dumps(figures) + "\n")
     if figures["wrong"] or figures["unfinished"] or figures["free_blocks"] < figures["blocks"]:
         raise SystemExit("an answer was wrong, or something was left behind")
+    if not figures["preemptions"]:
+        raise SystemExit("no request was ever preempted: make the cache smaller")
     if abs(figures["memory_change"]) > FLAT:
         raise SystemExit(f"memory changed by {figures['memory_change']:+.1%}, more than {FLAT:.0%}")
 

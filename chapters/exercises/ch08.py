@@ -1,9 +1,11 @@
 """Chapter 08: joining shares of a softmax, paged decode in PyTorch, and the same as a Triton kernel."""
 
 import inspect
+import json
 import os
 import random
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -93,6 +95,19 @@ def put_into(llm: LLM, backend: AttentionBackend) -> None:
     """Let every layer of a running engine attend with `backend`. (An engine with the `torch` backend: its model is plain.)"""
     for layer in llm.engine.model_runner.model.model.layers:
         layer.self_attn.attn.backend = backend
+
+
+def attention_on_a_gpu() -> tuple[str, list[dict]]:
+    """Rows of benchmarks/attention.py and where they were measured: on the GPU here, or else in the recorded run."""
+    if DEVICE.type == "cuda":
+        from benchmarks.attention import measure
+
+        return f"measured now on {torch.cuda.get_device_name()}", measure()
+    file = Path(__file__).parents[2] / "benchmarks" / "results" / "nvidia-h200-attention.json"
+    results = json.loads(file.read_text())
+    when = f"{results.get('date', 'date not noted')}, commit {results.get('commit', 'not noted')}"
+    label = f"recorded on {results['device']}, {when}, torch {results['torch']}; a copy reached {results['copy TB/s']:.2f} TB/s"
+    return label, results["rows"]
 
 
 def milliseconds(call, repeat: int = 5) -> float:

@@ -183,7 +183,14 @@ def timelines(prompt: list[int]) -> tuple[dict[str, tuple[Trace, int]], str]:
                     llm.generate([prompt], params, use_tqdm=False)
             runs[name] = trace, len(trace) // 2
         return runs, f"measured now: {torch.cuda.get_device_name()}, the offline model, one sequence"
-    return {}, "no recorded GPU run of a decode step is in the repository yet, and there is no GPU here to make one"
+    files = {name: RECORDED / f"decode_{form}.trace" for name, form in (("eager", "eager"), ("captured", "graph"))}
+    if not all(file.is_file() for file in files.values()):
+        return {}, "no recorded GPU run of a decode step is in the repository yet, and there is no GPU here to make one"
+    traces = {name: Trace.load(file) for name, file in files.items()}
+    meta = traces["captured"].meta
+    label = (f"recorded on {meta.get('device', 'a device not noted')}, {meta.get('date', 'date not noted')}, commit "
+             f"{meta.get('commit', 'not noted')}: {len(traces['captured'][0].scheduled)} sequences of Qwen3-0.6B's shape")
+    return {name: (trace, len(trace) // 2) for name, trace in traces.items()}, label
 
 
 def new_buffers(size: int, max_blocks: int) -> SimpleNamespace:

@@ -1,7 +1,7 @@
 """How fast the explorers draw in a real Chromium: 200 steps of 64 sequences on 256 blocks, scrubbed through four times.
 
-    python -m benchmarks.explorers                    # all of them, a table, and benchmarks/results/explorers-<cpu>.json
-    python -m benchmarks.explorers block_table        # one of them, nothing written
+    python -m benchmarks explorers                    # all of them, a table, and benchmarks/results/explorers-<cpu>.json
+    python -m benchmarks explorers block_table        # one of them, nothing written
 
 Every pass moves the slider one step a frame. `draw`: milliseconds from the slider's event until the drawing code has
 returned; of each step the best of three passes, after one that warms up, because other work on the machine only ever adds
@@ -22,8 +22,22 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-from visualizations import BlockTableExplorer, SchedulerExplorer, Simulation, standalone_html
+from nanovllm import LLM, SamplingParams
+from nanovllm.engine.scheduler import Scheduler
+from nanovllm.engine.step_inputs import Layout
+from nanovllm.engine.trace import StepRecord, Trace
+from visualizations import (
+    BlockTableExplorer,
+    GraphTimelineExplorer,
+    JourneyExplorer,
+    SchedulerExplorer,
+    Simulation,
+    TensorXRay,
+    standalone_html,
+    x_ray,
+)
 from visualizations.explorers.base import Explorer
+from visualizations.explorers.journey_record import record_journey
 
 RESULTS = Path(__file__).parent / "results"
 STEPS, SEQUENCES, BLOCKS = 200, 64, 256
@@ -49,9 +63,10 @@ SCRUB = """async (most) => {
 PASSES = 3
 
 
-def big_run() -> Simulation:
+def big_run(scheduler_cls=Scheduler) -> Simulation:
     """64 requests that share a system prompt and draw tokens for 200 steps on 256 blocks."""
-    simulation = Simulation(num_blocks=BLOCKS, block_size=64, max_num_batched_tokens=256, max_num_seqs=SEQUENCES)
+    simulation = Simulation(num_blocks=BLOCKS, block_size=64, max_num_batched_tokens=256, max_num_seqs=SEQUENCES,
+                            scheduler_cls=scheduler_cls)
     system = " ".join(f"rule {i} ," for i in range(22))
     for i in range(SEQUENCES):
         simulation.add(f"{system} and this is question number {i}", STEPS - 8, at=i // 8)
@@ -59,10 +74,51 @@ def big_run() -> Simulation:
     return simulation
 
 
-# What `python -m benchmarks.explorers` measures: name -> an explorer of that size.
+def big_tensors() -> TensorXRay:
+    """The tensors of every step of `big_run`."""
+    steps = []
+
+    class Watched(Scheduler):
+        def schedule(self):
+            batch = super().schedule()
+            steps.append(x_ray(batch, Layout.of(batch.items, 64), 64))
+            return batch
+
+    simulation = big_run(Watched)
+    return TensorXRay(steps, decode=simulation.decode)
+
+
+def big_step() -> GraphTimelineExplorer:
+    """A decode step of 28 layers of twelve kernels, launched one by one and as a graph; the times are made up."""
+    kinds = "norm linear norm_rope_store decode join linear norm linear silu linear copy rest".split()
+    runs = {}
+    for name, apart in (("eager", 5.5e-6), ("captured", 1.9e-6)):
+        trace = Trace()
+        kernels = [{"track": "GPU 0, stream 7", "name": f"_{kind}_kernel", "time": 2e-5 + i * apart, "duration": 1.7e-6}
+                   for i, kind in enumerate(kinds * 28)]
+        launches = kernels if name == "eager" else kernels[:1]
+        trace.operations = kernels + [o | {"track": "launches", "name": "cudaLaunchKernel", "time": o["time"] - 9e-6}
+                                      for o in launches]
+        trace.append(StepRecord(0, 0.0, kernels[-1]["time"] + 1e-5, 8, [], {}, [], [], [], [], {}, {}, {}, {}, "", {},
+                                phases={"schedule": [0.0, 4e-6], "launch": [4e-6, 1e-3]}))
+        runs[name] = (trace, 0)
+    return GraphTimelineExplorer(runs, step=0)
+
+
+def journey() -> JourneyExplorer:
+    """A prompt of the offline model through every room: about a hundred stops, with the source of each."""
+    with LLM(kvcache_block_size=16, num_kvcache_blocks=64) as llm:
+        return JourneyExplorer(record_journey(llm, "Once upon a time there was a fox who lived by the sea",
+                                              SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)))
+
+
+# What `python -m benchmarks explorers` measures: name -> an explorer of that size.
 EXPLORERS: dict[str, Callable[[], Explorer]] = {
     "scheduler": lambda: SchedulerExplorer(big_run().trace),
     "block_table": lambda: BlockTableExplorer(big_run()),
+    "tensor_xray": big_tensors,
+    "graph_timeline": big_step,
+    "journey": journey,
 }
 
 
@@ -97,7 +153,7 @@ def cpu() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.explorers", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks explorers", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", choices=[[], *EXPLORERS], help="which explorers; all, if none is named")
     names = parser.parse_args().names or list(EXPLORERS)
     results: dict[str, dict] = {}

@@ -4,6 +4,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from tests.browser.conftest import ROOT
+from tests.browser.lab_page import OPEN_SECONDS
 from tests.browser.test_explorers import MISPLACED, STEP
 from tests.notebooks.canonical import canonical, dumps
 
@@ -26,7 +27,7 @@ def open_and_run(lab, lab_page, name, *sources):
     lab_page.open(name)
     cells = lab_page.run_all(RUN_SECONDS)
     assert not any(cell["errors"] for cell in cells)
-    lab_page.page.wait_for_selector(".nvx-root[data-ready]")
+    lab_page.page.wait_for_selector(".nvx-root[data-ready]", timeout=OPEN_SECONDS * 1000)
     return lab_page.page
 
 
@@ -46,7 +47,7 @@ def reopen(lab_page, name):
     lab_page.shut_down_kernel()
     page.goto("about:blank")
     lab_page.open(name)
-    page.wait_for_selector(".nvx-root[data-ready]")
+    page.wait_for_selector(".nvx-root[data-ready]", timeout=OPEN_SECONDS * 1000)
 
 
 @pytest.mark.timeout(300)

@@ -102,7 +102,7 @@ export default explorer((context) => {
     return widths.get(text);
   };
   const says = (index) => context.data.says?.[index] ?? headline(run.records[index]);
-  let jump = false, chips = [], cells = [], line = [];
+  let jump = null, chips = [], cells = [], line = [];
 
   const tables = surface("block tables", { focusable: true });
   const cache = surface("blocks of the cache", { focusable: true });
@@ -114,7 +114,7 @@ export default explorer((context) => {
   const tablesHeading = h("h4", { class: "nvx-heading" }), cacheHeading = h("h4", { class: "nvx-heading" }), ribbonHeading = h("h4", { class: "nvx-heading" });
   const orderPart = h("div", { class: "nvx-bt-order" }, h("h4", { class: "nvx-heading" }, "Next to be reused, from the left"), order.canvas);
   const { tip, point } = tooltip(root);
-  const controls = context.data.live ? liveControls(context, { chosen: () => chosen.seqId, follow: () => (jump = true) }) : null;
+  const controls = context.data.live ? liveControls(context, { chosen: () => chosen.seqId, follow: () => (jump = context.step) }) : null;
   const steps = player(context, {
     length: run.records.length, onStep: draw, describe: (step) => (run.records[step] ? says(step) : "nothing yet"),
     position: (step) => { const [here, end] = [run.records[step], run.records.at(-1)]; return here?.now ? "now" : `${here?.step ?? 0} / ${end?.step ?? 0}`; },
@@ -493,8 +493,8 @@ export default explorer((context) => {
       steps.setLength(run.records.length);
       this.resize(root.clientWidth);
       controls?.update(data.live);
-      if (jump || atEnd || steps.step >= run.records.length) steps.go(run.records.length - 1);
-      jump = false;
+      if (jump === context.step || atEnd || steps.step >= run.records.length) steps.go(run.records.length - 1);
+      jump = null;
     },
     destroy() { steps.destroy(); controls?.destroy(); },
   };

@@ -82,7 +82,7 @@ export function operationAt(ops, time, reach = 0) {
 
 // A kernel's name without namespaces, template arguments and parameters.
 export function shortName(name) {
-  const plain = name.replace(/^void /, "").replace(/\(.*$/, "").trim();
+  const plain = name.replace(/^void /, "").replaceAll("(anonymous namespace)::", "").replace(/\(.*$/, "").trim();
   const bare = plain.includes("<") ? plain.slice(0, plain.indexOf("<")) : plain;
   return /^(aten|cuda|nanovllm)/.test(bare) ? bare : bare.split("::").at(-1) || bare;
 }

@@ -31,8 +31,8 @@ export default explorer((context) => {
   const queues = Object.fromEntries(["waiting", "running", "finished"].map((name) => [name, h("div", { class: "nvx-chips" })]));
   const cacheHeading = h("h4", { class: "nvx-heading" });
   const { tip, point } = tooltip(root);
-  const controls = context.data.live ? liveControls(context, { chosen: () => selected, follow: () => (jump = true) }) : null;
-  let jump = false; // to the end, when the next data comes
+  const controls = context.data.live ? liveControls(context, { chosen: () => selected, follow: () => (jump = context.step) }) : null;
+  let jump = null; // to the end when the next data comes, unless the reader has gone elsewhere by then
 
   const steps = player(context, {
     length: run.records.length, onStep: draw, describe: (step) => (run.records[step] ? headline(run.records[step]) : "nothing yet"),
@@ -312,8 +312,8 @@ export default explorer((context) => {
       steps.setLength(run.records.length);
       this.resize(root.clientWidth);
       controls?.update(data.live);
-      if (jump || atEnd || steps.step >= run.records.length) steps.go(run.records.length - 1);
-      jump = false;
+      if (jump === context.step || atEnd || steps.step >= run.records.length) steps.go(run.records.length - 1);
+      jump = null;
     },
     destroy() { steps.destroy(); controls?.destroy(); },
   };

@@ -106,6 +106,7 @@ test("the operation under the pointer", () => {
 test("names of kernels without what the compiler added", () => {
   assert.equal(js.shortName("void cutlass::Kernel2<cutlass_80_wmma>(Params)"), "Kernel2");
   assert.equal(js.shortName("void at::native::elementwise_kernel<128, 4, lambda()>(int)"), "elementwise_kernel");
+  assert.equal(js.shortName("void at::native::(anonymous namespace)::cunn_SoftMax<4>(float)"), "cunn_SoftMax");
   assert.equal(js.shortName("aten::scaled_dot_product_attention"), "aten::scaled_dot_product_attention");
   assert.equal(js.shortName("Memcpy DtoH (Device -> Pinned)"), "Memcpy DtoH");
 });

@@ -1,6 +1,7 @@
 """A model without tensors: the next token depends on every token before it, so a wrong prefix shows."""
 
 from hashlib import blake2b
+from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,13 +13,18 @@ def next_token(tokens: list[int], vocab: int = 50) -> int:
     return int.from_bytes(blake2b(repr(tokens).encode(), digest_size=4).digest(), "big") % vocab
 
 
+def fingerprints(tokens: list[int]) -> list[int]:
+    """What stands for each token's keys and values: like those, it depends on the token and on all before it."""
+    return list(accumulate(tokens, lambda before, token: hash((before, token)), initial=0))[1:]
+
+
 class FakeRunner:
     """Computes like a model with a paged cache: it may only use what it can read back through block tables."""
 
     def __init__(self, num_blocks: int, block_size: int):
         self.block_size = block_size
         self.num_blocks = num_blocks
-        self.slots: dict[int, int] = {}  # slot -> the token whose keys and values it holds
+        self.slots: dict[int, int] = {}  # slot -> the fingerprint that lies there
         self.reset()
 
     def run(self, batch):
@@ -26,6 +32,7 @@ class FakeRunner:
         written, drawn = [], {}
         token_ids = {item.seq.seq_id: item.seq.token_ids + self.drawn.get(item.seq.seq_id, [])[:item.seq.num_pending_tokens]
                      for item in batch.items}
+        prints = {seq_id: fingerprints(tokens) for seq_id, tokens in token_ids.items()}
         if not all(item.num_tokens > 0 for item in batch.items):
             raise RuntimeError(f"a sequence is scheduled with nothing to compute: {batch.items}")
         for item in batch.items:
@@ -34,15 +41,16 @@ class FakeRunner:
                 if position >= seq.num_cached_tokens:
                     slot = self._slot(seq, position)
                     written.append(slot)
-                    self.slots[slot] = token_ids[seq.seq_id][position]
+                    self.slots[slot] = prints[seq.seq_id][position]
         if len(written) != len(set(written)):
             raise RuntimeError("two tokens were written to one slot in one step")
         for item in batch.items:
             if item.samples:
                 seen = [self.slots.get(self._slot(item.seq, p)) for p in range(item.start + item.num_tokens)]
-                if seen != token_ids[item.seq.seq_id]:
-                    raise RuntimeError(f"{item.seq!r} reads {seen} through its block table, not {token_ids[item.seq.seq_id]}")
-                drawn[item.seq.seq_id] = [next_token(seen)]
+                if seen != prints[item.seq.seq_id]:
+                    wrong = next(p for p, (a, b) in enumerate(zip(seen, prints[item.seq.seq_id])) if a != b)
+                    raise RuntimeError(f"{item.seq!r} reads something else than its own prefix at position {wrong}")
+                drawn[item.seq.seq_id] = [next_token(token_ids[item.seq.seq_id])]
         self.drawn = drawn
         return [token for tokens in drawn.values() for token in tokens]
 

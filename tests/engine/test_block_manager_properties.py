@@ -9,21 +9,24 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.sequence import Sequence
 
+from .fake_model import fingerprints
+
 seen = Counter()
 
 
 class Owning(RuleBasedStateMachine):
-    """slots: physical slot -> the token whose keys and values the test has "computed" into it."""
+    """slots: physical slot -> what the test has "computed" into it, which depends on the token and on all before it."""
 
     @initialize(num_blocks=st.integers(1, 24), block_size=st.sampled_from([1, 2, 3, 4, 16]), caching=st.booleans())
     def start(self, num_blocks, block_size, caching):
         self.manager = BlockManager(num_blocks, block_size, caching)
         self.holders, self.slots, self.count = [], {}, 0
 
-    @rule(shared=st.integers(0, 12), tail=st.lists(st.integers(0, 1), max_size=4))
-    def begin(self, shared, tail):
+    @rule(head=st.integers(0, 2), shared=st.integers(0, 12), tail=st.lists(st.integers(0, 1), max_size=4))
+    def begin(self, head, shared, tail):
         """A sequence comes in, takes what is cached of its prompt, and computes the rest if there is room."""
-        seq = Sequence(self.count, list(range(shared)) + tail or [7])
+        heads = [40 + head] * (head and self.manager.block_size)  # equal blocks behind equal and different prefixes
+        seq = Sequence(self.count, heads + list(range(shared)) + tail or [7])
         self.count += 1
         prefix = self.manager.find_cached_prefix(seq)
         longest = self._longest_cached(seq)
@@ -85,7 +88,7 @@ class Owning(RuleBasedStateMachine):
         for seq in self.holders:
             assert len(seq.block_table) == manager.num_blocks_for(len(seq))
             held = [self.slots[seq.block_table[p // size] * size + p % size] for p in range(len(seq))]
-            assert held == seq.token_ids, "cached content differs from recomputed content"
+            assert held == fingerprints(seq.token_ids), "cached content differs from recomputed content"
         manager.check_integrity(self.holders)
         if not manager.enable_prefix_caching:
             assert not any(manager.hashes)
@@ -101,10 +104,11 @@ class Owning(RuleBasedStateMachine):
         """Take room, write what is not cached, and make it findable. Nobody may write what somebody else can read."""
         manager, size, start = self.manager, self.manager.block_size, seq.num_computed_tokens
         manager.append(seq, len(seq))
+        values = fingerprints(seq.token_ids)
         for position in range(max(start, seq.num_cached_tokens), len(seq)):
             block = seq.block_table[position // size]
             assert manager.ref_counts[block] == 1, "two sequences write one block"
-            self.slots[block * size + position % size] = seq.token_ids[position]
+            self.slots[block * size + position % size] = values[position]
         seq.num_computed_tokens = len(seq)
         manager.commit(seq, start)
 
@@ -123,4 +127,4 @@ def test_owners_blocks_and_contents_agree_after_every_step():
     seen.clear()
     run_state_machine_as_test(Owning, settings=settings(
         max_examples=200, stateful_step_count=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)))
-    assert seen["steps"] >= 3000 and min(seen["hits"], seen["refusals"], seen["evictions"]) >= 100, seen
+    assert seen["steps"] >= 3000 and min(seen["hits"], seen["refusals"], seen["evictions"]) >= 30, seen

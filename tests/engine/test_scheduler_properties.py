@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from nanovllm.engine.sequence import Sequence
 from nanovllm.sampling_params import SamplingParams
 
-from .fake_model import make, next_token
+from .fake_model import fingerprints, make, next_token
 
 seen = Counter()
 
@@ -20,15 +20,16 @@ class Serving(RuleBasedStateMachine):
     def start(self, block_size, blocks, budget, cap, caching):
         """From a single block, which the smallest request fills, to room for many."""
         self.scheduler, self.runner = make(blocks, block_size, caching, max_num_seqs=cap, max_num_batched_tokens=budget)
-        self.cap, self.budget, self.capacity = cap, budget, blocks * block_size
+        self.cap, self.budget, self.capacity, self.block_size = cap, budget, blocks * block_size, block_size
         self.sequences, self.contents = {}, {}
 
-    @rule(shared=st.integers(0, 10), tail=st.lists(st.integers(0, 2), max_size=6), max_tokens=st.integers(1, 12),
-          priority=st.integers(-1, 1), more=st.integers(1, 3))
-    def add(self, shared, tail, max_tokens, priority, more):
-        """A few at once, so that equal prompts meet in one step; a prompt that can never fit is refused."""
+    @rule(head=st.integers(0, 2), shared=st.integers(0, 10), tail=st.lists(st.integers(0, 2), max_size=6),
+          max_tokens=st.integers(1, 12), priority=st.integers(-1, 1), more=st.integers(1, 3))
+    def add(self, head, shared, tail, max_tokens, priority, more):
+        """A few at once, so that equal prompts meet in one step. Equal blocks come behind equal and different heads."""
+        beginning = [40 + head] * (head and self.block_size) + list(range(shared))
         for i in range(more):
-            prompt = (list(range(shared)) + tail[:len(tail) - i] or [0])[:self.capacity]
+            prompt = (beginning + tail[:len(tail) - i] or [0])[:self.capacity]
             seq = Sequence(len(self.sequences), prompt,
                            SamplingParams(max_tokens=max(1, min(max_tokens, self.capacity + 1 - len(prompt)))), priority)
             self.sequences[seq.seq_id] = seq
@@ -60,9 +61,9 @@ class Serving(RuleBasedStateMachine):
         for seq in self.sequences.values():
             assert not (seq.block_table and seq not in scheduler.running)
             # What the cache holds of it, whoever wrote it, is what computing it now would give.
-            held = [self.runner.slots.get(seq.block_table[p // size] * size + p % size)
-                    for p in range(seq.num_computed_tokens)]
-            assert held == seq.token_ids[:seq.num_computed_tokens], "cached content differs from recomputed content"
+            computed = seq.num_computed_tokens
+            held = [self.runner.slots.get(seq.block_table[p // size] * size + p % size) for p in range(computed)]
+            assert held == fingerprints(seq.token_ids[:computed]), "cached content differs from recomputed content"
         for block_hash, block in manager._cached.items():  # also of blocks that nobody owns
             held = [self.runner.slots[block * size + i] for i in range(size)]
             assert self.contents.setdefault(block_hash, held) == held, "a block that can be found holds something else"

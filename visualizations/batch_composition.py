@@ -12,11 +12,12 @@ def plot_batch_composition(trace: Trace, *, ax: Axes | None = None) -> Figure:
     """Tokens computed in each step, stacked by sequence, against the budget: dark prompt tokens, light decodes."""
     fig, ax = theme.canvas(ax, 10, 2.9)
     m = theme.mode()
+    wide, gap = (0.82, 0.5) if len(trace) <= 90 else (1.0, 0)  # no gaps where they would be finer than a pixel
     for record in trace:
         bottom = 0
         for s in record.scheduled:
-            ax.bar(record.step, s["num_tokens"], 0.82, bottom, color=theme.phase_colour(s["seq_id"], s["phase"]),
-                   edgecolor=m.paper, linewidth=0.5, gid=f"{s['phase']}-{s['seq_id']}")
+            ax.bar(record.step, s["num_tokens"], wide, bottom, color=theme.phase_colour(s["seq_id"], s["phase"]),
+                   edgecolor=m.paper, linewidth=gap, gid=f"{s['phase']}-{s['seq_id']}")
             bottom += s["num_tokens"]
     budget = trace[0].token_budget
     ax.axhline(budget, color=m.ink, linewidth=1.1, linestyle=(0, (5, 3)), gid="budget")

@@ -49,7 +49,8 @@ def plot_latencies(latencies: Mapping[str, Sequence[float]], *, ax: Axes | None 
             value = values[min(len(values) - 1, int(np.ceil(share * len(values))) - 1)]
             ax.plot(value, share, marker=marker, markersize=6, color=colour, markeredgecolor=m.paper,
                     gid=f"p{share * 100:.0f}-{name}")
-            ax.annotate(f"{value:.3g} ms", (value, share), (7, -11 if share > 0.9 else 0), textcoords="offset points",
+            shown = f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
+            ax.annotate(shown, (value, share), (7, -11 if share > 0.9 else 0), textcoords="offset points",
                         fontsize=9, color=m.ink, va="center")
         words.append(f"{name} {np.median(values):.3g} ms")
     ax.set(xscale="log", xlabel="milliseconds", ylabel="share of them this short", ylim=(0, 1.04))

@@ -52,8 +52,14 @@ class Trace:
         return iter(self.records)
 
     def __getitem__(self, step: int | slice) -> "StepRecord | Trace":
-        """One record, or for a slice a trace of these records: `trace[-100:]` is what figures of a long run take."""
-        return Trace(self.meta, self.records[step], self.operations) if isinstance(step, slice) else self.records[step]
+        """One record, or for a slice a trace of these records and the requests in them: `trace[-100:]` is what figures of
+        a long run take."""
+        if not isinstance(step, slice):
+            return self.records[step]
+        records = self.records[step]
+        seen = set().union(*(record.seq_ids() for record in records))
+        known = {name: {i: value for i, value in self.meta[name].items() if i in seen} for name in PER_REQUEST}
+        return Trace(self.meta | known, records, self.operations)
 
     def __repr__(self) -> str:
         if isinstance(self.records, PagedRecords):  # counting would read a day's worth of pages

@@ -162,11 +162,17 @@ def standalone_html(explorers: list[Explorer], title: str = "nanovllm") -> str:
 
 
 def embedded(explorers: list[Explorer]) -> str:
-    """The part of a page that holds the explorers, to be put between anything else; call it once a page."""
+    """The part of a page that holds the explorers, one below the other; call it once a page."""
+    head, views, tail = page_parts(explorers)
+    return head + "".join(views) + tail
+
+
+def page_parts(explorers: list[Explorer]) -> tuple[str, list[str], str]:
+    """What a page needs: a head, one piece where each explorer is to stand, and a tail after them all."""
     # Defaults must stay: the embedding helper would take the module itself for one.
     data = embed_data(explorers, drop_defaults=False)
-    views = "".join(json_script("view", view) for view in data["view_specs"])
-    return f"{json_script('state', data['manager_state'])}{views}<script>{(HERE / 'host.js').read_text()}</script>\n"
+    views = [json_script("view", view) for view in data["view_specs"]]
+    return json_script("state", data["manager_state"]), views, f"<script>{(HERE / 'host.js').read_text()}</script>\n"
 
 
 def _text(raw: bytes) -> str:

@@ -72,6 +72,7 @@ class BatchMonitor(Explorer):
     def _repr_mimebundle_(self, **kwargs):
         self.watch.look()
         self.refresh()
+        self.step = max(0, len(self.watch.frames) - 1)  # a view that opens now begins at the newest, and so follows
         return super()._repr_mimebundle_(**kwargs)
 
     def summary(self) -> str:

@@ -339,7 +339,7 @@ export default explorer((context) => {
   const choosable = () => lanes.filter((entry) => entry.lane?.ops.length);
   const chooseNext = (by) => {
     const entry = chosen ? lanes.find((one) => one.lane === chosen.lane) : choosable().find((one) => one.kind === "device");
-    const first = operationAt(entry.lane.ops, view.from, Infinity);
+    const first = operationAt(entry.lane.ops, steps.step < ticks ? timeOf(steps.step) : view.from, Infinity);
     choose({ run: entry.run, lane: entry.lane, op: chosen ? clamp(chosen.op + by, 0, entry.lane.ops.length - 1) : Math.max(0, first) });
   };
   const chooseLane = (by) => {

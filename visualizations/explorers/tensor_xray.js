@@ -3,7 +3,7 @@ import { clamp, count, decodeColour, drawBlock, explorer, font, h, player, promp
 
 const TOKEN_TENSORS = ["input_ids", "positions", "slot_mapping"];
 const GUTTER = 100, COLUMN = 44, LINE = 98, CELL = 19, MOST_LINES = 5;
-const SEQ_ROW = 26, MOST_SEQS = 12, BLOCK = 22, BLOCKS_AT = 268, LAST_ROWS = 84;
+const SEQ_ROW = 29, MOST_SEQS = 12, BLOCK = 26, BLOCKS_AT = 268, LAST_ROWS = 84;
 const HEAD_SHOWN = 14, TAIL_SHOWN = 6, AROUND = 3; // of a long prompt's tokens
 
 // ---- reading the tensors: pure --------------------------------------------------------------------------------------------
@@ -302,8 +302,8 @@ export default explorer((context) => {
       draw.textAlign = "right";
       draw.fillStyle = seq === about.seq ? colours.ink : colours.muted;
       draw.fillText(`sequence ${owner.seq_id}`, GUTTER - 10, y + SEQ_ROW / 2);
-      put("cu_seqlens_q", seq, undefined, 116, y + 3, 44, `${t.cu_seqlens_q[seq]}`);
-      put("context_lens", seq, undefined, 196, y + 3, 44, `${t.context_lens[seq]}`);
+      put("cu_seqlens_q", seq, undefined, 116, y + 5, 44, `${t.cu_seqlens_q[seq]}`);
+      put("context_lens", seq, undefined, 196, y + 5, 44, `${t.context_lens[seq]}`);
       for (let b = from; b < from + shown; b++) {
         const x = BLOCKS_AT + (b - from) * (BLOCK + 4), block = t.block_tables[seq][b], held = b * size < t.context_lens[seq];
         const share = (n) => clamp(n - b * size, 0, size) / size, filled = share(t.context_lens[seq]);
@@ -332,7 +332,7 @@ export default explorer((context) => {
         cells.sequences.push({ x, y: y + 2, width: BLOCK, height: BLOCK, entry: { name: "block_tables", i: seq, j: b } });
       }
       const drawn = t.last_rows.findIndex((row) => sequenceOfRow(step, row) === seq);
-      if (drawn >= 0) put("last_rows", drawn, undefined, lastAt, y + 3, 44, `${t.last_rows[drawn]}`);
+      if (drawn >= 0) put("last_rows", drawn, undefined, lastAt, y + 5, 44, `${t.last_rows[drawn]}`);
       else { draw.fillStyle = colours.muted; draw.font = font(11); draw.textAlign = "left"; draw.fillText("none", lastAt + 8, y + SEQ_ROW / 2); }
     }
     if (last === all) put("cu_seqlens_q", all, undefined, 116, 18 + (last - first) * SEQ_ROW + 1, 44, `${t.cu_seqlens_q[all]}`);

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -20,8 +21,12 @@ from nanovllm.layers.attention import AttentionBackend
 from nanovllm.layers.attention_backends import TorchBackend, TritonBackend
 from nanovllm.utils.context import Context
 
+from . import no_triton
 from .verdict import Wrong, check, require
 
+HAS_TRITON = find_spec("triton") is not None
+if not HAS_TRITON:
+    no_triton.install()
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -79,7 +84,9 @@ def random_steps(count: int):
 
 def check_same_as_backends(backend: AttentionBackend, count: int = 12) -> str:
     """The chapter's backend beside the package's on the same random steps. Raises when they differ."""
-    others = {"torch": (TorchBackend(), 12), "triton": (TritonBackend(), 12 if DEVICE.type == "cuda" else 3)}
+    others = {"torch": (TorchBackend(), 12)}
+    if HAS_TRITON:
+        others["triton"] = TritonBackend(), 12 if DEVICE.type == "cuda" else 3
     worst, words = 0.0, []
     for name, (other, most) in others.items():
         for step in random_steps(min(count, most)):
@@ -279,6 +286,7 @@ def launch_paged_decode(kernel, step: Step) -> Tensor:
 @check("paged decode in Triton")
 def check_paged_decode_kernel(paged_decode_kernel):
     """A @triton.jit kernel, launched as (num_seqs, num_heads) programs of one query head each."""
+    require(HAS_TRITON, "Triton has no package for this platform, so your kernel cannot be run; try it on Linux")
     source = getattr(paged_decode_kernel, "fn", None)
     require(source is not None, "decorate your function with @triton.jit")
     if "raise NotImplementedError" in inspect.getsource(source):

@@ -1,6 +1,8 @@
 """Chapter 11: buffers filled in place, buckets for every size, and a draw that survives being recorded."""
 
+import ast
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -158,6 +160,12 @@ def queue(kernels: list[float], launch: float, *, captured: bool = False) -> Tra
     trace.append(StepRecord(0, 0.0, done * 1e-6, 0, [], {}, [], [], [], [], {}, {}, {}, {}, "", {},
                             phases={"launch": [0.0, done * 1e-6]}))
     return trace
+
+
+def docstring(module: str, name: str) -> str:
+    """A class's docstring, read from its file: nothing is imported, since that may need Triton."""
+    tree = ast.parse(Path(find_spec(module).origin).read_text())
+    return next(ast.get_docstring(node) for node in tree.body if getattr(node, "name", None) == name)
 
 
 def milliseconds(call, repeat: int = 20) -> float:

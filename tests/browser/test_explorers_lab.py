@@ -16,6 +16,13 @@ simulation = Simulation(num_blocks=18, block_size=4, max_num_batched_tokens=16)
 explorer = SchedulerExplorer(simulation)
 explorer"""
 
+# The command toggles a setting of the whole server, which an earlier test may have turned on.
+KEEP_WIDGET_STATE = """async () => {
+  const name = '@jupyter-widgets/jupyterlab-manager:saveWidgetState', {commands} = jupyterapp;
+  if (!commands.isToggled(name)) await commands.execute(name);
+  while (!commands.isToggled(name)) await new Promise(done => setTimeout(done, 20));
+}"""
+
 CELLS = "() => jupyterapp.shell.currentWidget.content.widgets.length"
 FOCUS_IS_INSIDE = "() => !!document.activeElement.closest('.nvx-root')"
 
@@ -41,7 +48,7 @@ def reopen(lab_page, name):
     JupyterLab's widget manager shows no saved widget without any kernel; a page without one is test_explorers.py's.
     """
     page = lab_page.page
-    page.evaluate("() => jupyterapp.commands.execute('@jupyter-widgets/jupyterlab-manager:saveWidgetState')")
+    page.evaluate(KEEP_WIDGET_STATE)
     page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")
     page.wait_for_function("() => !jupyterapp.shell.currentWidget.context.model.dirty")
     lab_page.shut_down_kernel()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from nanovllm import LLM, SamplingParams
 from tests.visualizations.samples import serve
 from visualizations import SchedulerExplorer, Simulation
 from visualizations.explorers.base import unpack
@@ -71,3 +72,27 @@ def test_the_still_picture_has_a_row_a_sequence_and_strikes_preemptions(preempte
     assert sum(len(line.get_xdata()) for line in chart.lines) == sum(len(r.preempted) for r in preempted_trace)
     assert budget.get_xlabel() == "step" and "1 preemption" in explorer.summary()
     assert SchedulerExplorer(Simulation()).figure().axes  # nothing has run
+
+
+def test_a_live_engine_is_driven_and_let_go():
+    with LLM(kvcache_block_size=8, num_kvcache_blocks=24) as llm:
+        explorer = SchedulerExplorer(llm)
+        answer, data = asked(explorer, do="add", prompt="Once upon a time there was a fox", max_tokens=5)
+        assert answer["ok"] and data["live"]["kind"] == "engine" and data["records"][-1]["now"]
+        seq = llm.engine.scheduler.waiting[0]
+        _, data = asked(explorer, do="step")
+        assert data["records"][-1]["scheduled"][0]["reason"] == "admitted" and seq.num_output_tokens == 1
+        _, data = asked(explorer, do="set", name="max_num_batched_tokens", value=512)
+        assert llm.engine.scheduler.max_num_batched_tokens == 512
+        answer, _ = asked(explorer, do="set", name="num_blocks", value=12)  # its memory was allocated when it started
+        assert "start an engine with another cache" in answer["error"]
+        asked(explorer, do="add", prompt=20, max_tokens=50)
+        asked(explorer, do="step")
+        _, data = asked(explorer, do="abort", seq_id=llm.engine.scheduler.running[-1].seq_id)
+        assert data["records"][-1]["now"] and data["records"][-2]["finished"][-1]["reason"] == "abort"
+        _, data = asked(explorer, do="run")
+        assert not data["live"]["unfinished"] and seq.num_output_tokens == 5
+        greedy = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+        assert llm.generate("Once upon a time there was a fox", greedy, use_tqdm=False)[0].token_ids == seq.token_ids[-5:]
+        explorer.close()
+        assert llm.engine._traces == []

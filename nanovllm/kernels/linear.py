@@ -17,7 +17,7 @@ from nanovllm.kernels.device import has_pdl
 from nanovllm.kernels.rms_norm import rms_scale
 from nanovllm.kernels.silu_and_mul import silu
 
-WEIGHTS = 16384  # numbers of the weight that a program holds at once
+WEIGHTS, NUM_WARPS = 16384, 4  # numbers of the weight that a program holds at once, and the warps that hold them
 
 
 @triton.jit
@@ -70,11 +70,11 @@ def norm_linear(x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: fl
     return _launch(x, residual, norm_weight, eps, weight, gated)
 
 
-def _launch(x, residual, norm_weight, eps, weight, gated, rows=None, num_warps=4) -> tuple[Tensor, Tensor]:
+def _launch(x, residual, norm_weight, eps, weight, gated) -> tuple[Tensor, Tensor]:
     num_tokens, in_features = x.shape
     out_features = len(weight) // 2 if gated else len(weight)
     width = triton.next_power_of_2(in_features)
-    rows = rows or max(1, WEIGHTS // width // (2 if gated else 1))
+    rows = max(1, WEIGHTS // width // (2 if gated else 1))
     out = torch.empty(num_tokens, out_features, dtype=x.dtype, device=x.device)
     total = x if residual is None else torch.empty_like(x)
     pdl = has_pdl(x.device)
@@ -82,6 +82,6 @@ def _launch(x, residual, norm_weight, eps, weight, gated, rows=None, num_warps=4
         out, total, x, x if residual is None else residual, x if norm_weight is None else norm_weight, weight,
         in_features, out_features, eps,
         TOKENS=num_tokens, NORM=norm_weight is not None, ADD=residual is not None, GATED=gated, PDL=pdl, ROWS=rows,
-        WIDTH=width, launch_pdl=pdl, num_warps=num_warps,
+        WIDTH=width, launch_pdl=pdl, num_warps=NUM_WARPS,
     )  # fmt: skip
     return out, total

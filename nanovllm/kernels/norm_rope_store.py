@@ -5,13 +5,14 @@ import triton.language as tl
 from torch import Tensor
 
 from nanovllm.kernels.device import has_pdl
+from nanovllm.kernels.rms_norm import rms_scale
 
 
 @triton.jit
-def _norm_rope(first, second, weight_ptr, cos, sin, eps, HALF: tl.constexpr):
+def _norm_rope(first, second, factor, weight_ptr, cos, sin, eps, HALF: tl.constexpr):
     """Heads cut in the middle, `[heads, HALF]` each: their norm, then the turn of each pair (first[i], second[i])."""
     i = tl.arange(0, HALF)
-    wide1, wide2 = first.to(tl.float32), second.to(tl.float32)
+    wide1, wide2 = first.to(tl.float32) * factor, second.to(tl.float32) * factor
     scale = tl.rsqrt((tl.sum(wide1 * wide1, 1) + tl.sum(wide2 * wide2, 1)) / (2 * HALF) + eps)[:, None]
     # Rounded where the plain layers round: after the norm and after its weight.
     normed1 = ((wide1 * scale).to(first.dtype) * tl.load(weight_ptr + i)[None, :]).to(tl.float32)
@@ -22,8 +23,9 @@ def _norm_rope(first, second, weight_ptr, cos, sin, eps, HALF: tl.constexpr):
 @triton.jit
 def _norm_rope_store_kernel(
     qkv_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, positions_ptr, cos_ptr, sin_ptr, q_weight_ptr, k_weight_ptr, eps,
+    stream_ptr, stream_size, stream_eps,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    Q_ROWS: tl.constexpr, KV_ROWS: tl.constexpr, PDL: tl.constexpr,
+    Q_ROWS: tl.constexpr, KV_ROWS: tl.constexpr, STREAM_BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program takes one token, all its heads. Q_ROWS, KV_ROWS: the numbers of heads, rounded up to powers of two."""
     HALF: tl.constexpr = HEAD_DIM // 2
@@ -43,21 +45,26 @@ def _norm_rope_store_kernel(
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+    factor = 1.0
+    if STREAM_BLOCK:
+        j = tl.arange(0, STREAM_BLOCK)
+        stream = tl.load(stream_ptr + token * stream_size + j, mask=j < stream_size, other=0.0)
+        factor = rms_scale(stream.to(tl.float32), stream_size, stream_eps)
     first = tl.load(places, mask=head < NUM_HEADS, other=0.0)
     second = tl.load(places + HALF, mask=head < NUM_HEADS, other=0.0)
     key1, key2 = tl.load(key_ptr + offsets, mask=inside, other=0.0), tl.load(key_ptr + HALF + offsets, mask=inside, other=0.0)
     value1, value2 = tl.load(value_ptr + offsets, mask=inside), tl.load(value_ptr + HALF + offsets, mask=inside)
 
-    first, second = _norm_rope(first, second, q_weight_ptr, cos, sin, eps, HALF)
+    first, second = _norm_rope(first, second, factor, q_weight_ptr, cos, sin, eps, HALF)
     tl.store(places, first, mask=head < NUM_HEADS)
     tl.store(places + HALF, second, mask=head < NUM_HEADS)
     if slot >= 0:
-        key1, key2 = _norm_rope(key1, key2, k_weight_ptr, cos, sin, eps, HALF)
+        key1, key2 = _norm_rope(key1, key2, factor, k_weight_ptr, cos, sin, eps, HALF)
         k_places, v_places = k_cache_ptr + slot * WIDTH + offsets, v_cache_ptr + slot * WIDTH + offsets
         tl.store(k_places, key1, mask=inside)
         tl.store(k_places + HALF, key2, mask=inside)
-        tl.store(v_places, value1, mask=inside)
-        tl.store(v_places + HALF, value2, mask=inside)
+        tl.store(v_places, (value1.to(tl.float32) * factor).to(value1.dtype), mask=inside)
+        tl.store(v_places + HALF, (value2.to(tl.float32) * factor).to(value2.dtype), mask=inside)
 
 
 def norm_rope_store(
@@ -71,13 +78,17 @@ def norm_rope_store(
     k_cache: Tensor,
     v_cache: Tensor,
     slot_mapping: Tensor,
+    stream: Tensor | None = None,
+    stream_eps: float = 0.0,
 ) -> Tensor:
     """Norm and turn the query and key heads; send keys and values to their slots; return the queries.
 
     qkv: `[num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]`, contiguous; its query part is overwritten with the
     result, which comes back as `[num_tokens, num_heads, head_dim]`, a view. positions: `[num_tokens]`. q_weight,
     k_weight: `[head_dim]`. cos, sin: `[max_positions, head_dim / 2]` float32. k_cache, v_cache: `[num_blocks,
-    block_size, num_kv_heads, head_dim]`, contiguous. slot_mapping: `[num_tokens]` int64; -1 is not stored.
+    block_size, num_kv_heads, head_dim]`, contiguous. slot_mapping: `[num_tokens]` int64; -1 is not stored. stream: the
+    residual stream, `[num_tokens, hidden_size]`, when the projection was given it as it is (see `models/qwen3_fused.py`):
+    everything is multiplied by 1 / rms of its row first.
     ValueError if a layout does not hold.
     """
     if not (qkv.is_contiguous() and k_cache.is_contiguous() and v_cache.is_contiguous()):
@@ -88,7 +99,9 @@ def norm_rope_store(
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     _norm_rope_store_kernel[(len(qkv),)](
         qkv, k_cache, v_cache, slot_mapping, positions, cos, sin, q_weight, k_weight, eps,
+        qkv if stream is None else stream, 0 if stream is None else stream.shape[1], stream_eps,
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, Q_ROWS=triton.next_power_of_2(num_heads),
-        KV_ROWS=triton.next_power_of_2(num_kv_heads), PDL=pdl, launch_pdl=pdl, num_warps=4,
+        KV_ROWS=triton.next_power_of_2(num_kv_heads),
+        STREAM_BLOCK=0 if stream is None else triton.next_power_of_2(stream.shape[1]), PDL=pdl, launch_pdl=pdl, num_warps=4,
     )  # fmt: skip
     return qkv[:, : num_heads * head_dim].unflatten(1, (num_heads, head_dim))

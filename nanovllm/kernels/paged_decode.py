@@ -24,13 +24,17 @@ class Tuning(NamedTuple):
 
     tile: int  # keys per step of the loop
     num_warps: int
-    num_stages: int  # how deep loads run ahead; the table lookup takes two, so 5 keeps two tiles of keys in flight
+    num_stages: int  # how deep loads run ahead; the table lookup takes two, so 3 keeps one tile of keys in flight
     programs: int  # programs that one multiprocessor runs at once
 
     @classmethod
-    def for_dtype(cls, dtype: torch.dtype) -> "Tuning":
+    def for_batch(cls, dtype: torch.dtype, num_seqs: int) -> "Tuning":
+        """What was fastest on an H200 (benchmarks/NOTES.md)."""
         # float32 is there to be exact: without tensor cores it needs many registers, hence small tiles, more warps.
-        return cls(32, 8, 3, 1) if dtype == torch.float32 else cls(64, 4, 5, 2)
+        return cls(32, 8, 3, 1) if dtype == torch.float32 else FEW if num_seqs <= 4 else MANY
+
+
+FEW, MANY = Tuning(64, 4, 3, 4), Tuning(64, 4, 3, 4)
 
 
 @triton.jit
@@ -65,13 +69,13 @@ def _join(
 
 
 # Values that change from step to step are not specialized: a new one must not mean compiling in the middle of serving.
-@triton.jit(do_not_specialize=["num_seqs", "table_stride"])
+@triton.jit(do_not_specialize=["num_seqs", "table_stride"], do_not_specialize_on_alignment=["tables_ptr", "lengths_ptr"])
 def _decode_kernel(
     out_ptr, partial_ptr, lse_ptr, arrived_ptr, q_ptr, k_ptr, v_ptr, tables_ptr, lengths_ptr, scale_log2,
     out_stride_seq, out_stride_head, q_stride_seq, q_stride_head,
     cache_stride_block, cache_stride_slot, cache_stride_head, table_stride, num_seqs,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    ROWS: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr, PDL: tl.constexpr, EARLY: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (kv head, share): the GROUP query heads of one kv head over one share of the batch's keys.
 
@@ -81,7 +85,7 @@ def _decode_kernel(
     them all.
     """
     kv_head, share = tl.program_id(0), tl.program_id(1)
-    if EARLY:
+    if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     # Lengths and tables are there since before the step's first layer: no need yet to wait for the kernel before this.
     # The batch's tiles are laid end to end; an empty sequence has one, of no keys.
@@ -154,7 +158,7 @@ def paged_decode(
     arrived: Tensor | None = None,
     tuning: Tuning | None = None,
     num_shares: int | None = None,
-    early: bool | None = None,
+    pdl: bool | None = None,
 ) -> None:
     """Each sequence's one query over its whole context; writes out, gives nothing back.
 
@@ -167,10 +171,10 @@ def paged_decode(
     num_seqs, num_heads, head_dim = q.shape
     block_size, num_kv_heads = k_cache.shape[1:3]
     group = num_heads // num_kv_heads
-    pdl = has_pdl(q.device)
-    # Let the kernels behind us in early where they find room: their weights come while we look for ours.
-    early = pdl and (num_seqs <= 4 if early is None else early)
-    tuning = tuning or Tuning.for_dtype(q.dtype)
+    # Few sequences leave room on the multiprocessors: we come in early, and let in the kernel behind us, whose weights
+    # then arrive while we look at the cache. Many fill them, and only if the kernel before us is gone do they fill evenly.
+    pdl = has_pdl(q.device) and (num_seqs <= 4 if pdl is None else pdl)
+    tuning = tuning or Tuning.for_batch(q.dtype, num_seqs)
     num_shares = num_shares or max(1, tuning.programs * multiprocessors(q.device) // num_kv_heads)
     if arrived is None:
         arrived = torch.zeros(num_shares * num_kv_heads, dtype=torch.int32, device=q.device)
@@ -181,6 +185,6 @@ def paged_decode(
         out, partial, lse, arrived, q, k_cache, v_cache, block_tables, context_lens, scale * LOG2_E,
         out.stride(0), out.stride(1), q.stride(0), q.stride(1), *k_cache.stride()[:3], block_tables.stride(0), num_seqs,
         NUM_HEADS=num_heads, GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size,
-        ROWS=max(16, triton.next_power_of_2(group)), TILE=tuning.tile, SEQS=seqs, PDL=pdl, EARLY=early, launch_pdl=pdl,
+        ROWS=max(16, triton.next_power_of_2(group)), TILE=tuning.tile, SEQS=seqs, PDL=pdl, launch_pdl=pdl,
         num_warps=tuning.num_warps, num_stages=tuning.num_stages,
     )  # fmt: skip

@@ -8,7 +8,9 @@ from torch import Tensor
 from nanovllm.kernels.paged_tile import LOG2_E, fold_tile, key_offsets
 
 
-@triton.jit(do_not_specialize=["table_stride"])  # it changes from step to step, which must not mean compiling again
+# What changes from step to step must not mean compiling again: nor must where in a batch its chunks begin.
+@triton.jit(do_not_specialize=["table_stride"],
+            do_not_specialize_on_alignment=["tables_ptr", "lengths_ptr", "cu_seqlens_q_ptr"])  # fmt: skip
 def _prefill_kernel(
     out_ptr, q_ptr, k_ptr, v_ptr, tables_ptr, lengths_ptr, cu_seqlens_q_ptr, scale_log2,
     out_stride_token, out_stride_head, q_stride_token, q_stride_head,

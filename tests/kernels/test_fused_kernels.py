@@ -51,6 +51,35 @@ def test_silu_and_mul(device, size, dtype):
     torch.testing.assert_close(silu_and_mul(x), SiluAndMul()(x), **CLOSE[dtype])
 
 
+def scales(stream):
+    """1 / rms of each row, [num_tokens, 1]."""
+    return torch.rsqrt(stream.pow(2).mean(-1, keepdim=True) + EPS)
+
+
+def test_what_reads_a_product_of_the_stream_scales_it(device):
+    """The norm's number, applied behind the projection instead of before it."""
+    from nanovllm.kernels.norm_rope_store import norm_rope_store
+    from nanovllm.kernels.silu_and_mul import silu_and_mul
+
+    stream = 5 * random(4, 48, dtype=torch.float32, device=device)
+    stream[1] *= 1e-3  # where eps counts
+    x = random(4, 2 * 1500, dtype=torch.float32, device=device)
+    torch.testing.assert_close(silu_and_mul(x, stream, EPS), SiluAndMul()(x * scales(stream)), **CLOSE[torch.float32])
+
+    num_heads, num_kv_heads, head_dim = 3, 2, 16
+    qkv = random(4, (num_heads + 2 * num_kv_heads) * head_dim, dtype=torch.float32, device=device)
+    q_norm, k_norm = norm(head_dim, torch.float32, device), norm(head_dim, torch.float32, device)
+    rotary = RotaryEmbedding(head_dim, 100, 1e4, device=device)
+    positions, slots = torch.tensor([3, 50, 0, 99], device=device), torch.tensor([0, 5, 2, -1], device=device)
+    results = []
+    for products, rest in ((qkv * scales(stream), ()), (qkv.clone(), (stream, EPS))):
+        cache = torch.zeros(2, 2, 4, num_kv_heads, head_dim, device=device)
+        q = norm_rope_store(products, positions, q_norm.weight, k_norm.weight, EPS, rotary.cos, rotary.sin, *cache, slots,
+                            *rest)  # fmt: skip
+        results.append((q, cache))
+    torch.testing.assert_close(results[1], results[0], **CLOSE[torch.float32])
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(6, 2, 32), (4, 4, 64), (3, 1, 16)])
 def test_norm_rope_store(device, num_heads, num_kv_heads, head_dim, dtype):

@@ -87,7 +87,7 @@ class DecodeGraphs:
         for size in reversed(sizes):
             self._step(size)  # not captured: kernels are compiled and loaded now, and cuBLAS makes its choice
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # others may use the GPU meanwhile
                 logits = self._step(size)
             pool = graph.pool()
             self._graphs[size] = graph, logits

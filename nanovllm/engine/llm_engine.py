@@ -3,10 +3,12 @@
 import itertools
 import random
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from nanovllm.config import Config
@@ -83,12 +85,9 @@ class LLMEngine:
         """Raise ValueError unless the request can be served to its end. Queues nothing."""
         vocab_size = self.config.hf_config.vocab_size
         self.scheduler.validate(len(prompt_token_ids), params.max_tokens, priority)
-        tokens = (*prompt_token_ids, *params.stop_token_ids, *(params.logit_bias or ()))
-        if not {*map(type, tokens)} <= {int} or min(tokens) < 0 or max(tokens) >= vocab_size:  # a prompt may be long
-            for token in tokens:
-                check(isinstance(token, int) and 0 <= token < vocab_size, "token id", token,
-                      f"a whole number in [0, {vocab_size}), the model's vocabulary",
-                      "encode the text with this model's tokenizer")
+        for token in _strangers((*prompt_token_ids, *params.stop_token_ids, *(params.logit_bias or ())), vocab_size):
+            check(isinstance(token, int) and 0 <= token < vocab_size, "token id", token,
+                  f"a whole number in [0, {vocab_size}), the model's vocabulary", "encode the text with this model's tokenizer")
 
     def add_request(self, prompt_token_ids: list[int], params: SamplingParams | None = None, priority: int = 0) -> Sequence:
         """Queue a request and return its sequence, to be watched while `step` fills it. Raises as `validate` does.
@@ -236,3 +235,12 @@ class LLMEngine:
                       for name, (start, end) in zip(PHASES, itertools.pairwise(step.marks))}
             trace.append(StepRecord.of(self.num_steps, step.marks[0] - trace.began, step.marks[-1] - step.marks[0],
                                        self.scheduler, step.batch, token_ids, finished, phases))
+
+
+def _strangers(tokens: tuple, vocab_size: int) -> tuple:
+    """The tokens, if one of them may not be in the vocabulary. Prompts are long, so all are looked at in one go."""
+    try:
+        numbers = np.frombuffer(array("q", tokens), np.int64)
+    except (TypeError, OverflowError):
+        return tokens
+    return tokens if len(numbers) and (numbers.min() < 0 or numbers.max() >= vocab_size) else ()

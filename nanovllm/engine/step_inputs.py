@@ -1,5 +1,6 @@
 """From scheduled sequences to the exact arrays of a step: one long row of tokens, no padding."""
 
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -62,7 +63,7 @@ class Layout:
         cached = np.array([item.seq.num_cached_tokens for item in items])
         slots[positions < cached[owner]] = -1  # shared blocks are never written, not even with equal values
         return cls(
-            np.array(token_ids, np.int64), positions, cu_seqlens_q, starts + lens, tables, slots,
+            np.array(array("q", token_ids)), positions, cu_seqlens_q, starts + lens, tables, slots,
             last_rows=cu_seqlens_q[1:][[item.samples for item in items]].astype(np.int64) - 1,
             pending=np.array(pending, np.int64), owners=owners)
 
@@ -80,14 +81,13 @@ def send(arrays: Iterable[np.ndarray], device: torch.device) -> list[Tensor]:
 
     From pinned memory, which torch hands out again only when the copy is done.
     """
-    arrays = [np.ascontiguousarray(array) for array in arrays]
+    arrays = [np.ascontiguousarray(a) for a in arrays]
     if device.type == "cpu":
-        return [torch.from_numpy(array) for array in arrays]
-    starts = np.cumsum([0] + [-(-array.nbytes // 16) * 16 for array in arrays]).tolist()  # kernels like 16-byte borders
+        return [torch.from_numpy(a) for a in arrays]
+    starts = np.cumsum([0] + [-(-a.nbytes // 16) * 16 for a in arrays]).tolist()  # kernels like 16-byte borders
     packed = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
     there = packed.numpy()
-    for array, start in zip(arrays, starts):
-        there[start:start + array.nbytes] = array.reshape(-1).view(np.uint8)
+    for a, start in zip(arrays, starts):
+        there[start:start + a.nbytes] = a.reshape(-1).view(np.uint8)
     sent = packed.to(device, non_blocking=True)
-    return [sent[start:start + array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape)
-            for array, start in zip(arrays, starts)]
+    return [sent[start:start + a.nbytes].view(torch.from_numpy(a).dtype).view(a.shape) for a, start in zip(arrays, starts)]

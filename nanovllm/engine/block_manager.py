@@ -131,16 +131,30 @@ class BlockManager:
         return list(self._unreferenced)
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
-        """Raise RuntimeError unless the books balance against the sequences that hold blocks. O(cache): for tests."""
-        owners = Counter(b for seq in sequences for b in seq.block_table)
-        for block in range(self.num_blocks):
-            if self.ref_counts[block] != owners[block]:
-                raise RuntimeError(f"block {block}: reference count {self.ref_counts[block]}, owners {owners[block]}")
-            if (block in self._unreferenced) != (owners[block] == 0):
-                raise RuntimeError(f"block {block}: {owners[block]} owners, yet wrongly in or out of the free queue")
-        found = {h: b for b, h in enumerate(self.hashes) if h is not None}
-        if found != self._cached:
+        """Raise RuntimeError unless the books balance against the sequences that hold blocks.
+
+        O(blocks in use or findable), and two counts over the cache: cheap enough to be called after every step of a test.
+        """
+        sequences = list(sequences)
+        owners = Counter(block for seq in sequences for block in seq.block_table)
+        for block, count in owners.items():
+            if self.ref_counts[block] != count:
+                raise RuntimeError(f"block {block}: reference count {self.ref_counts[block]}, owners {count}")
+            if block in self._unreferenced:
+                raise RuntimeError(f"block {block}: {count} owners, yet in the free queue")
+        free = self.num_blocks - len(owners)
+        if self.ref_counts.count(0) != free:
+            raise RuntimeError(f"{free} blocks have no owners, {self.ref_counts.count(0)} no references")
+        if len(self._unreferenced) != free:
+            raise RuntimeError(f"{free} blocks have no owners, {len(self._unreferenced)} stand in the free queue")
+        findable = self.num_blocks - self.hashes.count(None)
+        if findable != len(self._cached) or any(self.hashes[block] != known for known, block in self._cached.items()):
             raise RuntimeError("the hash index and the blocks' own hashes disagree")
+        writers = Counter(block for seq in sequences for block in seq.block_table[
+            max(seq.num_computed_tokens, seq.num_cached_tokens) // self.block_size:])
+        for block, count in writers.most_common(1):
+            if count > 1:
+                raise RuntimeError(f"block {block}: {count} sequences are to write it")
 
     def _forget(self, block: int) -> None:
         del self._cached[self.hashes[block]]

@@ -186,7 +186,7 @@ class Scheduler:
             item.seq.num_computed_tokens = min(item.start, item.seq.num_computed_tokens)
 
     def check_integrity(self) -> None:
-        """Raise RuntimeError unless queues, statuses and block references agree. For tests: O(cache)."""
+        """Raise RuntimeError unless queues, statuses and block references agree. Cheap enough for every step."""
         for queue, allowed in ((self.running, {SequenceStatus.RUNNING}),
                                (self.waiting, {SequenceStatus.WAITING, SequenceStatus.PREEMPTED})):
             for seq in queue:

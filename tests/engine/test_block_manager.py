@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from nanovllm.engine.block_manager import BlockManager
@@ -114,6 +116,56 @@ def test_integrity_check_sees_a_stolen_block():
     seq.block_table[0] = seq.block_table[1]
     with pytest.raises(RuntimeError, match="reference count"):
         manager.check_integrity([seq])
+
+
+def lose_a_block(manager, a, b):
+    manager._unreferenced.popitem()
+
+
+def free_an_owned_block(manager, a, b):
+    manager._unreferenced[a.block_table[-1]] = None
+
+
+def leak_a_reference(manager, a, b):
+    manager.ref_counts[next(iter(manager._unreferenced))] = 1
+
+
+def forget_half(manager, a, b):
+    manager.hashes[a.block_table[0]] = None
+
+
+def swap_hashes(manager, a, b):
+    first, second = a.block_table[:2]
+    manager.hashes[first], manager.hashes[second] = manager.hashes[second], manager.hashes[first]
+
+
+def write_what_another_writes(manager, a, b):
+    for seq in (a, b):
+        seq.num_computed_tokens = seq.num_cached_tokens = 3
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lose_a_block, "stand in the free queue"), (free_an_owned_block, "yet in the free queue"),
+    (leak_a_reference, "no references"), (forget_half, "disagree"), (swap_hashes, "disagree"),
+    (write_what_another_writes, "2 sequences are to write it")])  # fmt: skip
+def test_integrity_check_sees(damage, message):
+    manager = BlockManager(8, 2)
+    a, b = held(manager, [1, 2, 3, 4, 5], 0), held(manager, [1, 2, 3, 4, 6], 1)
+    manager.check_integrity([a, b])
+    damage(manager, a, b)
+    with pytest.raises(RuntimeError, match=message):
+        manager.check_integrity([a, b])
+
+
+def test_integrity_check_of_a_large_cache_costs_little():
+    manager = BlockManager(100_000, 16)
+    sequences = [held(manager, [i] * 100, i) for i in range(100)]
+    took = []
+    for _ in range(5):
+        start = time.process_time()
+        manager.check_integrity(sequences)
+        took.append(time.process_time() - start)
+    assert min(took) < 0.005, "a loop over the whole cache takes longer"
 
 
 def test_repr_counts_block_states():

@@ -134,9 +134,9 @@ def serve_with(sampler, prompts, same_as_ours: bool = False) -> str:
             for asked, mine, ours in zip(REQUESTS, alone, llm.generate(*map(list, zip(*work)), use_tqdm=False)):
                 if mine != ours.token_ids:
                     raise RuntimeError(f"{asked}: your sampler draws {mine}, the finished one {ours.token_ids}")
-    longest = max(len(prompt) for prompt in prompts) + 12
-    with LLM(device="cpu", sampler=sampler, kvcache_block_size=4, num_kvcache_blocks=3 * -(-longest // 4),
-             max_num_batched_tokens=48) as llm:
+    room = 2 * -(-max(map(len, prompts)) // 4) + 4  # for two prompts, and not for their answers
+    with LLM(device="cpu", sampler=sampler, kvcache_block_size=4, num_kvcache_blocks=room, max_num_batched_tokens=48,
+             enable_prefix_caching=False) as llm:
         seqs = [llm.engine.add_request(prompt, params) for prompt, params in work]
         steps = 0
         while llm.engine.has_unfinished:

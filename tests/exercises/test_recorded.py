@@ -6,7 +6,8 @@ from chapters.exercises.recorded import recorded
 
 
 def test_rows_come_with_machine_date_and_commit(tmp_path):
-    result = {"device": "Some GPU", "date": "2026-11-24", "commit": "abc1234", "step": [{"sequences": 4, "ms": 0.123456, "x": 1}]}
+    rows = [{"sequences": 4, "ms": 0.123456, "x": 1}]
+    result = {"device": "Some GPU", "date": "2026-11-24", "commit": "abc1234", "step": rows}
     (tmp_path / "gpu.json").write_text(json.dumps(result))
     (tmp_path / "cpu.json").write_text(json.dumps({"cpu": "Some CPU", "step": [{"sequences": 4, "ms": 99.0}]}))
     told = recorded("step", ("ms", "sequences"), tmp_path)

@@ -4,8 +4,10 @@
     python -m benchmarks.attention --sweep              # and the Triton decode kernel's tile, warps, stages and programs
     python -m benchmarks.attention --json results.json  # and the figures in a file
 
-Shapes are Qwen3-0.6B's: 16 query heads, 8 key/value heads, head size 128, bfloat16, blocks of 256 tokens. Decode is
-rated by the bytes of keys and values it must read, prefill by the operations of the causal half.
+Shapes are Qwen3-0.6B's: 16 query heads, 8 key/value heads, head size 128, bfloat16, blocks of 256 tokens, and 28 layers,
+each with a cache of its own: one after another in a CUDA graph, as a step of the model reads them, so that no cache is
+warm from the call before and no launch is waited for. Decode is rated by the bytes of keys and values it must read,
+prefill by the operations of the causal half.
 """
 
 import argparse
@@ -15,25 +17,30 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.machine import gpu
+from benchmarks.roofline import Ceilings, seconds
 from nanovllm.layers.attention import select_backend
 from nanovllm.utils.context import Context
 
-NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 16, 8, 128, 256
+LAYERS, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 28, 16, 8, 128, 256
 DTYPE = torch.bfloat16
 SCALE = HEAD_DIM**-0.5
 DECODE = [(256, 700), (64, 700), (16, 700), (1, 700), (1, 4000)]  # sequences, mean context length
 PREFILL = [(64, 1024, 1024), (1, 4096, 4096), (16, 512, 2048)]  # sequences, new tokens, context length
 
 
-def milliseconds(call, repeat: int = 300) -> float:
-    """Median time of `call` on the GPU over about `repeat` ms; the L2 cache is cleared before each."""
-    from triton.testing import do_bench
-
-    return do_bench(call, warmup=50, rep=repeat, return_mode="median")
+def milliseconds(attend, caches: torch.Tensor, repeat: int = 10) -> float:
+    """Time on the GPU of `attend(k_cache, v_cache)`, from replays of a graph in which every layer's cache has its turn."""
+    attend(*caches[0])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for cache in caches:
+            attend(*cache)
+    return seconds(graph.replay, repeat) / len(caches) * 1e3
 
 
 def batch(sequences: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor, Context]:
-    """q, kv_cache and the context of (new tokens, context length) each, blocks scattered over the cache."""
+    """q, the layers' caches and the context of (new tokens, context length) each, blocks scattered over the cache."""
     counts = [-(-length // BLOCK_SIZE) for _, length in sequences]
     tables = torch.zeros(len(sequences), max(counts), dtype=torch.int32)
     for row, blocks in zip(tables, torch.randperm(sum(counts)).split(counts), strict=True):
@@ -52,8 +59,8 @@ def batch(sequences: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor,
         last_rows=torch.empty(0, dtype=torch.int64, device="cuda"),
     )
     q = torch.randn(int(new.sum()), NUM_HEADS, HEAD_DIM, dtype=DTYPE, device="cuda")
-    cache = torch.randn(2, sum(counts), BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM, dtype=DTYPE, device="cuda")
-    return q, cache, context
+    caches = torch.empty(LAYERS, 2, sum(counts), BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM, dtype=DTYPE, device="cuda").normal_()
+    return q, caches, context
 
 
 def decode_batch(num_seqs: int, mean: int):
@@ -86,14 +93,17 @@ def backends() -> list:
 def measure() -> list[dict]:
     rows = []
     for backend in backends():
+        def milliseconds_of(q, caches, context, backend=backend):
+            return milliseconds(lambda k_cache, v_cache: backend.attend(q, k_cache, v_cache, context, SCALE), caches)
+
         for num_seqs, mean in DECODE:
-            q, cache, context = decode_batch(num_seqs, mean)
-            ms = milliseconds(lambda b=backend, q=q, cache=cache, c=context: b.attend(q, *cache, c, SCALE))
+            q, caches, context = decode_batch(num_seqs, mean)
+            ms = milliseconds_of(q, caches, context)
             rate = bytes_read(context) / ms / 1e9
             rows.append({"work": f"decode {num_seqs} x ~{mean}", "backend": backend.name, "ms": ms, "TB/s": rate})
         for num_seqs, new, length in PREFILL:
-            q, cache, context = batch([(new, length)] * num_seqs)
-            ms = milliseconds(lambda b=backend, q=q, cache=cache, c=context: b.attend(q, *cache, c, SCALE))
+            q, caches, context = batch([(new, length)] * num_seqs)
+            ms = milliseconds_of(q, caches, context)
             rate = causal_flops(context) / ms / 1e9
             work = f"prefill {num_seqs} x {new} of {length}"
             rows.append({"work": work, "backend": backend.name, "ms": ms, "TFLOP/s": rate})
@@ -106,16 +116,16 @@ def sweep(num_seqs: int, mean: int) -> list[dict]:
 
     from nanovllm.kernels.paged_decode import Tuning, paged_decode
 
-    q, cache, context = decode_batch(num_seqs, mean)
+    q, caches, context = decode_batch(num_seqs, mean)
     out, rows = torch.empty_like(q), []
     for tile, warps, stages, programs in product((32, 64, 128), (2, 4, 8), (3, 5, 7), (1, 2, 3, 4)):
         tuning = Tuning(tile, warps, stages, programs)
 
-        def call(tuning=tuning):
-            paged_decode(q, *cache, context.block_tables, context.context_lens, SCALE, out, tuning)
+        def call(k_cache, v_cache, tuning=tuning):
+            paged_decode(q, k_cache, v_cache, context.block_tables, context.context_lens, SCALE, out, tuning=tuning)
 
         try:
-            ms = milliseconds(call, repeat=60)
+            ms = milliseconds(call, caches)
         except OutOfResources:
             continue
         rows.append({**tuning._asdict(), "ms": ms, "TB/s": bytes_read(context) / ms / 1e9})
@@ -136,13 +146,9 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("this benchmark needs an NVIDIA GPU; attention on a CPU is timed by the engine benchmarks")
     torch.manual_seed(0)
-    source = torch.empty(1 << 32, dtype=torch.uint8, device="cuda").random_()
-    ceiling = 2 * source.numel() / milliseconds(source.clone) / 1e9
-    del source
-    results = {
-        "device": torch.cuda.get_device_name(), "torch": torch.__version__, "copy TB/s": ceiling, "rows": measure(),
-    }  # fmt: skip
-    show(f"{results['device']}, torch {results['torch']}, copy {ceiling:.2f} TB/s", results["rows"])
+    ceilings = Ceilings.measure()
+    results = gpu() | {"copy TB/s": ceilings.copy / 1e12, "read TB/s": ceilings.read / 1e12, "rows": measure()}
+    show(f"{results['device']}, torch {results['torch']}, read {results['read TB/s']:.2f} TB/s", results["rows"])
     if args.sweep:
         results["sweep"] = {f"{n} x ~{mean}": sweep(n, mean) for n, mean in ((256, 700), (1, 4000))}
         for title, rows in results["sweep"].items():

@@ -2,6 +2,7 @@
 
 import re
 import statistics
+import subprocess
 import time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -102,3 +103,26 @@ class Watch:
         host = {f"host {name} ms": statistics.median(times) for name, times in self.host.items()}
         return {"steps": len(self._marks), "gpu ms": statistics.median(self.gpu), "exposed ms": statistics.median(self.exposed),
                 "exposed ms, mean": statistics.mean(self.exposed), **host}
+
+
+@contextmanager
+def clocks(found: dict):
+    """Put what the GPU's clocks and power were while the block ran into `found`: a card at its power limit runs slower."""
+    query = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,power.draw", "--format=csv,noheader,nounits", "-lms", "100",
+             "-i", str(torch.cuda.current_device())]  # fmt: skip
+    try:
+        watching = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        watching.terminate()
+        lines = [line.split(",") for line in watching.communicate()[0].splitlines() if line.count(",") == 2]
+        for name, column in zip(("SM MHz", "memory MHz", "watts"), zip(*lines)):
+            try:
+                values = [float(value) for value in column]
+                found |= {name: statistics.median(values), f"least {name}": min(values), f"most {name}": max(values)}
+            except ValueError:  # a card that does not tell
+                pass

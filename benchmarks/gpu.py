@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import machine, roofline, workloads
-from benchmarks.breakdown import Watch, profile_steps
+from benchmarks import machine, record, roofline, workloads
+from benchmarks.breakdown import Watch, clocks, profile_steps
 from nanovllm import LLM
 
 # What the same work took on an H200 in 2026-11 (nano-vllm 0.2.0, vLLM 0.26.0), and what we set out to reach.
@@ -50,8 +50,8 @@ def generate(llm: LLM, requests: workloads.Requests) -> tuple[float, list]:
 class Bench:
     """One engine for most sections, made when first needed. results: what goes to the file, section by section."""
 
-    def __init__(self, folder: Path, file: Path):
-        self.folder, self.file = folder, file
+    def __init__(self, folder: Path, file: Path, recorded: Path = record.RECORDED):
+        self.folder, self.file, self.recorded = folder, file, recorded
         self.results = json.loads(file.read_text()) if file.is_file() else {}
         self.results |= machine.gpu()
         self._llm = None
@@ -119,11 +119,15 @@ class Bench:
         for seed in range(4):
             seconds, _ = generate(self.llm, workloads.prefill(seed))
             runs.append(64 * 1024 / seconds)
+        watch = Watch()
+        with watch.on(self.llm.engine):
+            generate(self.llm, workloads.prefill(9))
         shape = self.llm.config.hf_config
         work = roofline.step_work(shape, 65_536, 64, 65_536, 64 * 1024 * 1025 // 2)
         self.put("prefill", {"requests": "64, 1024 tokens in", "prompt tok/s": statistics.median(runs[1:]), "runs": runs,
                              "floor ms": sum(part.floor(self.ceilings) for part in work.values()) * 1e3,
                              "ms": 65_536 / statistics.median(runs[1:]) * 1e3})
+        self.put("prefill, watched", {"gpu ms": sum(watch.gpu), "exposed ms": sum(watch.exposed), "steps": len(watch.gpu)})
 
     def measure_shared(self) -> None:
         runs, hits = [], 0
@@ -136,10 +140,10 @@ class Bench:
     def measure_mixed_watched(self) -> None:
         """The same work with each step timed: what the host does and how much of it the GPU waits for."""
         self.llm.engine.block_manager.reset_prefix_cache()
-        watch = Watch()
-        with watch.on(self.llm.engine):
+        watch, card = Watch(), {}
+        with watch.on(self.llm.engine), clocks(card):
             seconds, _ = generate(self.llm, workloads.mixed(256))
-        self.put("mixed, watched", {"s": seconds, "gpu s": sum(watch.gpu) / 1e3, "exposed s": sum(watch.exposed) / 1e3,
+        self.put("mixed, watched", {"s": seconds, **card, "gpu s": sum(watch.gpu) / 1e3, "exposed s": sum(watch.exposed) / 1e3,
                                     **watch.summary()})
 
     def measure_decode_steps(self) -> None:
@@ -217,6 +221,9 @@ class Bench:
                             "allocated": torch.cuda.memory_allocated(), "reserved": torch.cuda.memory_reserved(),
                             "peak": torch.cuda.max_memory_allocated()})
 
+    def record(self) -> None:
+        record.record(self.llm, self.recorded)
+
     def measure_many(self) -> None:
         """1024 requests, and as many sequences at once."""
         self.close()
@@ -242,7 +249,7 @@ SECTIONS = {"ceilings": Bench.measure_ceilings, "start": Bench.measure_start, "o
             "mixed": Bench.measure_mixed, "prefill": Bench.measure_prefill, "steps": Bench.measure_decode_steps,
             "prefill-step": Bench.measure_prefill_step, "watched": Bench.measure_mixed_watched,
             "shared": Bench.measure_shared, "ablation": Bench.measure_ablation, "memory": Bench.measure_memory,
-            "many": Bench.measure_many}  # fmt: skip
+            "record": Bench.record, "many": Bench.measure_many}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -250,6 +257,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"sections, of {','.join(SECTIONS)}")
     parser.add_argument("--model", type=Path, help="a folder of yours in place of random weights")
     parser.add_argument("--json", type=Path, help="the results file")
+    parser.add_argument("--recorded", type=Path, default=record.RECORDED, help="the folder for recorded steps")
     args = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         raise SystemExit("this benchmark needs an NVIDIA GPU; `python -m benchmarks cpu` compares on a CPU")
@@ -258,7 +266,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--only {','.join(unknown)}: sections are {', '.join(SECTIONS)}")
     file = args.json or machine.results_file(torch.cuda.get_device_name())
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(args.model or workloads.write_checkpoint(Path(folder) / "model", "cuda"), file)
+        bench = Bench(args.model or workloads.write_checkpoint(Path(folder) / "model", "cuda"), file, args.recorded)
         failed = []
         for name in wanted:
             began = time.perf_counter()

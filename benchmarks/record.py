@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import workloads
+from benchmarks import machine, workloads
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine.trace import Trace
 
@@ -27,7 +27,7 @@ def _recording(llm: LLM, file: Path):
     for operation in trace.operations:
         operation["name"] = operation["name"][:LONGEST_NAME]
         operation["time"], operation["duration"] = round(operation["time"], 7), round(operation["duration"], 7)
-    trace.meta["device"] = torch.cuda.get_device_name()
+    trace.meta |= machine.gpu()
     first = min(record.time for record in trace)
     Trace(trace.meta, trace.records, [o for o in trace.operations if o["time"] >= first]).save(file)
     print(f"{file.name}: {trace!r}, {len(trace.operations)} operations, {file.stat().st_size / 1024:.0f} KiB")

@@ -31,10 +31,11 @@ class Tuning(NamedTuple):
     def for_batch(cls, dtype: torch.dtype, num_seqs: int) -> "Tuning":
         """What was fastest on an H200 (benchmarks/NOTES.md)."""
         # float32 is there to be exact: without tensor cores it needs many registers, hence small tiles, more warps.
-        return cls(32, 8, 3, 1) if dtype == torch.float32 else FEW if num_seqs <= 4 else MANY
+        return cls(32, 8, 3, 1) if dtype == torch.float32 else FEW if num_seqs <= PDL_UP_TO else MANY
 
 
-FEW, MANY = Tuning(64, 4, 3, 4), Tuning(64, 4, 3, 4)
+FEW, MANY = Tuning(64, 4, 3, 4), Tuning(64, 4, 3, 4)  # for so few sequences, and for more
+PDL_UP_TO = 4
 
 
 @triton.jit
@@ -158,7 +159,6 @@ def paged_decode(
     arrived: Tensor | None = None,
     tuning: Tuning | None = None,
     num_shares: int | None = None,
-    pdl: bool | None = None,
 ) -> None:
     """Each sequence's one query over its whole context; writes out, gives nothing back.
 
@@ -173,7 +173,7 @@ def paged_decode(
     group = num_heads // num_kv_heads
     # Few sequences leave room on the multiprocessors: we come in early, and let in the kernel behind us, whose weights
     # then arrive while we look at the cache. Many fill them, and only if the kernel before us is gone do they fill evenly.
-    pdl = has_pdl(q.device) and (num_seqs <= 4 if pdl is None else pdl)
+    pdl = has_pdl(q.device) and num_seqs <= PDL_UP_TO
     tuning = tuning or Tuning.for_batch(q.dtype, num_seqs)
     num_shares = num_shares or max(1, tuning.programs * multiprocessors(q.device) // num_kv_heads)
     if arrived is None:

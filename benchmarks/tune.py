@@ -1,0 +1,125 @@
+"""How the decode kernels are best cut on this GPU, measured where it counts: in the whole step, as a graph replays it.
+
+    python -m benchmarks tune                 # the table, fastest first
+    python -m benchmarks tune --json FILE     # and the figures, with the best of each in it
+
+Tried are `Tuning` of `kernels/paged_decode.py`, for many sequences and for one, with and without a programmatic launch, and
+the weights and warps of `kernels/linear.py`. A kernel alone can mislead: in a step its neighbours share the GPU with it.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from benchmarks import workloads
+from benchmarks.roofline import seconds
+from nanovllm import LLM
+from nanovllm.engine.cuda_graphs import DecodeGraphs
+from nanovllm.kernels import linear, paged_decode, row_state
+from nanovllm.kernels.paged_decode import Tuning
+from nanovllm.kernels.sample import draw
+from nanovllm.layers.attention import select_backend
+from nanovllm.models.qwen3 import Qwen3ForCausalLM
+from nanovllm.models.qwen3_fused import FusedQwen3
+
+DECODE = [(Tuning(*numbers), False) for numbers in ((64, 4, 3, 4), (64, 4, 5, 2), (64, 4, 5, 3), (64, 2, 5, 3), (64, 4, 7, 2),
+                                                    (64, 4, 3, 5), (128, 4, 3, 2))]  # fmt: skip
+DECODE += [(Tuning(64, 4, 5, 2), True), (Tuning(64, 4, 3, 4), True)]
+LINEAR = [(16384, 4), (8192, 2), (8192, 4), (4096, 1), (4096, 2), (16384, 8), (2048, 1)]
+SIZES = {256: 717, 64: 717, 16: 717, 1: 384}  # batch size: mean context
+
+
+def choose(decode: tuple[Tuning, bool] | None = None, products: tuple[int, int] | None = None) -> None:
+    """Have the kernels use these from the next capture on; a batch of a few is always launched programmatically."""
+    if decode:
+        paged_decode.FEW = paged_decode.MANY = decode[0]
+        paged_decode.PDL_UP_TO = 1 << 20 if decode[1] else 4
+    if products:
+        linear.WEIGHTS, linear.NUM_WARPS = products
+
+
+@torch.inference_mode()
+def compile_variant(index: int) -> None:
+    """Run one variant on a single layer, so that its kernels are in Triton's cache on disk."""
+    shape = SimpleNamespace(**workloads.SHAPE | {"num_hidden_layers": 1})
+    backend = select_backend("triton", device="cuda", dtype=torch.bfloat16, head_dim=shape.head_dim, block_size=256)
+    model = FusedQwen3(Qwen3ForCausalLM(shape, backend, device="cuda", dtype=torch.bfloat16))
+    cache = torch.zeros(1, 2, 8, 256, shape.num_key_value_heads, shape.head_dim, dtype=torch.bfloat16, device="cuda")
+    graphs = DecodeGraphs(model, draw, row_state, cache, max_num_seqs=256, max_model_len=4096, capture=False)
+    if index < len(DECODE):
+        choose(decode=DECODE[index])
+    else:
+        choose(products=LINEAR[index - len(DECODE)])
+    for size in SIZES if index < len(DECODE) else [1]:
+        graphs._step(size)
+    torch.cuda.synchronize()
+
+
+@torch.inference_mode()
+def milliseconds(graphs: DecodeGraphs, size: int, mean: int) -> float:
+    """A step of `size` sequences whose contexts are spread over 0.5 to 1.5 times the mean, replayed from a new graph."""
+    state, block_size = graphs.state, graphs.block_size
+    lengths = [round(mean * (0.5 + (i + 0.5) / size)) for i in torch.randperm(size).tolist()]
+    state.cached[:size] = torch.tensor(lengths)
+    num_blocks = graphs._kv_cache.shape[2]
+    width = -(-(max(lengths) + 40) // block_size)
+    state.block_tables[:size, :width] = torch.randperm(num_blocks, device="cuda")[: size * width].view(size, width).int()
+    state.temperatures[:size] = 0.6
+    graphs._step(size)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        graphs._step(size)
+    return seconds(graph.replay, 15) * 1e3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--compile", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.compile is not None:
+        return compile_variant(args.compile)
+    command = [sys.executable, "-m", "benchmarks.tune", "--compile"]
+    running = [subprocess.Popen([*command, str(i)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+               for i in range(len(DECODE) + len(LINEAR))]
+    with tempfile.TemporaryDirectory() as folder:
+        model = workloads.write_checkpoint(Path(folder) / "model", "cuda")
+        codes = [process.wait() for process in running]
+        print(f"compiled {codes.count(0)} of {len(codes)} variants", flush=True)
+        with LLM(model, enforce_eager=True, max_num_seqs=256) as llm:
+            runner = llm.engine.model_runner
+            runner.kv_cache.normal_()  # zeros would be read faster than what a cache really holds
+            graphs = runner.decode_graphs(llm.config, capture=False)
+            found = {"decode": [], "linear": []}
+            for (tuning, pdl), code in zip(DECODE, codes):
+                if code == 0:
+                    choose(decode=(tuning, pdl))
+                    times = {f"{size} sequences, ms": milliseconds(graphs, size, mean) for size, mean in SIZES.items()}
+                    found["decode"].append({"tuning": list(tuning), "pdl": pdl, **times})
+                    print(found["decode"][-1], flush=True)
+            plain = [row for row in found["decode"] if not row["pdl"]]
+            few = min(plain, key=lambda row: row["1 sequences, ms"])
+            many = min(plain, key=lambda row: sum(row[f"{size} sequences, ms"] for size in SIZES if size > 4))
+            choose(decode=(Tuning(*few["tuning"]), False))
+            for products, code in zip(LINEAR, codes[len(DECODE):]):
+                if code == 0:
+                    choose(products=products)
+                    ms = milliseconds(graphs, 1, SIZES[1])
+                    found["linear"].append({"weights": products[0], "warps": products[1], "ms": ms})
+                    print(found["linear"][-1], flush=True)
+    found["best"] = {"FEW": few["tuning"], "MANY": many["tuning"],
+                     "linear": min(found["linear"], key=lambda row: row["ms"])}
+    print(json.dumps(found["best"]))
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+import torch
 from nbclient import NotebookClient
 
 from nanovllm import LLM, SamplingParams
@@ -204,6 +205,35 @@ def test_kv_heads_fewer_than_ranks_and_a_worker_killed_beside_another_engine(llm
     two.close()
     assert time.monotonic() - began < 3
     assert llm.generate("Once upon a time", SamplingParams(max_tokens=3), use_tqdm=False)
+
+
+FROM_ROWS = """
+import gc
+from types import SimpleNamespace
+runner, = (o for o in gc.get_objects() if type(o).__name__ == "ModelRunner")
+limits = SimpleNamespace(max_num_seqs=3, max_model_len=32, max_num_batched_tokens=100)
+runner.graphs = runner.decode_graphs(limits, capture=False)
+launch = runner.graphs.launch
+runner.graphs.launch = lambda *arguments: (print("a step from rows", flush=True), launch(*arguments))[1]
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the real thing: tests/gpu/test_tensor_parallel_gpu.py")
+def test_the_fused_model_on_rows_as_graphs_run_them_draws_the_same(folder):
+    prompts = [[1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 11], [3, 3, 3]]
+    params = [SamplingParams(temperature=t, seed=i, max_tokens=6, ignore_eos=True, logprobs=1 if i == 2 else None)
+              for i, t in enumerate((0, 0.8, 0))]
+    settings = dict(device="cpu", kvcache_block_size=4, num_kvcache_blocks=16, max_num_seqs=3, max_model_len=32)
+    with LLM(folder, **settings) as one:
+        expected = [out.token_ids for out in one.generate(prompts, params, use_tqdm=False)]
+    with LLM(folder, attention_backend="triton", tensor_parallel_size=2, async_scheduling=True, **settings) as two:
+        assert "attention=triton" in repr(two)
+        for rank in (0, 1):
+            in_worker(two, rank, FROM_ROWS)
+        assert [out.token_ids for out in two.generate(prompts, params, use_tqdm=False)] == expected
+        for log in workers(two)._logs:
+            log.seek(0)
+            assert log.read().count(b"a step from rows") >= 5
 
 
 def test_a_stopped_worker_is_an_error_in_time(folder):

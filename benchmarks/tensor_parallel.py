@@ -84,7 +84,7 @@ def main() -> None:
     figures = {"device": device, "torch": about["torch"], "date": about["date"], "commit": work.commit or about["commit"],
                "model": "Qwen3-8B's shape, random" if shape is QWEN3_8B else "a small random one",
                "requests": work.requests, "prompt_tokens": work.prompt, "output_tokens": work.output, "runs": RUNS,
-               "results": []}
+               "tensor_parallel": []}
     RESULTS.mkdir(exist_ok=True)
     file = work.json or RESULTS / (re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + "-tensor-parallel.json")
     with tempfile.TemporaryDirectory() as folder:
@@ -95,11 +95,11 @@ def main() -> None:
             except RuntimeError as error:
                 # Written down, and tried without what is the likeliest to fail.
                 print("\n".join((str(error), *getattr(error, "__notes__", ()))), flush=True)
-                figures["results"].append({"ranks": size, "eager": work.eager, "error": str(error)})
+                figures["tensor_parallel"].append({"ranks": size, "eager": work.eager, "error": str(error)})
                 if work.eager:
                     continue
                 found = measure(folder, size, work, device=work.device, enforce_eager=True)
-            figures["results"].append(found)
+            figures["tensor_parallel"].append(found)
             file.write_text(json.dumps(figures, indent=1) + "\n")
 
 

@@ -38,8 +38,10 @@ def profile_steps(engine: LLMEngine, count: int) -> dict:
     busy, until = 0.0, float("-inf")
     for event in sorted(kernels, key=lambda e: e.time_range.start):
         start, end = event.time_range.start, event.time_range.end
-        kinds[kind_of(event.name)] += (end - start) * 1e-3 / count
-        busy += max(0.0, end - max(until, start)) * 1e-3 / count
+        # A kernel launched early waits beside the one before it: only from that one's end on is the time its own.
+        own = max(0.0, end - max(until, start)) * 1e-3 / count
+        kinds[kind_of(event.name)] += own
+        busy += own
         until = max(until, end)
         entry = names[event.name[:80]]
         entry[0], entry[1] = entry[0] + 1, entry[1] + (end - start) * 1e-3

@@ -1,0 +1,65 @@
+"""What the benchmarks compute without a GPU: workloads, floors, kinds of kernels, the table."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import breakdown, machine, roofline, table, workloads
+
+SHAPE = SimpleNamespace(**workloads.SHAPE)
+
+
+def test_the_mixed_workload_is_nano_vllms():
+    prompts, params = workloads.mixed(256)
+    assert sum(p.max_tokens for p in params) == 133_966 and sum(map(len, prompts)) == 142_827
+    assert {p.temperature for p in params} == {0.6} and all(p.ignore_eos for p in params)
+
+
+def test_requests_are_new_for_every_seed():
+    for make in (workloads.one, workloads.prefill, workloads.shared_prompt):
+        assert make(1)[0] != make(2)[0] and make(1)[0] == make(1)[0]
+    assert len({tuple(prompt[:512]) for prompt in workloads.shared_prompt(3)[0]}) == 1
+    lengths = sorted(map(len, workloads.steady(0, 64, 700)[0]))
+    assert lengths[0] >= 350 and lengths[-1] <= 1050 and abs(sum(lengths) / 64 - 700) < 2
+
+
+def test_a_decode_step_reads_every_weight_and_every_key_once():
+    work = roofline.decode_work(SHAPE, [1000, 24])
+    assert work["attention"].bytes == 1024 * 114_688  # Qwen3-0.6B's cache, bytes a token
+    weights = work["layer matmuls"].bytes + work["LM head"].bytes
+    assert 1.18e9 < weights < 1.2e9  # 0.6 billion parameters in bf16
+    assert work["LM head"].flops == 2 * 2 * 1024 * 151_936
+    slow, fast = roofline.Ceilings(1e12, 1e12, 1e15), roofline.Ceilings(2e12, 1e12, 1e15)
+    assert work["attention"].floor(slow) == pytest.approx(2 * work["attention"].floor(fast))
+    many = roofline.step_work(SHAPE, 16_384, 16, 16_384, 16 * 1024 * 1025 // 2)
+    assert many["layer matmuls"].floor(slow) == pytest.approx(many["layer matmuls"].flops / 1e15)  # arithmetic, not memory
+
+
+def test_kernels_have_kinds():
+    for kernel, kind in (("nvjet_sm90_tst_64x32_64x16_1x2_h_bz_TNT", "matmul"), ("_decode_kernel", "attention"),
+                         ("_linear_kernel", "matmul"), ("_norm_rope_store_kernel", "norms, RoPE, gate, store"),
+                         ("_draw_kernel", "sampler"), ("_write_rows_kernel", "rows"), ("Memcpy DtoH", "other")):
+        assert breakdown.kind_of(kernel) == kind
+
+
+def test_a_random_checkpoint_is_served(tmp_path):
+    from nanovllm import LLM
+
+    folder = workloads.write_checkpoint(tmp_path / "model", vocab_size=10_001, hidden_size=32, intermediate_size=48,
+                                        head_dim=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)  # fmt: skip
+    with LLM(folder, device="cpu") as llm:
+        (out,) = llm.generate(*workloads.one(0, 8, 4), use_tqdm=False)
+        assert len(out.token_ids) == 4
+
+
+def test_the_table_holds_what_a_results_file_holds():
+    results = {"one": {"ms/token": 0.7}, "start": [{"s": 17.0}, {"s": 4.8}]}
+    text = table.table(results)
+    assert "0.70 ms a token | 2.13 ms a token | 1.49 ms a token" in text and "4.8 s | 16.0 s | 27.0 s" in text
+    assert "256 requests" not in text
+    for file in machine.RESULTS.glob("*.json"):
+        results = json.loads(file.read_text())
+        if "decode step" in results:
+            assert len(table.steps(results).splitlines()) == 2 + len(results["decode step"])
+            assert machine.results_file(results["device"]) == file

@@ -100,6 +100,8 @@ FIGURES = {
     "block_tables": lambda ax=None: v.plot_block_tables(shared()[0], shared()[0][4], ax=ax),
     "cache_occupancy": lambda ax=None: v.plot_cache_occupancy(shared()[0], ax=ax),
     "checkpoint_file": lambda ax=None: v.plot_checkpoint_file(HEADER, 3000, ax=ax),
+    "exponential_race": lambda ax=None: v.plot_exponential_race(
+        [0.9, 0.31, 2.2, float("inf"), 1.4, 0.55], [0.2, 0.3, 0.1, 0, 0.15, 0.25], lambda i: WORDS[i], ax=ax),
     "fragmentation": lambda ax=None: v.plot_fragmentation([310, 95, 700, 41, 260, 512, 130, 77], block_size=16, max_len=1024,
                                                           ax=ax),
     "gpu_timeline": lambda ax=None: v.plot_gpu_timeline({"eager": (profiled(False), 0), "captured": (profiled(True), 0)},
@@ -115,6 +117,11 @@ FIGURES = {
     "next_token": lambda ax=None: v.plot_next_token(_probabilities(), lambda i: WORDS[i % len(WORDS)], drawn=19, ax=ax),
     "online_softmax": lambda ax=None: v.plot_online_softmax([1.0, 0.3, -1, 0.8, 0.2, 1.9, 0.1, 0.5, 0, 1.2, -0.5, 0.3, 2.8, 1,
                                                              0.4, 2.0], 4, ax=ax),
+    "overlap": lambda ax=None: v.plot_overlap(
+        {"in turn": [(lane, step, 10 * step + start, 10 * step + end) for step in range(4)
+                     for lane, start, end in (("host", 0, 3), ("device", 3, 10))],
+         "ahead": [*(("host", step, 7 * step, 7 * step + 3) for step in range(4)),
+                   *(("device", step, 7 * step + 3, 7 * step + 10) for step in range(4))]}, ax=ax),
     "padding_waste": lambda ax=None: v.plot_padding_waste([1, 2, 4, 8, 16, 24, 32, 40, 48], range(1, 52), ax=ax),
     "parity": lambda ax=None: v.plot_parity(LAYERS, tolerance=1e-4, ax=ax),
     "prefix_tree": lambda ax=None: v.plot_prefix_tree(*_two_levels(), decode=lambda ids: " ".join(WORDS[i % 16] for i in ids),

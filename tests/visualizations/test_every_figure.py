@@ -21,6 +21,7 @@ UNITS = {
     "attention_mask": ("keys in the cache, all sequences end to end (ticks: where each begins)",
                        "query tokens (ticks: cu_seqlens_q)"),
     "cache_occupancy": ("step", "blocks"), "checkpoint_file": ("place in the file (MB)", ""),
+    "exponential_race": ("time of arrival: an exponential random time of rate p", ""), "overlap": ("milliseconds", ""),
     "fragmentation": ("token slots of the KV cache", ""),
     "gpu_timeline": ("milliseconds since the step began", ""), "latencies": ("milliseconds", "share of them this short"),
     "life_of_request": ("step", "tokens"), "memory_budget": ("memory of the device (GiB)", ""),
@@ -32,7 +33,7 @@ UNITS = {
     "sampling_filters": ("tokens, the most likely first", ""), "work": ("position of the token", "round"),
     "work_shares": ("keys read, one after the other", "8 programs at once"),
 }
-MAPS = {"block_tables", "journey", "name_map", "prefix_tree", "rope", "shape_flow"}  # place has no unit there
+MAPS = {"block_tables", "journey", "name_map", "prefix_tree", "rope", "shape_flow", "tensor_split"}  # place has no unit there
 every_figure = pytest.mark.parametrize("name", FIGURES)
 
 

@@ -1,5 +1,6 @@
 """A model split over two processes: the same tokens as in one, and no way in which a worker can end that hurts."""
 
+import asyncio
 import os
 import pickle
 import random
@@ -11,13 +12,16 @@ import tempfile
 import time
 from pathlib import Path
 
+import httpx
 import nbformat
 import psutil
 import pytest
 import torch
 from nbclient import NotebookClient
 
-from nanovllm import LLM, SamplingParams
+from nanovllm import LLM, AsyncLLM, SamplingParams
+from nanovllm.async_llm import RequestFailed
+from nanovllm.server.app import create_app
 from nanovllm.utils.channel import Channel, wait
 
 from .checkpoints import random_checkpoint
@@ -262,6 +266,33 @@ def test_a_worker_that_waits_for_ever_is_an_error_and_one_that_works_for_long_is
     assert 1.5 < seconds < 10 and "no rank has made progress for 2 s" in str(error) and "raise worker_timeout" in str(error)
     assert gone(pids)
     llm.close()
+
+
+def test_tasks_and_a_server_on_two_ranks_and_what_they_hear_of_a_death(folder):
+    greedy = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+
+    async def scenario():
+        async with AsyncLLM(folder, device="cpu", tensor_parallel_size=2) as llm:
+            pids = workers(llm.llm).pids
+            a, b = await asyncio.gather(llm.generate([1, 2], greedy), llm.generate([3, 4], greedy))
+            assert len(a.token_ids) == len(b.token_ids) == 6
+            task = asyncio.create_task(llm.generate([1, 2], ENDLESS))
+            await asyncio.sleep(0.3)
+            task.cancel()
+            assert (await llm.generate([1, 2], greedy)).token_ids == a.token_ids
+            app = create_app(llm)
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as http:
+                assert (await http.get("/health")).json() == {"status": "ok"}
+                os.kill(pids[0], signal.SIGKILL)
+                assert gone(pids[:1]) or psutil.Process(pids[0]).status() == psutil.STATUS_ZOMBIE
+                health = await http.get("/health")
+                assert health.status_code == 503 and "rank 0" in health.json()["reason"]
+            for _ in range(2):
+                with pytest.raises(RequestFailed, match="make a new LLM"):
+                    await llm.generate([1, 2], greedy)
+        assert gone(pids)
+
+    asyncio.run(scenario())
 
 
 def test_an_exception_in_a_worker_arrives_with_its_traceback_and_del_ends_the_workers(folder):

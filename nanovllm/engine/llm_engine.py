@@ -81,6 +81,11 @@ class LLMEngine:
     def has_unfinished(self) -> bool:
         return self.scheduler.has_unfinished
 
+    @property
+    def failure(self) -> str | None:
+        """Why it can serve nothing any more: a process that it needs has ended. None while all is well."""
+        return getattr(self.model_runner, "failure", None)
+
     def validate(self, prompt_token_ids: list[int], params: SamplingParams, priority: int = 0) -> None:
         """Raise ValueError unless the request can be served to its end. Queues nothing."""
         vocab_size = self.config.hf_config.vocab_size

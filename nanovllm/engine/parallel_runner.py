@@ -63,6 +63,11 @@ class ParallelRunner:
         return (f"ParallelRunner({self.size} ranks on {self.device.type}, {dtype}, attention={self.backend_name}, "
                 f"{self.num_blocks} blocks x {self.block_size} tokens, {mebibytes:.0f} MiB a rank)")
 
+    @property
+    def failure(self) -> str | None:
+        """Why nothing can run any more; None while all is well."""
+        return self.workers.failure or (self.workers.dead() if self.workers.are_alive else None)
+
     def close(self) -> None:
         """End the workers; their memory goes with them. Returns within seconds, whatever state they are in."""
         self.workers.close()

@@ -89,8 +89,8 @@ class WorkerGroup:
             for rank, replies in enumerate(self._replies):
                 for kind, at, content in replies:
                     if kind == "error":  # which a peer's death may have caused
-                        self.fail(self._dead(0.5) or f"rank {rank} raised {content[0]}: {content[1]}", at, content)
-            if verdict := self._dead() or self._hung(began, limit or self.timeout):
+                        self.fail(self.dead(0.5) or f"rank {rank} raised {content[0]}: {content[1]}", at, content)
+            if verdict := self.dead() or self._hung(began, limit or self.timeout):
                 self.fail(verdict, step)
         with uninterrupted():
             found = [self._find(rank, what, step)[2] for rank in range(self.size)]
@@ -118,7 +118,7 @@ class WorkerGroup:
                 [sys.executable, "-P", "-m", "nanovllm.engine.worker", json.dumps(arguments)], pass_fds=inherited,
                 env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True))
 
-    def _dead(self, patience: float = 0.0) -> str | None:
+    def dead(self, patience: float = 0.0) -> str | None:
         """Which worker has ended, and how. patience: seconds to wait for that, when its peers have complained already."""
         until = time.monotonic() + patience
         while True:

@@ -75,7 +75,10 @@ def create_app(llm: AsyncLLM, *, served_model_name: str | None = None, api_key: 
 
     @app.get("/health")
     def health() -> Response:
-        return JSONResponse({"status": "ok"}) if llm.is_open else JSONResponse({"status": "closed"}, 503)
+        if not llm.is_open:
+            return JSONResponse({"status": "closed"}, 503)
+        failure = llm.llm.engine.failure
+        return JSONResponse({"status": "broken", "reason": failure}, 503) if failure else JSONResponse({"status": "ok"})
 
     @app.get("/metrics")
     def prometheus(request: Request) -> Response:

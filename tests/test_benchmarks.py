@@ -46,8 +46,9 @@ def test_kernels_have_kinds():
 def test_a_random_checkpoint_is_served(tmp_path):
     from nanovllm import LLM
 
-    folder = workloads.write_checkpoint(tmp_path / "model", vocab_size=10_001, hidden_size=32, intermediate_size=48,
-                                        head_dim=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)  # fmt: skip
+    shape = dict(vocab_size=10_001, hidden_size=32, intermediate_size=48, head_dim=16, num_hidden_layers=1,
+                 num_attention_heads=2, num_key_value_heads=1)  # fmt: skip
+    folder = workloads.write_checkpoint(tmp_path / "model", **shape)
     with LLM(folder, device="cpu") as llm:
         (out,) = llm.generate(*workloads.one(0, 8, 4), use_tqdm=False)
         assert len(out.token_ids) == 4

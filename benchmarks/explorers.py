@@ -173,7 +173,8 @@ def main() -> None:
                       f"p95 {draw['p95']:5.2f}, max {draw['max']:5.2f}{slow}  {seen['fps']:5.1f} frames/s", flush=True)
         browser.close()
     if names == list(EXPLORERS):
-        machine = {"cpu": cpu(), "cores": os.cpu_count(), "chromium": version, "date": datetime.date.today().isoformat()}
+        machine = {"cpu": cpu(), "cores": os.cpu_count(), "load": [round(load, 1) for load in os.getloadavg()],
+                   "chromium": version, "date": datetime.date.today().isoformat()}
         slug = re.sub(r"[^a-z0-9]+", "-", machine["cpu"].lower()).strip("-")
         size = {"steps": STEPS, "sequences": SEQUENCES, "blocks": BLOCKS, "limit_ms": FRAME_MILLISECONDS}
         file = RESULTS / f"explorers-{slug}.json"

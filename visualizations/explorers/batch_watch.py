@@ -12,12 +12,13 @@ from nanovllm.engine.scheduler import ScheduledBatch
 from nanovllm.engine.sequence import Sequence, SequenceStatus
 from nanovllm.utils.detokenizer import IncrementalDetokenizer
 
-SECONDS_APART = 0.1  # ten looks a second at most
+SECONDS_APART = 0.1  # ten looks a second at most ...
+SHARE = 0.005        # ... and fewer where they would take more of the thread's time; sending costs others as much again
 REST_SECONDS = 0.3   # without work, before the last look
 ROWS = 12            # sequences followed at a time
 KEPT = 600           # looks; of a longer run every other one goes, and again
 TEXTS = 64           # texts kept
-COUNTED = 2048       # blocks that are told apart one by one; of a larger cache only whether they are held
+COUNTED = 512        # blocks; of those that nobody holds in a larger cache it is not asked which still have content
 LETTERS = {SequenceStatus.WAITING: "w", SequenceStatus.RUNNING: "r", SequenceStatus.PREEMPTED: "p",
            SequenceStatus.FINISHED: "f"}
 
@@ -126,13 +127,14 @@ class BatchWatch:
             self._untold.append(self._keep(frame | {"time": round(began - self._began, 4), "quiet": True}))
 
     def _look(self, now: float, batch: ScheduledBatch) -> None:
+        start = time.thread_time()
         with self.lock:
             engine = self._engine()
-            self._due = now + SECONDS_APART
             rows, texts = self._rows(engine.scheduler, batch)
             self._untold.append(self._keep({"time": round(now - self._began, 4), **self._frame(engine, rows)}))
             frames, self._untold = self._untold, []
             self._tell(self.num_frames, frames, texts)
+            self._due = now + max(SECONDS_APART, (time.thread_time() - start) / SHARE)
 
     def _frame(self, engine, rows: list[list]) -> dict:
         scheduler = engine.scheduler
@@ -183,8 +185,9 @@ class BatchWatch:
 
 
 def _blocks(manager) -> dict[str, int]:
-    used = manager.num_blocks - manager.num_free_blocks
+    references, free = manager.ref_counts, manager.num_free_blocks
+    counts = {"used": manager.num_blocks - free, "shared": len(references) - references.count(0) - references.count(1)}
     if manager.num_blocks > COUNTED:
-        return {"used": used, "shared": 0, "cached": 0, "free": manager.num_free_blocks}
-    letters = [manager.block_state(block) for block in range(manager.num_blocks)]
-    return {"used": used, "shared": letters.count("s"), "cached": letters.count("c"), "free": letters.count("f")}
+        return counts | {"cached": 0, "free": free}
+    empty = [manager.block_state(block) for block, count in enumerate(references) if not count].count("f")
+    return counts | {"cached": free - empty, "free": empty}

@@ -60,6 +60,7 @@ def test_looks_come_ten_times_a_second_at_most_while_texts_stream(llm, monitor):
 
 def test_messages_add_up_to_the_whole(llm, monitor, monkeypatch):
     monkeypatch.setattr(batch_watch, "SECONDS_APART", 0.0)
+    monkeypatch.setattr(batch_watch, "SHARE", float("inf"))
     monkeypatch.setattr(batch_watch, "KEPT", 16)
     empty = unpack(monitor.payload) | {"kept": 16}
     llm.generate(["Once upon a time", "A hen"], PARAMS, use_tqdm=False)
@@ -104,6 +105,7 @@ def test_a_rest_does_not_count_as_time_of_work(llm, monitor):
 
 def test_more_sequences_than_rows_are_followed_a_part_at_a_time(llm, monitor, monkeypatch):
     monkeypatch.setattr(batch_watch, "SECONDS_APART", 0.0)
+    monkeypatch.setattr(batch_watch, "SHARE", float("inf"))
     monkeypatch.setattr(batch_watch, "ROWS", 3)
     params = [SamplingParams(temperature=0, max_tokens=2 + 3 * i, ignore_eos=True) for i in range(6)]
     outputs = llm.generate([f"Story number {i}" for i in range(6)], params, use_tqdm=False)

@@ -120,7 +120,7 @@ def test_an_observer_that_breaks(llm, expected, n):
     assert_as_good_as_new(llm, expected)
 
 
-def interrupt_at(line_number: int) -> list[str]:
+def interrupt_at(line_number: int, files=("/engine/", "llm.py", "requests.py")) -> list[str]:
     """Have SIGINT arrive when the package comes to its `line_number`-th line from now on; returns where that was."""
     count, where = 0, []
 
@@ -135,7 +135,7 @@ def interrupt_at(line_number: int) -> list[str]:
 
     def on_call(frame, event, _):
         file = frame.f_code.co_filename
-        ours = file.startswith(str(PACKAGE)) and ("/engine/" in file or file.endswith(("llm.py", "requests.py")))
+        ours = file.startswith(str(PACKAGE)) and any(part in file for part in files)
         return on_line if ours and not where else None
 
     sys.settrace(on_call)
@@ -173,6 +173,55 @@ def test_an_interrupt_at_any_line(llm, expected):
         sys.settrace(previous)
     assert len(places) > 25 and finished < 10, "the interrupts did not strike at many places"
     assert_as_good_as_new(llm, expected)
+
+
+@pytest.fixture
+def from_rows():
+    """An engine whose decode steps run from padded rows, as in CUDA graphs."""
+    with LLM(device="cpu", kvcache_block_size=2, num_kvcache_blocks=60, max_num_batched_tokens=64, max_num_seqs=8,
+             async_scheduling=True) as llm:
+        runner = llm.engine.model_runner
+        runner.graphs = runner.decode_graphs(llm.config, capture=False)
+        yield llm
+
+
+def test_an_interrupt_at_any_line_that_seats_sequences_in_rows(from_rows):
+    previous, expected, rng, places = sys.gettrace(), texts(from_rows), random.Random(0), set()
+    try:
+        for _ in range(70):
+            try:
+                where = interrupt_at(rng.randrange(1, 390), files=["decode_rows.py"])
+                texts(from_rows)
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(previous)
+            places.update(where)
+            assert texts(from_rows) == expected, where
+    finally:
+        sys.settrace(previous)
+    assert len(places) > 15
+
+
+@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("place", ["launch", "_step", "seat"])
+def test_a_fault_while_rows_run(from_rows, monkeypatch, place, n):
+    expected, graphs = texts(from_rows), from_rows.engine.model_runner.graphs
+    owner = graphs.rows if place == "seat" else graphs
+    original, calls = getattr(owner, place), []
+
+    def failing(*arguments):
+        result = original(*arguments)  # the damage is done, and nobody learns of it
+        calls.append(place)
+        if len(calls) == n:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, place, failing)
+        with pytest.raises(torch.OutOfMemoryError):
+            texts(from_rows)
+    assert_as_good_as_new(from_rows, expected)
 
 
 INTERRUPTED = """

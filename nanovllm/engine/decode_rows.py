@@ -24,21 +24,27 @@ class DecodeRows:
     def __init__(self, sizes: list[int], block_size: int, max_blocks: int):
         self.block_size, self.max_blocks = block_size, max_blocks
         self._sizes = np.array(sizes)
-        self.row_of: dict[int, int] = {}  # by seq_id; never changed in place, so that who holds it keeps the old one
-        self.rows = np.zeros(0, np.int64)  # of the batch's items, in their order
-        self.apart: list[int] = []  # items whose draw takes more than a temperature
-        self._seq_ids: list[int] = []
-        self._size = sizes[0]
         self._cached = np.full(sizes[-1], -1)  # as the device will have it when the next step begins
-        self._empty = list(range(sizes[-1]))  # a heap
+        self.start_over()
+        self._cached[:] = -1  # the device's rows are empty, too
 
     def size_for(self, num_rows: int) -> int:
         """The smallest batch that holds so many rows."""
         return int(self._sizes[np.searchsorted(self._sizes, num_rows)])
 
     def lose_track(self) -> None:
-        """The sequences ran elsewhere, or a step was undone: every row still in use will be written anew."""
+        """The sequences ran elsewhere: every row still in use will be written anew."""
         self._cached[self._cached >= 0] = UNKNOWN
+
+    def start_over(self) -> None:
+        """A step failed, perhaps half-way through `seat`: nobody has a row any more, and all will be written anew."""
+        self.row_of: dict[int, int] = {}  # by seq_id; never changed in place, so that who holds it keeps the old one
+        self.rows = np.zeros(0, np.int64)  # of the batch's items, in their order
+        self.apart: list[int] = []  # items whose draw takes more than a temperature
+        self._seq_ids: list[int] = []
+        self._size = int(self._sizes[0])
+        self._cached[:] = UNKNOWN
+        self._empty = list(range(len(self._cached)))  # a heap
 
     def seat(self, items: list[ScheduledSequence], drawn_by: dict[int, int]) -> tuple[int, np.ndarray, np.ndarray]:
         """Give each item its row; returns (batch size, records, entries), which `write_rows` takes.

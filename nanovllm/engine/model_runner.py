@@ -151,7 +151,7 @@ class ModelRunner:
         """Forget the tokens last drawn, after a step that failed: whoever runs next brings its own."""
         self._drawn, self._drawn_by = None, {}
         if self.graphs:
-            self.graphs.rows.lose_track()
+            self.graphs.rows.start_over()
 
     def forward(self, inputs: StepInputs) -> torch.Tensor:
         """The final hidden states, [num_tokens, hidden_size]."""

@@ -41,7 +41,7 @@ class RowsRunner(FakeRunner):
     def reset(self):
         super().reset()
         if hasattr(self, "rows"):
-            self.rows.lose_track()
+            self.rows.start_over()
             self.last_by = {}
 
     def run(self, batch):

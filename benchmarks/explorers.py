@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from playwright.sync_api import Page, sync_playwright
 
 from nanovllm import LLM, SamplingParams
@@ -27,9 +28,11 @@ from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.step_inputs import Layout
 from nanovllm.engine.trace import StepRecord, Trace
 from visualizations import (
+    BatchMonitor,
     BlockTableExplorer,
     GraphTimelineExplorer,
     JourneyExplorer,
+    SamplerExplorer,
     SchedulerExplorer,
     Simulation,
     TensorXRay,
@@ -113,12 +116,34 @@ def journey() -> JourneyExplorer:
 
 
 # What `python -m benchmarks explorers` measures: name -> an explorer of that size.
+def big_logits() -> SamplerExplorer:
+    """Each step sorts another row of scores, as many as the offline model's vocabulary, and filters it."""
+    rows = 4 * np.random.default_rng(0).standard_normal((64, 2560))
+    params = SamplingParams(temperature=0.8, top_k=50, top_p=0.95, min_p=0.01)
+    return SamplerExplorer(rows, lambda i: f" word{i}", params=params)
+
+
+def long_watch() -> BatchMonitor:
+    """As many looks as are kept, each at twelve sequences."""
+    with LLM(num_kvcache_blocks=BLOCKS) as llm:
+        monitor = BatchMonitor(llm)
+        monitor.watch.texts = {i: "and so the fox and the hen went home " * 20 for i in range(12)}
+        monitor.watch.frames = [
+            {"time": i / 10, "steps": i, "prompt": 9 * i, "decode": 12 * i + i % 7, "finished": 0, "preemptions": 0,
+             "running": 12, "waiting": i % 5, "used": i % BLOCKS, "shared": i % 40, "cached": 0, "free": BLOCKS - i % BLOCKS,
+             "rows": [[k, 40, 700, 40 + i, 40 + i, "r", i] for k in range(12)]} for i in range(600)]
+        monitor.refresh()
+        return monitor
+
+
 EXPLORERS: dict[str, Callable[[], Explorer]] = {
     "scheduler": lambda: SchedulerExplorer(big_run().trace),
     "block_table": lambda: BlockTableExplorer(big_run()),
     "tensor_xray": big_tensors,
     "graph_timeline": big_step,
     "journey": journey,
+    "sampler": big_logits,
+    "monitor": long_watch,
 }
 
 

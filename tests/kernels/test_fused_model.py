@@ -1,0 +1,50 @@
+"""The fused model in half precision is as near to float32 as the plain one is, though it rounds in other places."""
+
+from copy import deepcopy
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nanovllm.layers.attention_backends import TritonBackend
+from nanovllm.models.qwen3 import Qwen3ForCausalLM
+from tests.checkpoints import TINY
+from tests.layers.paged_cases import paged_case
+
+CONFIG = SimpleNamespace(**TINY | {"hidden_act": "silu", "rms_norm_eps": 1e-6})
+
+
+@torch.inference_mode()
+def errors(seed, sequences, bias, device) -> tuple[float, float]:
+    """Of the plain model's and the fused model's logits, against float32."""
+    from nanovllm.models.qwen3_fused import FusedQwen3
+
+    dtype = torch.bfloat16 if device == "cuda" else torch.float16  # the interpreter does not compute bfloat16 correctly
+    torch.manual_seed(seed)
+    config = SimpleNamespace(**vars(CONFIG) | {"attention_bias": bias})
+    model = Qwen3ForCausalLM(config, TritonBackend(), device=device, dtype=dtype).eval()
+    for parameter in model.parameters():  # norms far from one, as trained ones are
+        parameter.normal_(0, 0.3) if parameter.ndim > 1 else parameter.uniform_(0.1, 4)
+    exact = deepcopy(model).float()
+    decodes = len(sequences) if all(n == 1 for n, _ in sequences) else 0
+    case = paged_case(sequences, num_decodes=decodes, num_heads=4, num_kv_heads=2, head_dim=32, block_size=16, dtype=dtype,
+                      device=device, seed=seed)  # fmt: skip
+    positions = torch.tensor([length - n + i for n, length in sequences for i in range(n)], device=device)
+    tokens = torch.randint(96, (len(positions),), device=device)
+    cache = torch.randn(2, *case.kv_cache.shape, device=device).to(dtype)
+
+    def logits(form, kv_cache):
+        return form.compute_logits(form(tokens, positions, kv_cache.clone(), case.context)).double()
+
+    expected = logits(exact, cache.float())
+    return tuple(float((logits(form(model), cache) - expected).norm() / expected.norm()) for form in (lambda m: m, FusedQwen3))
+
+
+BATCHES = {"decode": [(1, 5), (1, 30), (1, 12)], "chunks": [(3, 9), (4, 4)], "few": [(1, 17), (1, 9), (1, 30), (1, 3)]}
+
+
+@pytest.mark.parametrize("sequences", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+def test_folding_the_norms_costs_no_accuracy(device, sequences, bias):
+    plain, fused = zip(*(errors(seed, sequences, bias, device) for seed in range(6)))
+    assert 0 < sum(plain) / 6 < 0.02 and sum(fused) < 1.5 * sum(plain)  # one case alone says little

@@ -156,19 +156,19 @@ class _Sample:
             return None
         self.token_ids += new
         hidden = ended and seq.finish_reason == "stop" and not seq.sampling_params.include_stop_str_in_output
-        text = self._push(new[:-1] if hidden else new, ended)
+        text = self._push(new[:-1] if hidden else new, seen, ended)
         if ended and not self.finish_reason:
             self.finish_reason, self.stop_reason = seq.finish_reason, seq.stop_reason
         self.text += text
         return Delta(self.index, text, self.token_ids[seen:], self._logprobs(seen), self.finish_reason, self.stop_reason)
 
-    def _push(self, new: list[int], ended: bool) -> str:
-        """The text that `new` tokens let go; ends the sample at the token that completes a stop string."""
+    def _push(self, new: list[int], count: int, ended: bool) -> str:
+        """The text that `new` tokens let go, after `count` others; ends the sample at the one that completes a stop string."""
         if self._detokenizer is None:
             return ""
         if self._stops is None:
             return self._detokenizer.push(new, final=ended)
-        text, count = "", len(self.token_ids) - len(new)
+        text = ""
         for token in new:
             count += 1
             text += self._stops.push(self._detokenizer.push([token]), count > self.seq.sampling_params.min_tokens)

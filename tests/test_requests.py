@@ -51,12 +51,12 @@ class Scripted:
         seq.status, seq.finish_reason = SequenceStatus.FINISHED, reason
 
 
-def scripted(llm, text, steps, reason="length", **params):
+def scripted(llm, text, steps, reason="length", end_token=(), **params):
     """The request that generated `text`, `steps[i]` tokens before the i-th look, and the deltas it gave."""
     engine = Scripted()
     request = Request(engine, llm.tokenizer, [1, 2, 3], SamplingParams(max_tokens=1000, **params)).submit()
     seq, = request.sequences
-    ids, deltas, steps = llm.tokenizer.encode(text), [], itertools.chain(steps, itertools.repeat(1))
+    ids, deltas, steps = llm.tokenizer.encode(text) + list(end_token), [], itertools.chain(steps, itertools.repeat(1))
     while ids and not request.is_finished:
         count = next(steps)
         seq.token_ids += ids[:count]
@@ -71,10 +71,13 @@ TEXTS = ["The fox met a hen. END of it", "naïve café — “quoted” END", "�
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(text=st.sampled_from(TEXTS), steps=st.lists(st.integers(1, 4), max_size=30), include=st.booleans(),
+@given(text=st.sampled_from(TEXTS), steps=st.lists(st.integers(1, 12), max_size=30), include=st.booleans(), ends=st.booleans(),
        stop=st.sampled_from([(), "END", ["met", "END"], "狐狸", "🏮", "é", "not there", ["👩‍👧", " E"]]))
-def test_the_deltas_are_the_text_up_to_the_stop_string_however_tokens_come(llm, text, steps, stop, include):
-    request, deltas, engine = scripted(llm, text, steps, stop=stop, include_stop_str_in_output=include)
+def test_the_deltas_are_the_text_up_to_the_stop_string_however_tokens_come(llm, text, steps, stop, include, ends):
+    """ends: a token that ends the request comes behind the text, perhaps before anybody has looked for a stop string."""
+    end_token = llm.config.eos_token_ids[:1] if ends else ()
+    request, deltas, engine = scripted(llm, text, steps, "stop" if ends else "length", end_token, stop=stop,
+                                       include_stop_str_in_output=include)
     stops = [s for s in ((stop,) if isinstance(stop, str) else stop) if s in text]
     expected, found = text, None
     if stops:
@@ -84,7 +87,7 @@ def test_the_deltas_are_the_text_up_to_the_stop_string_however_tokens_come(llm, 
     assert out.text == expected == "".join(d.text for d in deltas)
     assert not any("\ufffd" in d.text for d in deltas)
     assert out.token_ids == [t for d in deltas for t in d.token_ids]
-    assert (out.finish_reason, out.stop_reason) == (("stop", found) if found else ("length", None))
+    assert (out.finish_reason, out.stop_reason) == (("stop", found) if found else ("stop" if ends else "length", None))
     assert [d.finish_reason for d in deltas] == [None] * (len(deltas) - 1) + [out.finish_reason]
     # The tokens kept are those up to the one that completes the stop string, whenever it was looked at.
     shorter = llm.tokenizer.decode(out.token_ids[:-1])

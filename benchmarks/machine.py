@@ -14,7 +14,10 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def commit() -> str:
-    """The commit measured, marked when the code differed from it. COMMIT names it where there is no repository."""
+    """The commit measured, marked when the code differed from it. COMMIT names it where the repository is not at hand."""
+    if told := os.environ.get("COMMIT"):
+        return told
+
     def git(*arguments: str) -> str:
         try:
             ran = subprocess.run(["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True, check=True)
@@ -22,7 +25,7 @@ def commit() -> str:
         except (OSError, subprocess.CalledProcessError):
             return ""
 
-    found = git("rev-parse", "--short", "HEAD") or os.environ.get("COMMIT", "unknown")
+    found = git("rev-parse", "--short", "HEAD") or "unknown"
     return found + " with changes" if git("status", "--porcelain", "--untracked-files=no", "nanovllm", "benchmarks") else found
 
 

@@ -38,4 +38,6 @@ def recorded(subject: str, columns: tuple[str, ...] = (), folder: Path = RESULTS
 
 
 def _short(value) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)

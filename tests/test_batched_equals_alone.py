@@ -8,6 +8,8 @@ from nanovllm import LLM, SamplingParams
 from nanovllm.requests import Request
 
 NUM_REQUESTS = 200
+WAYS = ["step by step", "looking ahead", "looking ahead, from rows", "looking ahead, two ranks"]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("batched_equals_alone")]  # whose fixtures are made once
 
 
 def random_request(rng: random.Random, tokenizer, stories: list[list[int]]) -> tuple[list[int], SamplingParams]:
@@ -53,12 +55,13 @@ def work_and_alone():
         return work, [quiet.generate([prompt], params, use_tqdm=False)[0] for prompt, params in work]
 
 
-@pytest.fixture(scope="module", params=["step by step", "looking ahead", "looking ahead, from rows"])
+@pytest.fixture(scope="module", params=WAYS)
 def together(work_and_alone, request):
     """The outputs of all requests in one engine under pressure, with random arrivals, looks and aborts; who was aborted."""
     rng, ahead = random.Random(1), request.param != "step by step"
     pressure = dict(kvcache_block_size=2, num_kvcache_blocks=56, max_num_batched_tokens=40, max_num_seqs=24)
-    with LLM(device="cpu", async_scheduling=ahead, **pressure) as llm:
+    ranks = 2 if "ranks" in request.param else 1
+    with LLM(device="cpu", async_scheduling=ahead, tensor_parallel_size=ranks, **pressure) as llm:
         if "rows" in request.param:  # as CUDA graphs run them
             runner = llm.engine.model_runner
             runner.graphs = runner.decode_graphs(llm.config, capture=False)

@@ -17,7 +17,7 @@ from nanovllm.kernels.device import has_pdl
 from nanovllm.kernels.rms_norm import rms_scale
 from nanovllm.kernels.silu_and_mul import silu
 
-WEIGHTS, NUM_WARPS = 16384, 4  # numbers of the weight that a program holds at once, and the warps that hold them
+WEIGHTS, NUM_WARPS = 4096, 2  # numbers of the weight that a program holds at once, and the warps that hold them
 
 
 @triton.jit

@@ -34,7 +34,7 @@ class Tuning(NamedTuple):
         return cls(32, 8, 3, 1) if dtype == torch.float32 else FEW if num_seqs <= PDL_UP_TO else MANY
 
 
-FEW, MANY = Tuning(64, 4, 3, 4), Tuning(64, 4, 3, 4)  # for so few sequences, and for more
+FEW, MANY = Tuning(32, 2, 3, 4), Tuning(32, 2, 3, 4)  # for so few sequences, and for more
 PDL_UP_TO = 4
 
 

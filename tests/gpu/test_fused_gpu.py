@@ -1,5 +1,7 @@
 """The fused kernels and the model made of them on a real GPU, against float32 and float64 on fresh random inputs."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from transformers import Qwen3Config
@@ -117,8 +119,11 @@ def test_bits_of_noise_are_those_of_the_cpu():
 
 
 @pytest.mark.parametrize("num_seqs", [1, 2, 3, 4, 9])
-def test_the_fused_model_in_a_graph_gives_the_plain_models_logits(num_seqs):
-    """A graph, because there kernels launched early really overlap: a missing wait would show as a wrong number."""
+def test_the_fused_model_in_a_graph_is_as_near_to_float32_as_the_plain_model(num_seqs):
+    """A graph, because there kernels launched early really overlap: a missing wait would show as a wrong number.
+
+    The two round in different places, and over six layers lie as far from each other as each from the truth.
+    """
     config = Qwen3Config(vocab_size=5000, hidden_size=1024, intermediate_size=3072, num_hidden_layers=6,
                          num_attention_heads=16, num_key_value_heads=8, head_dim=128, max_position_embeddings=2048,
                          tie_word_embeddings=True, attention_bias=False)  # fmt: skip
@@ -127,6 +132,7 @@ def test_the_fused_model_in_a_graph_gives_the_plain_models_logits(num_seqs):
         model = Qwen3ForCausalLM(config, backend, device="cuda", dtype=torch.bfloat16).eval()
         for parameter in model.parameters():
             parameter.normal_(0, 0.02) if parameter.ndim > 1 else parameter.normal_(1, 0.1)
+        plain, exact = deepcopy(model), deepcopy(model).float()  # before its norms are folded into its weights
         fused = FusedQwen3(model)
         lengths = torch.randint(1, 300, (num_seqs,)).tolist()
         case = paged_case([(1, length) for length in lengths], num_decodes=num_seqs, num_heads=16, num_kv_heads=8, head_dim=128,
@@ -146,7 +152,8 @@ def test_the_fused_model_in_a_graph_gives_the_plain_models_logits(num_seqs):
         for _ in range(5):
             tokens.random_(0, 5000)
             mine.copy_(cache)
-            expected = logits(model, cache)
+            expected = logits(exact, cache.float())
             captured.fill_(float("nan"))
             graph.replay()
-            assert error(captured, expected) < 2e-2
+            limit = error(logits(plain, cache.clone()), expected)
+            assert 0 < limit < 3e-2 and error(captured, expected) < 1.5 * limit

@@ -196,7 +196,7 @@ def test_kv_heads_fewer_than_ranks_and_a_worker_killed_beside_another_engine(llm
     assert [out.token_ids for out in two.generate(prompts, greedy, use_tqdm=False)] == expected
     assert "2 ranks on cpu" in repr(two)
 
-    pids, file = workers(two).pids, Path("/dev/shm") / f"nanovllm-test-{os.getpid()}"
+    pids, file = workers(two).pids, Path("/dev/shm") / f"nccl-test-{os.getpid()}"
     if file.parent.is_dir():  # as NCCL's, which only its own process could have unlinked
         in_worker(two, 0, f"import mmap\nf = open('{file}', 'w+b')\nf.truncate(4096)\nsys.kept = mmap.mmap(f.fileno(), 4096)")
     error, seconds = until_failure(two, lambda: os.kill(pids[1], signal.SIGKILL))

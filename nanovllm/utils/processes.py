@@ -6,12 +6,15 @@ from pathlib import Path
 
 
 def mapped_shared_memory(pid: int | str) -> set[str]:
-    """Named files in /dev/shm that a process has mapped. Empty where there is no /proc, or no such process any more."""
+    """NCCL's files in /dev/shm that a process has mapped, to be removed once it has been ended by force.
+
+    Nobody else's: those may be shared with who knows whom. Empty where there is no /proc, or no such process any more.
+    """
     files = set()
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             name = line.partition("/dev/shm/")[2]
-            if name and not name.endswith("(deleted)"):
+            if name.startswith("nccl-") and not name.endswith("(deleted)"):
                 files.add(f"/dev/shm/{name}")
     return files
 

@@ -96,6 +96,7 @@ def main() -> None:
                 # Written down, and tried without what is the likeliest to fail.
                 print("\n".join((str(error), *getattr(error, "__notes__", ()))), flush=True)
                 figures["tensor_parallel"].append({"ranks": size, "eager": work.eager, "error": str(error)})
+                file.write_text(json.dumps(figures, indent=1) + "\n")
                 if work.eager:
                     continue
                 found = measure(folder, size, work, device=work.device, enforce_eager=True)

@@ -203,5 +203,5 @@ def test_reasons_say_why_someone_waits():
 
 def test_scheduling_imports_no_torch():
     code = ("import sys, nanovllm.engine.sequence, nanovllm.engine.block_manager, nanovllm.engine.scheduler, "
-            "nanovllm.engine.trace; sys.exit('torch' in sys.modules)")
+            "nanovllm.engine.trace, nanovllm.engine.step_message; sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -13,7 +13,7 @@ def random_checkpoint(folder, seed: int = 0, **overrides):
     """Save a random float32 model with large enough weights that its logits have clear winners; returns the folder."""
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(Qwen3Config(**TINY | {"initializer_range": 0.3} | overrides))
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.ndim == 1:  # norms start at one and biases at zero, which would hide mistakes with them
             parameter.data += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(folder)

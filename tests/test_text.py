@@ -13,7 +13,8 @@ def llm():
         yield llm
 
 
-@pytest.mark.parametrize("text", ["A fox met a hen.", "naïve café — “quoted”", "狐狸和灯笼在森林里。", "🦊🏮 and 👩‍👩‍👧", "a\n\n b\t"])
+@pytest.mark.parametrize("text", [
+    "A fox met a hen.", "naïve café — “quoted”", "狐狸和灯笼在森林里。", "🦊🏮 and 👩‍👩‍👧", "a\n\n b\t"])
 def test_pieces_add_up_and_never_split_a_character(llm, text):
     ids = llm.tokenizer.encode(text)
     decoder = IncrementalDetokenizer(llm.tokenizer)
@@ -31,7 +32,8 @@ def test_a_character_cut_short_comes_out_at_the_end(llm):
 
 
 def test_stream_gives_what_generate_gives(llm):
-    prompts = [llm.render_chat([{"role": "user", "content": f"Tell me a story about a {who}."}]) for who in ("fox", "hen", "bear")]
+    prompts = [llm.render_chat([{"role": "user", "content": f"Tell me a story about a {who}."}])
+               for who in ("fox", "hen", "bear")]
     params = SamplingParams(temperature=0, max_tokens=60)
     expected = [o.text for o in llm.generate(prompts, params, use_tqdm=False)]
     texts = [""] * 3

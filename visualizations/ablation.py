@@ -32,7 +32,8 @@ def plot_ablation(results: Mapping[str, float | Sequence[float]], *, unit: str, 
             ax.plot([values.min(), values.max()], [-y, -y], color=m.ink, linewidth=1.6, marker="|", markersize=8,
                     gid=f"range-{name}")
         ratio = "" if is_baseline else f"  ×{medians[name] / medians[baseline]:.2f}"
-        ax.annotate(f"{medians[name]:,.4g}{ratio}", (values.max(), -y), (6, 0), textcoords="offset points",
+        shown = f"{medians[name]:,.0f}" if medians[name] >= 1000 else f"{medians[name]:.4g}"
+        ax.annotate(f"{shown}{ratio}", (values.max(), -y), (6, 0), textcoords="offset points",
                     va="center", fontsize=9.5, color=m.ink, fontweight="bold" if is_baseline else "normal")
     ax.set_yticks([-i for i in range(len(runs))], list(runs), color=m.ink, parse_math=False)
     ax.tick_params(axis="y", length=0)

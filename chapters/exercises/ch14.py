@@ -2,12 +2,29 @@
 
 import random
 import statistics
+from types import SimpleNamespace
 
+import visualizations as viz
+from benchmarks import roofline, workloads
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.sequence import Sequence
 
+from .recorded import recorded_rows
 from .verdict import check, require
+
+
+def steps_under_their_roof():
+    """A roofline for each GPU whose decode steps are recorded: what a step must read and compute, in the time it took."""
+    ceilings = {where: rows[0] for where, rows in recorded_rows("ceilings")}
+    for where, steps in recorded_rows("decode step"):
+        points = []
+        for step in steps:
+            work = roofline.decode_work(SimpleNamespace(**workloads.SHAPE), [step["context"]] * step["sequences"]).values()
+            points.append(viz.Measured(f"{step['sequences']} at once", sum(w.flops for w in work), sum(w.bytes for w in work),
+                                       step["gpu ms"] / 1e3))
+        yield viz.plot_roofline(points, peak_flops=ceilings[where]["matmul FLOP/s"], bandwidth=ceilings[where]["read B/s"],
+                                device="a decode step, " + where)
 
 
 @check("the floor of a step")

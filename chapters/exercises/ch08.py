@@ -105,13 +105,13 @@ def put_into(llm: LLM, backend: AttentionBackend) -> None:
 
 
 def attention_on_a_gpu() -> tuple[str, list[dict]]:
-    """Rows of benchmarks/attention.py and where they were measured: on the GPU here, or else in the recorded run."""
+    """Rows of benchmarks/attention.py and where they were measured: on the GPU here, or else in the latest recorded run."""
     if DEVICE.type == "cuda":
         from benchmarks.attention import measure
 
         return f"measured now on {torch.cuda.get_device_name()}", measure()
-    file = Path(__file__).parents[2] / "benchmarks" / "results" / "nvidia-h200-attention.json"
-    results = json.loads(file.read_text())
+    files = sorted((Path(__file__).parents[2] / "benchmarks" / "results").glob("*-attention.json"))
+    results = max((json.loads(file.read_text()) for file in files), key=lambda results: results.get("date", ""))
     when = f"{results.get('date', 'date not noted')}, commit {results.get('commit', 'not noted')}"
     label = f"recorded on {results['device']}, {when}, torch {results['torch']}; a copy reached {results['copy TB/s']:.2f} TB/s"
     return label, results["rows"]

@@ -55,10 +55,11 @@ def test_a_random_checkpoint_is_served(tmp_path):
 
 
 def test_the_table_holds_what_a_results_file_holds():
-    results = {"one": {"ms/token": 0.7}, "start": [{"s": 17.0}, {"s": 4.8}]}
+    results = {"device": "NVIDIA H200", "one": {"ms/token": 0.7}, "start": [{"s": 17.0}, {"s": 4.8}]}
     text = table.table(results)
     assert "0.70 ms a token | 2.13 ms a token | 1.49 ms a token" in text and "4.8 s | 16.0 s | 27.0 s" in text
     assert "256 requests" not in text
+    assert "2.13" not in table.table(results | {"device": "NVIDIA H100"})  # the others were not measured there
     for file in machine.RESULTS.glob("*.json"):
         results = json.loads(file.read_text())
         if "decode step" in results:

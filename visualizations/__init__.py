@@ -15,7 +15,6 @@ from visualizations.explorers.base import standalone_html
 from visualizations.explorers.block_table import BlockTableExplorer
 from visualizations.explorers.graph_timeline import GraphTimelineExplorer
 from visualizations.explorers.journey import JourneyExplorer
-from visualizations.explorers.journey_record import record_journey
 from visualizations.explorers.monitor import BatchMonitor
 from visualizations.explorers.sampler import RecordedLogits, SamplerExplorer, record_logits
 from visualizations.explorers.scheduler import SchedulerExplorer
@@ -55,3 +54,12 @@ __all__ = [
     "plot_shape_flow", "plot_tensor_split", "plot_work", "plot_work_shares", "record_flow", "record_journey",
     "record_logits", "sampling_stages", "standalone_html", "trace_latencies", "watch_tensors", "x_ray",
 ]
+
+
+def __getattr__(name: str):
+    """`record_journey` walks through the model's layers and needs torch; whoever does not ask for it loads none."""
+    if name == "record_journey":
+        from visualizations.explorers.journey_record import record_journey
+
+        return record_journey
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -59,10 +59,10 @@ def test_two_texts_stream_while_their_cell_runs(lab, lab_page):
     page.wait_for_function("() => !document.querySelector('.nvx-root').classList.contains('nvx-wide')")
     assert page.evaluate(MISPLACED) == []
     page.evaluate("() => jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
-    texts = page.locator(".nvx-m-text").all_inner_texts()
+    texts = [text[-100:] for text in page.locator(".nvx-m-text").all_inner_texts()]  # how much fits depends on the width
 
     reopen(lab_page, "monitor.ipynb")  # the whole was packed when the engine came to rest
-    assert page.locator(".nvx-m-text").all_inner_texts() == texts
+    assert [text[-100:] for text in page.locator(".nvx-m-text").all_inner_texts()] == texts
     page.focus(".nvx-scrub")
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")

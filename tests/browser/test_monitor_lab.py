@@ -55,10 +55,13 @@ def test_two_texts_stream_while_their_cell_runs(lab, lab_page):
 
     page.evaluate("() => jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
     page.wait_for_selector(".nvx-root[data-mode=dark]")
+    page.wait_for_selector("#jupyterlab-splash", state="detached")  # a second one before it is gone trips JupyterLab up
     page.set_viewport_size({"width": 1000, "height": 1000})
     page.wait_for_function("() => !document.querySelector('.nvx-root').classList.contains('nvx-wide')")
     assert page.evaluate(MISPLACED) == []
     page.evaluate("() => jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
+    page.wait_for_selector(".nvx-root[data-mode=light]")
+    page.wait_for_selector("#jupyterlab-splash", state="detached")
     texts = [text[-100:] for text in page.locator(".nvx-m-text").all_inner_texts()]  # how much fits depends on the width
 
     reopen(lab_page, "monitor.ipynb")  # the whole was packed when the engine came to rest

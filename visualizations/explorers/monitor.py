@@ -47,9 +47,13 @@ class BatchMonitor(Explorer):
         return {"meta": self._meta, "kept": KEPT, "told": watch.num_frames, "frames": watch.frames, "texts": watch.texts}
 
     def _tell(self, told: int, frames: list[dict], texts: dict[int, str]) -> None:
-        """Send the newest look; the whole, too, when packing it costs little of the time since it was last packed."""
+        """Send the newest look; the whole, too, when packing it costs little of the time since it was last packed.
+
+        And when the engine has come to rest: a notebook that is saved then, and opened without a kernel, has only that.
+        """
         self.send({"told": told, "frames": frames, "texts": texts})
-        if (now := time.perf_counter()) >= self._next_pack:
+        rests = not (frames[-1]["running"] or frames[-1]["waiting"])
+        if (now := time.perf_counter()) >= self._next_pack or rests:
             self.refresh()
             took = time.perf_counter() - now
             self._next_pack = now + max(PACK_SECONDS, took / PACK_SHARE)

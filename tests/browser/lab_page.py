@@ -102,5 +102,12 @@ class LabPage:
     def broken_widgets(self) -> list[str]:
         return self.page.evaluate(BROKEN_WIDGETS)
 
+    def change_theme(self, mode: str) -> None:
+        """JupyterLab's "Light" or "Dark", and an explorer that has followed."""
+        self.page.evaluate("mode => jupyterapp.commands.execute('apputils:change-theme', {theme: `JupyterLab ${mode}`})", mode)
+        self.page.wait_for_selector(f".nvx-root[data-mode={mode.lower()}]")
+        # JupyterLab covers the change with a splash screen, and trips over a second one that comes before the first is gone.
+        self.page.wait_for_selector("#jupyterlab-splash", state="detached")
+
     def shut_down_kernel(self):
         self.page.evaluate("() => {" + NOTEBOOK + "return notebook && notebook.sessionContext.shutdown(); }")

@@ -49,13 +49,11 @@ def through_its_paces(lab, lab_page, name: str, source: str):
     assert page.evaluate(STEP) == 0
 
     wide = page.locator(".nvx-root").bounding_box()["width"]
-    page.evaluate("() => jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-    page.wait_for_selector(".nvx-root[data-mode=dark]")
+    lab_page.change_theme("Dark")
     page.set_viewport_size({"width": 1000, "height": 1000})
     page.wait_for_function("wide => document.querySelector('.nvx-root').clientWidth < wide - 200", arg=wide)
     assert page.evaluate(MISPLACED) == []
-    page.evaluate("() => jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
-    page.wait_for_selector(".nvx-root[data-mode=light]")
+    lab_page.change_theme("Light")
 
     reopen(lab_page, name)
     page.focus(".nvx-scrub")

@@ -92,12 +92,11 @@ def test_the_scheduler_is_driven_from_the_notebook(lab, lab_page):
     page.keyboard.press("Enter")
     page.wait_for_function("() => document.querySelector('.nvx-error').textContent.includes('prompt length=9999')")
 
-    page.evaluate("() => jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-    page.wait_for_selector(".nvx-root[data-mode=dark]")
+    lab_page.change_theme("Dark")
     page.set_viewport_size({"width": 1000, "height": 1000})
     page.wait_for_function("() => !document.querySelector('.nvx-root').classList.contains('nvx-wide')")
     assert page.evaluate(MISPLACED) == []
-    page.evaluate("() => jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
+    lab_page.change_theme("Light")
 
     reopen(lab_page, "scheduler.ipynb")
     page.focus(".nvx-scrub")

@@ -53,15 +53,11 @@ def test_two_texts_stream_while_their_cell_runs(lab, lab_page):
     page.wait_for_function("() => document.querySelector('.nvx-m-says').textContent.includes('2 finished')")
     assert page.locator(".nvx-m-lamp").inner_text() == "at rest"
 
-    page.evaluate("() => jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-    page.wait_for_selector(".nvx-root[data-mode=dark]")
-    page.wait_for_selector("#jupyterlab-splash", state="detached")  # a second one before it is gone trips JupyterLab up
+    lab_page.change_theme("Dark")
     page.set_viewport_size({"width": 1000, "height": 1000})
     page.wait_for_function("() => !document.querySelector('.nvx-root').classList.contains('nvx-wide')")
     assert page.evaluate(MISPLACED) == []
-    page.evaluate("() => jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
-    page.wait_for_selector(".nvx-root[data-mode=light]")
-    page.wait_for_selector("#jupyterlab-splash", state="detached")
+    lab_page.change_theme("Light")
     texts = [text[-100:] for text in page.locator(".nvx-m-text").all_inner_texts()]  # how much fits depends on the width
 
     reopen(lab_page, "monitor.ipynb")  # the whole was packed when the engine came to rest

@@ -3,6 +3,8 @@
     python -m tests.notebooks.nbtool check     NOTEBOOK...   run, compare with what is committed, fail on a difference
     python -m tests.notebooks.nbtool update    NOTEBOOK...   run, write back; what did not change keeps its bytes
     python -m tests.notebooks.nbtool normalize NOTEBOOK...   canonical form only, nothing is run
+    python -m tests.notebooks.nbtool run --to FOLDER NOTEBOOK...   run, as on another machine, and write to FOLDER a
+                                                             copy with what came of every cell; nothing is compared
 
 Tags on a cell: `volatile` (its outputs are timings or facts of the machine: run, not compared), `raises-exception`
 (must fail, and does so in front of the reader), `skip-execution` (not run).
@@ -120,7 +122,7 @@ def headline(cell) -> str:
 
 
 def process(path: Path, command: str, cell_seconds: int = CELL_SECONDS, rtol: float = RTOL) -> Verdict:
-    """Run one command on one notebook. Never writes; `Verdict.text` is what an update would write."""
+    """Do one command's work on one notebook. Never writes; `Verdict.text` is what `update` or `run` would write."""
     path = Path(path)
     text = path.read_text(encoding="utf-8")
     committed = canonical(nbformat.reads(text, 4))
@@ -139,6 +141,9 @@ def process(path: Path, command: str, cell_seconds: int = CELL_SECONDS, rtol: fl
             return verdict
         finally:
             verdict.seconds = time.perf_counter() - start
+        if command == "run":  # there, other outputs than the committed ones are no problem
+            verdict.text = dumps(now)
+            return verdict
         verdict.problems = merge(committed, now, rtol)
         verdict.text = dumps(now)
     if not verdict.problems and text != verdict.text:
@@ -153,12 +158,15 @@ def check(path: Path) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("check", "update", "normalize"))
+    parser.add_argument("command", choices=("check", "update", "normalize", "run"))
     parser.add_argument("notebooks", nargs="+", type=Path)
+    parser.add_argument("--to", type=Path, metavar="FOLDER", help="where run puts its copies; made if it is missing")
     parser.add_argument("--jobs", type=int, default=2, help="notebooks at a time (default 2)")
     parser.add_argument("--timeout", type=int, default=CELL_SECONDS, help="seconds a cell may take (default 120)")
     parser.add_argument("--rtol", type=float, default=RTOL, help="relative tolerance of numbers (default 1e-3)")
     options = parser.parse_args(arguments)
+    if (options.command == "run") != (options.to is not None):
+        parser.error("run needs --to FOLDER, and no other command takes it")
 
     failed = 0
     work = partial(process, command=options.command, cell_seconds=options.timeout, rtol=options.rtol)
@@ -166,8 +174,10 @@ def main(arguments: list[str] | None = None) -> int:
         for verdict in pool.map(work, options.notebooks):
             state, details = "ok", []
             if options.command != "check" and verdict.text is not None:
-                if verdict.path.read_text(encoding="utf-8") != verdict.text:
-                    verdict.path.write_text(verdict.text, encoding="utf-8")
+                target = verdict.path if options.to is None else options.to / verdict.path.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if not target.exists() or target.read_text(encoding="utf-8") != verdict.text:
+                    target.write_text(verdict.text, encoding="utf-8")
                     state = "wrote"
             elif verdict.problems:
                 state, details = "FAIL", verdict.problems

@@ -125,6 +125,28 @@ def test_a_cell_that_hangs_is_stopped(tmp_path):
 
 
 @pytest.mark.notebook
+def test_run_writes_a_copy_elsewhere_with_what_this_run_gave(tmp_path, capsys):
+    """Also where a cell is volatile or its committed output still holds: update would keep that, a record must not."""
+    clock = new_code_cell(CLOCK, metadata={"tags": ["volatile"]}, outputs=[new_output("stream", text="1 ns\n")])
+    close = new_code_cell("print('loss 1.0000')", outputs=[new_output("stream", text="loss 1.0004\n")])
+    path, broken = write(tmp_path / "a.ipynb", clock, close), write(tmp_path / "b.ipynb", new_code_cell("1 / 0"))
+    before = path.read_text()
+    assert nbtool.main(["run", "--to", str(tmp_path / "new" / "runs"), str(path), str(broken)]) == 1
+    copy = tmp_path / "new" / "runs" / "a.ipynb"
+    assert code_outputs(copy)[0].text.endswith(" ns\n") and code_outputs(copy)[0].text != "1 ns\n"
+    assert code_outputs(copy, 1)[0].text == "loss 1.0000\n"
+    assert path.read_text() == before and [file.name for file in copy.parent.iterdir()] == ["a.ipynb"]
+    assert "ZeroDivisionError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["run", "a.ipynb"], ["update", "--to", "folder", "a.ipynb"]])
+def test_only_run_takes_a_folder_and_needs_one(arguments, capsys):
+    with pytest.raises(SystemExit):
+        nbtool.main(arguments)
+    assert "run needs --to FOLDER, and no other command takes it" in capsys.readouterr().err
+
+
+@pytest.mark.notebook
 def test_the_kernel_runs_in_the_folder_of_the_notebook(tmp_path):
     (tmp_path / "beside.txt").write_text("found")
     path = write(tmp_path / "folder.ipynb", new_code_cell("print(open('beside.txt').read())"))

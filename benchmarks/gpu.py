@@ -22,13 +22,6 @@ from benchmarks import machine, record, roofline, workloads
 from benchmarks.breakdown import Watch, clocks, profile_steps
 from nanovllm import LLM
 
-# What the same work took on an H200 in 2026-11 (nano-vllm 0.2.0, vLLM 0.26.0), and what we set out to reach.
-OTHERS = {
-    "mixed": {"unit": "output tok/s", "nano-vllm": 19_700, "vLLM": 24_100, "target": 30_000},
-    "one": {"unit": "ms/token", "nano-vllm": 2.13, "vLLM": 1.49, "target": 0.75},
-    "prefill": {"unit": "prompt tok/s", "nano-vllm": 346_000, "vLLM": 393_000, "target": 520_000},
-    "start": {"unit": "s", "nano-vllm": 16, "vLLM": 27, "target": 10},
-}
 START = """
 import time; began = time.perf_counter()
 import sys

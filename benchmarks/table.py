@@ -2,8 +2,8 @@
 
 import json
 
-from benchmarks.gpu import OTHERS
 from benchmarks.machine import RESULTS
+from benchmarks.others import OTHERS
 
 ROWS = [("mixed", "256 requests, 100-1024 tokens in, 100-1024 out", "output tok/s", "{:,.0f} tok/s"),
         ("one", "one request, 128 in, 256 out", "ms/token", "{:.2f} ms a token"),
@@ -15,13 +15,13 @@ ROWS = [("mixed", "256 requests, 100-1024 tokens in, 100-1024 out", "output tok/
 
 def table(results: dict) -> str:
     """Markdown: our figures, for whatever the file holds. The others' were taken on an H200 and stand beside one's only."""
-    named = ("nano-vllm", "vLLM") if "H200" in results["device"] else ()
+    named = tuple(OTHERS["engines"]) if "H200" in results["device"] else ()
     lines = ["| work | nanovllm |" + "".join(f" {name} |" for name in named), "|---" * (2 + len(named)) + "|"]
     for section, work, key, form in ROWS:
         found = results.get(section)
         row = found[-1] if isinstance(found, list) else found
         if row:
-            others = OTHERS.get(section, {})
+            others = OTHERS["works"].get(section, {})
             cells = [form.format(row[key])] + [form.format(others[name]) if name in others else "" for name in named]
             lines.append(f"| {work} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import breakdown, machine, roofline, table, workloads
+from benchmarks import breakdown, machine, others, roofline, table, workloads
 
 SHAPE = SimpleNamespace(**workloads.SHAPE)
 
@@ -65,3 +65,17 @@ def test_the_table_holds_what_a_results_file_holds():
         if "decode step" in results:
             assert len(table.steps(results).splitlines()) == 2 + len(results["decode step"])
             assert machine.results_file(results["device"]) == file
+
+
+def test_the_others_figures_are_whole_and_belong_to_no_machine_of_ours():
+    works, steps = others.OTHERS["works"], others.OTHERS["step of 256"]
+    for work, row in works.items():
+        assert all(row[name] > 0 for name in others.OTHERS["engines"]), work
+        if "limit" in row:  # nobody passes it, whichever way is up
+            best = (min if row["unit"] in ("s", "ms/token") else max)(row[name] for name in others.OTHERS["engines"])
+            assert (best > row["limit"]) == (row["unit"] in ("s", "ms/token"))
+    for name, step in steps.items():
+        parts = sum(ms for part, ms in step.items() if part not in ("step ms", "gpu ms", "host"))
+        assert 0 < parts <= step.get("step ms", step.get("gpu ms")), name
+    assert sum(steps["nano-vllm"]["host"].values()) <= steps["nano-vllm"]["exposed ms"]
+    assert "device" not in others.OTHERS  # or `recorded` would show them as ours

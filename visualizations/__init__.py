@@ -30,6 +30,7 @@ from visualizations.memory_budget import plot_memory_budget
 from visualizations.name_map import name_map, plot_name_map
 from visualizations.next_token import plot_next_token
 from visualizations.online_softmax import plot_online_softmax
+from visualizations.operations import plot_operations
 from visualizations.overlap import plot_overlap
 from visualizations.padding_waste import plot_padding_waste
 from visualizations.parity import plot_parity
@@ -38,7 +39,11 @@ from visualizations.roofline import Measured, plot_roofline
 from visualizations.rope import plot_rope
 from visualizations.sampling_filters import plot_sampling_filters, sampling_stages
 from visualizations.shape_flow import plot_shape_flow, record_flow
+from visualizations.side_by_side import plot_side_by_side
 from visualizations.simulation import Simulation
+from visualizations.slot_scatter import plot_slot_scatter
+from visualizations.step_parts import plot_step_parts
+from visualizations.step_tensors import plot_step_tensors
 from visualizations.tensor_split import plot_tensor_split
 from visualizations.timeline import plot_request_timeline
 from visualizations.work import plot_work
@@ -46,13 +51,14 @@ from visualizations.work_shares import plot_work_shares
 
 __all__ = [
     "BatchMonitor", "BlockTableExplorer", "GraphTimelineExplorer", "JourneyExplorer", "Measured", "RecordedLogits",
-    "SamplerExplorer", "SchedulerExplorer", "Simulation", "TensorXRay", "name_map", "plot_ablation", "plot_attention_mask",
-    "plot_batch_composition", "plot_block_tables", "plot_cache_occupancy", "plot_checkpoint_file", "plot_exponential_race",
-    "plot_fragmentation", "plot_gpu_timeline", "plot_journey", "plot_latencies", "plot_life_of_request",
-    "plot_memory_budget", "plot_name_map", "plot_next_token", "plot_online_softmax", "plot_overlap", "plot_padding_waste",
-    "plot_parity", "plot_prefix_tree", "plot_request_timeline", "plot_roofline", "plot_rope", "plot_sampling_filters",
-    "plot_shape_flow", "plot_tensor_split", "plot_work", "plot_work_shares", "record_flow", "record_journey",
-    "record_logits", "sampling_stages", "standalone_html", "trace_latencies", "watch_tensors", "x_ray",
+    "SamplerExplorer", "SchedulerExplorer", "Simulation", "TensorXRay", "name_map", "plot_ablation",
+    "plot_attention_mask", "plot_batch_composition", "plot_block_tables", "plot_cache_occupancy", "plot_checkpoint_file",
+    "plot_exponential_race", "plot_fragmentation", "plot_gpu_timeline", "plot_journey", "plot_latencies",
+    "plot_life_of_request", "plot_memory_budget", "plot_name_map", "plot_next_token", "plot_online_softmax",
+    "plot_operations", "plot_overlap", "plot_padding_waste", "plot_parity", "plot_prefix_tree", "plot_request_timeline",
+    "plot_roofline", "plot_rope", "plot_sampling_filters", "plot_shape_flow", "plot_side_by_side", "plot_slot_scatter",
+    "plot_step_parts", "plot_step_tensors", "plot_tensor_split", "plot_work", "plot_work_shares", "record_flow",
+    "record_journey", "record_logits", "sampling_stages", "standalone_html", "trace_latencies", "watch_tensors", "x_ray",
 ]
 
 

@@ -117,6 +117,10 @@ FIGURES = {
     "next_token": lambda ax=None: v.plot_next_token(_probabilities(), lambda i: WORDS[i % len(WORDS)], drawn=19, ax=ax),
     "online_softmax": lambda ax=None: v.plot_online_softmax([1.0, 0.3, -1, 0.8, 0.2, 1.9, 0.1, 0.5, 0, 1.2, -0.5, 0.3, 2.8, 1,
                                                              0.4, 2.0], 4, ax=ax),
+    "operations": lambda ax=None: v.plot_operations(
+        [("x", "x", ()), ("w", "weight", ()), ("square", "x * x", ("x",)), ("mean", "mean", ("square",)),
+         ("eps", "+ 1e-6", ("mean",)), ("root", "rsqrt", ("eps",)), ("times", "x * ...", ("x", "root")),
+         ("out", "* weight", ("times", "w"))], ax=ax),
     "overlap": lambda ax=None: v.plot_overlap(
         {"in turn": [(lane, step, 10 * step + start, 10 * step + end) for step in range(4)
                      for lane, start, end in (("host", 0, 3), ("device", 3, 10))],
@@ -134,6 +138,19 @@ FIGURES = {
     "rope": lambda ax=None: v.plot_rope(128, 1e6, ax=ax),
     "sampling_filters": lambda ax=None: v.plot_sampling_filters(_stages(), lambda i: WORDS[i % len(WORDS)], ax=ax),
     "shape_flow": lambda ax=None: v.plot_shape_flow(FLOW, ax=ax),
+    "side_by_side": lambda ax=None: v.plot_side_by_side(
+        {"many": {"ours": 80.0, "theirs": 64.0, "plain": 21.0}, "one alone": {"ours": 35.0, "theirs": 41.5}},
+        unit="% of the limit", limit=100, words={"many": {"ours": "30 k tok/s"}}, ax=ax),
+    "slot_scatter": lambda ax=None: v.plot_slot_scatter(
+        [22, 45, -1, 64, 65, 66, 67], 8, owners=[0, 1, 2, 3, 3, 3, 3], blocks=[2, 5, 8], light=(0, 1),
+        held={slot: slot // 24 for slot in [*range(16, 22), *range(40, 45)]}, ax=ax),
+    "step_parts": lambda ax=None: v.plot_step_parts(
+        {"theirs": {"attention": 5.3, "matmuls": 0.7, "GPU waits for the host": 1.0},
+         "ours": {"attention": 4.8, "matmuls": 0.7}},
+        floors={"theirs": 5.0, "ours": 5.0}, ax=ax),
+    "step_tensors": lambda ax=None: v.plot_step_tensors(
+        {"input_ids": [261, 985, 30, 41, 52, 0], "positions": [58, 20, 4, 5, 6, 0], "slot_mapping": [58, 84, -1, 37, 38, -1]},
+        [0, 1, 2, 2, 2, None], light=(0, 1), ax=ax),
     "tensor_split": lambda ax=None: v.plot_tensor_split(1024, 3072, ax=ax),
     "work": lambda ax=None: v.plot_work(40, 20, ax=ax),
     "work_shares": lambda ax=None: v.plot_work_shares([700, 120, 90, 350], 8, ax=ax),

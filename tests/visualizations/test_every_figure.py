@@ -30,10 +30,12 @@ UNITS = {
     "padding_waste": ("bucket: captured batch size (sequences)", "rows computed"),
     "parity": ("largest difference from transformers (dashed: tolerance 0.0001)", ""), "request_timeline": ("step", ""),
     "roofline": ("arithmetic intensity (FLOP per byte moved)", "TFLOP/s"),
-    "sampling_filters": ("tokens, the most likely first", ""), "work": ("position of the token", "round"),
+    "sampling_filters": ("tokens, the most likely first", ""), "side_by_side": ("% of the limit (more is better)", ""),
+    "step_parts": ("milliseconds", ""), "work": ("position of the token", "round"),
     "work_shares": ("keys read, one after the other", "8 programs at once"),
 }
-MAPS = {"block_tables", "journey", "name_map", "prefix_tree", "rope", "shape_flow", "tensor_split"}  # place has no unit there
+MAPS = {"block_tables", "journey", "name_map", "operations", "prefix_tree", "rope", "shape_flow", "slot_scatter",
+        "step_tensors", "tensor_split"}  # place has no unit there
 every_figure = pytest.mark.parametrize("name", FIGURES)
 
 

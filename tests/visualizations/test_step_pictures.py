@@ -1,0 +1,75 @@
+"""The pictures of a step's tensors, slots, operations and parts, read back from their artists."""
+
+import matplotlib
+import numpy as np
+import pytest
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.patches import FancyBboxPatch, Rectangle
+
+import visualizations as v
+from tests.visualizations.test_figures import artists, texts
+from visualizations import theme
+
+
+def caption(fig):
+    return next(t.get_text() for t in fig.axes[0].texts if t.get_gid() == "caption")
+
+
+def test_an_entry_has_its_owners_colour_and_padding_none():
+    fig = v.plot_step_tensors({"input_ids": [7, 8, 9], "positions": [4, 0, 0]}, [1, 2, None], light=(1,))
+    assert [t for t in texts(fig) if t.isdigit()] == ["7", "8", "9", "4", "0", "0"]
+    decode, prompt = artists(fig, Rectangle, "input_ids-1") + artists(fig, Rectangle, "input_ids-2")
+    assert np.allclose(decode.get_facecolor()[:3], theme.decode_colour(1))
+    assert np.allclose(prompt.get_facecolor()[:3], theme.prompt_colour(2))
+    assert [p.get_hatch() for p in artists(fig, Rectangle, "positions-nobody")] == [theme.WASTE_HATCH]
+    own = v.plot_step_tensors({"rows": [0, 1], "borders": [0, 1, 2]}, {"rows": [0, 1], "borders": [0, 1, None]})
+    assert len(artists(own, Rectangle, "borders-")) == 3
+    with pytest.raises(ValueError, match="entries of 'input_ids'=1: must be 2"):
+        v.plot_step_tensors({"input_ids": [7]}, [0, 1])
+
+
+def test_each_token_goes_to_its_slot_and_minus_one_nowhere():
+    fig = v.plot_slot_scatter([9, 2, -1], 4, owners=[0, 1, 2], held={8: 0})
+    assert {a.get_gid() for a in artists(fig, Rectangle, "written-")} == {"written-9", "written-2"}
+    (token,) = artists(fig, Rectangle, "token-0")
+    (line,) = artists(fig, plt.Line2D, "line-9")
+    (slot,) = artists(fig, Rectangle, "written-9")
+    for x, box in zip(line.get_xdata(), (token, slot), strict=True):
+        assert x == pytest.approx(box.get_x() + box.get_width() / 2)
+    assert len(artists(fig, plt.Line2D, "dropped-2")) == 1 and len(artists(fig, Rectangle, "held-")) == 1
+    assert "2 keys go to 2 blocks" in caption(fig) and "1 of 3 is not stored" in caption(fig)
+    with pytest.raises(ValueError, match="slots of blocks"):
+        v.plot_slot_scatter([9], 4, blocks=[0, 1])
+
+
+def test_bars_side_by_side_say_who_leads():
+    works = {"many": {"ours": 80.0, "theirs": 64.0}, "one": {"ours": 35.0, "theirs": 41.5}, "alone": {"ours": 3.0}}
+    fig = v.plot_side_by_side(works, unit="%", limit=100, words={"one": {"theirs": "1.49 ms"}})
+    assert [bar.get_width() for bar in fig.axes[0].patches] == [80.0, 64.0, 35.0, 41.5, 3.0]
+    assert "ours, ahead in 1 of 2" in caption(fig) and "theirs  1.49 ms" in texts(fig) and "ours  80" in texts(fig)
+    assert "ahead in 1 of 2" in caption(v.plot_side_by_side(works, unit="ms", better="less"))
+    with pytest.raises(ValueError, match="at most limit=70"):
+        v.plot_side_by_side(works, unit="%", limit=70)
+
+
+def test_an_operation_stands_to_the_right_of_what_it_needs():
+    fig = v.plot_operations([("x", "x", ()), ("y", "exp", ("x",)), ("z", "x + y", ("x", "y"))])
+    given, first, second = artists(fig, FancyBboxPatch, "given-x") + artists(fig, FancyBboxPatch, "operation-")
+    assert given.get_x() < first.get_x() < second.get_x() and "2 operations from 1 tensors" in caption(fig)
+    with pytest.raises(ValueError, match="inputs of 'y'"):
+        v.plot_operations([("y", "exp", ("x",))])
+
+
+def test_the_parts_of_a_step_add_up_to_it():
+    steps = {"theirs": {"attention": 5.0, "GPU waits for the host": 1.0}, "ours": {"attention": 4.0}}
+    fig = v.plot_step_parts(steps, floors={"ours": 3.5})
+    bars = [bar for bar in fig.axes[0].patches if bar.get_width()]
+    assert [(bar.get_x(), bar.get_width()) for bar in bars] == [(0, 5), (5, 1), (0, 4)] and bars[1].get_hatch()
+    assert "17% of a step (theirs)" in caption(fig) and "6.00 ms" in texts(fig)
+    (floor,) = artists(fig, plt.Line2D, "floor-ours")
+    assert list(floor.get_xdata()) == [3.5, 3.5]
+    with pytest.raises(ValueError, match="milliseconds=-1"):
+        v.plot_step_parts({"a": {"attention": -1.0}})

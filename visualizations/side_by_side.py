@@ -1,0 +1,52 @@
+"""The same works done by several: a group of bars for each work."""
+
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nanovllm.utils.checks import check
+from visualizations import theme
+
+
+def plot_side_by_side(works: Mapping[str, Mapping[str, float]], *, unit: str, better: str = "more", first: str | None = None,
+                      words: Mapping[str, Mapping[str, str]] | None = None, limit: float | None = None,
+                      title: str = "The same work, side by side", ax: Axes | None = None) -> Figure:
+    """A group for each work, in it a bar for whoever did it.
+
+    works: {work: {who: number}}; not all need to have done all. unit: of the numbers. better: "more" or "less". first: whose
+    leads the caption counts, by default whoever comes first. words: what to write at a bar instead of its number. limit: a
+    number that nobody can pass, drawn as a line. Raises ValueError when somebody passes it.
+    """
+    check(better in ("more", "less"), "better", better, "'more' or 'less'", "say which end is good")
+    check(all(works.values()) and bool(works), "works", dict(works), "a number for each work", "leave out what nobody did")
+    who = list(dict.fromkeys(name for row in works.values() for name in row))
+    first = who[0] if first is None else first
+    highest = max(value for row in works.values() for value in row.values())
+    if limit is not None:
+        check(highest <= limit * 1.02 if better == "more" else True, "a result", highest, f"at most limit={limit}",
+              "count again, or the limit is not one")
+    count = sum(map(len, works.values()))
+    fig, ax = theme.canvas(ax, 10, min(6.4, 1.6 + 0.25 * count + 0.16 * len(works)))
+    m, y, middles = theme.mode(), 0.0, []
+    for work, row in works.items():
+        top = y
+        for name, value in row.items():
+            colour = theme.prompt_colour(0) if name == first else theme.decode_colour(who.index(name))
+            ax.barh(y, value, 0.84, color=colour, gid=f"{name}-{work}")
+            told = (words or {}).get(work, {}).get(name) or (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}")
+            ax.annotate(f"{name}  {told}", (value, y), (5, 0), textcoords="offset points", va="center", fontsize=8.5,
+                        color=m.ink, fontweight="bold" if name == first else "normal", parse_math=False)
+            y -= 1.0
+        middles.append((top + y + 1) / 2)
+        y -= 0.65
+    if limit is not None:
+        ax.axvline(limit, color=m.ink, linewidth=1.1, linestyle=(0, (5, 3)), gid="limit")
+    ax.set_yticks(middles, list(works), color=m.ink, parse_math=False)
+    ax.tick_params(axis="y", length=0)
+    ax.set(xlabel=f"{unit} ({better} is better)", xlim=(0, max(highest * 1.32, (limit or 0) * 1.06)), ylim=(y + 1.1, 0.6))
+    rivalled = [row for row in works.values() if first in row and len(row) > 1]
+    best = max if better == "more" else min
+    led = sum(row[first] == best(row.values()) for row in rivalled)
+    theme.title(ax, title, f"Dark: {first}, ahead in {led} of {len(rivalled)}." + (" Dashed: the limit." if limit else ""))
+    return fig

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from nanovllm.utils.checks import check
 from visualizations import theme
@@ -37,8 +38,9 @@ def plot_step_tensors(tensors: Mapping[str, Sequence], owners: Mapping[str, Sequ
                                    edgecolor=m.muted if owner is None else shade,
                                    hatch=theme.WASTE_HATCH if owner is None else None,
                                    gid=f"{name}-{'nobody' if owner is None else owner}"))
+            halo = [withStroke(linewidth=3.5, foreground=m.paper)] if owner is None else []  # or it is lost among the dots
             ax.text(x + 0.47, -y, str(entry), ha="center", va="center_baseline", fontsize=size, parse_math=False,
-                    color=m.muted if owner is None else theme.text_on(shade))
+                    color=m.ink if owner is None else theme.text_on(shade), path_effects=halo)
     theme.no_axes(ax)
     ax.set_yticks([-y for y in range(len(tensors))], list(tensors), color=m.ink, parse_math=False)
     ax.tick_params(axis="y", length=0)

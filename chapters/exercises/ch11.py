@@ -51,7 +51,12 @@ class Tape(TorchDispatchMode):
 
     def kernels(self) -> list[str]:
         """Names of the operations that compute something; views only look at memory in another way."""
-        return [op.overloadpacket.__name__ for op, args, _, out in self.launches if _computes(op, args, out)]
+        return [name for name, _ in self.work()]
+
+    def work(self) -> list[tuple[str, int]]:
+        """Of each operation that computes something its name, and how many numbers it writes."""
+        return [(op.overloadpacket.__name__, _numbers_written(op, args, out))
+                for op, args, _, out in self.launches if _computes(op, args, out)]
 
 
 def _tensors(out) -> list[Tensor]:
@@ -61,6 +66,13 @@ def _tensors(out) -> list[Tensor]:
 def _computes(op, args, out) -> bool:
     given = {t.untyped_storage().data_ptr() for t in args if isinstance(t, Tensor)}
     return op._schema.is_mutable or any(t.untyped_storage().data_ptr() not in given for t in _tensors(out))
+
+
+def _numbers_written(op, args, out) -> int:
+    """A store into a larger tensor returns all of it, and writes as much as it was given."""
+    if op.overloadpacket.__name__ in ("index_put_", "index_copy_", "copy_"):
+        return args[1 if op.overloadpacket.__name__ == "copy_" else -1].numel()
+    return sum(t.numel() for t in _tensors(out))
 
 
 def _host_must_wait(op, args) -> bool:

@@ -18,13 +18,17 @@ import psutil
 import pytest
 import torch
 from nbclient import NotebookClient
+from torch.utils._triton import has_triton_package
 
 from nanovllm import LLM, AsyncLLM, SamplingParams
 from nanovllm.async_llm import RequestFailed
+from nanovllm.engine import parallel_runner
+from nanovllm.engine.worker_group import WorkerGroup
 from nanovllm.server.app import create_app
 from nanovllm.utils.channel import Channel, wait
 
 from .checkpoints import random_checkpoint
+from .worker_code import Exec, in_worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("tensor_parallel")]
 PRESSURE = dict(device="cpu", kvcache_block_size=2, num_kvcache_blocks=36, max_num_batched_tokens=40, max_num_seqs=6)
@@ -40,22 +44,6 @@ def gone(pids, within=3.0):
     while time.monotonic() < until and any(map(psutil.pid_exists, pids)):
         time.sleep(0.05)
     return not any(map(psutil.pid_exists, pids))
-
-
-class Exec:
-    """Arrives in a worker as the running of `code` there."""
-
-    def __init__(self, code):
-        self.code = code
-
-    def __reduce__(self):
-        return exec, (self.code, {})
-
-
-def in_worker(llm, rank, code):
-    """Run code in one worker before its next step."""
-    workers(llm).post("note", 0, Exec(f"import sys, json\nif json.loads(sys.argv[1])['rank'] == {rank}:\n"
-                                      + "".join(f"    {line}\n" for line in code.splitlines())))
 
 
 def until_failure(llm, strike, after=5):
@@ -266,6 +254,69 @@ def test_a_worker_that_waits_for_ever_is_an_error_and_one_that_works_for_long_is
     assert 1.5 < seconds < 10 and "no rank has made progress for 2 s" in str(error) and "raise worker_timeout" in str(error)
     assert gone(pids)
     llm.close()
+
+
+AS_ON_A_GPU = """
+import gc, inspect, time, torch, triton.compiler
+from nanovllm.engine.model_runner import ModelRunner
+from nanovllm.kernels.kv_store import _store_kernel
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+worker, = (o for o in gc.get_objects() if type(o).__name__ == "Worker")
+worker._expect_short_steps()
+
+class Driver:
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+
+def launch(self, batch):
+    ModelRunner.launch = real
+    driver.set_active(Driver)
+    triton.compiler.compile = lambda *arguments, **options: time.sleep(5)
+    kernel = JITFunction(_store_kernel.fn)
+    names = inspect.signature(kernel.fn).parameters
+    kernel.warmup(*(torch.float32 if name.endswith("_ptr") else 64 for name in names), grid=(1,))
+    return real(self, batch)
+
+real = ModelRunner.launch
+if worker.rank == 1:
+    ModelRunner.launch = launch
+"""
+
+
+@pytest.mark.skipif(not has_triton_package(), reason="Triton has no package for this platform")
+@pytest.mark.parametrize("hang", ["while True: pass", "time.sleep(1000)"], ids=["spins", "sleeps"])
+def test_on_a_gpu_a_launch_may_compile_for_long_and_do_nothing_else_for_long(folder, hang):
+    """Triton's own dispatch, for a GPU that is not there and with a compiler that takes more than twice the limit."""
+    llm = LLM(folder, device="cpu", tensor_parallel_size=2, worker_timeout=2)
+    for rank in (0, 1):
+        in_worker(llm, rank, AS_ON_A_GPU)
+    began = time.monotonic()
+    assert len(llm.generate([[1, 2]], SamplingParams(temperature=0, max_tokens=3), use_tqdm=False)[0].token_ids) == 3
+    assert time.monotonic() - began > 5
+
+    stuck = ("from nanovllm.engine.model_runner import ModelRunner\nimport time\n"
+             f"def launch(self, batch):\n    {hang}\nModelRunner.launch = launch")
+    error, seconds = until_failure(llm, lambda: in_worker(llm, 1, stuck))
+    assert 1.5 < seconds < 10 and "no rank has made progress for 2 s" in str(error)
+    llm.close()
+
+
+def test_a_rank_that_hangs_while_it_starts_is_an_error_in_time(folder, monkeypatch):
+    monkeypatch.setattr(parallel_runner, "START_LIMIT", 4.0)
+    post = WorkerGroup.post
+
+    def stuck(self, what, step, content=None):
+        content["config"].note = Exec("import sys, time, json\nif json.loads(sys.argv[1])['rank'] == 1: time.sleep(100)")
+        post(self, what, step, content)
+
+    monkeypatch.setattr(WorkerGroup, "post", stuck)
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"no rank has made progress for 4 s.* while it was starting"):
+        LLM(folder, device="cpu", tensor_parallel_size=2, worker_timeout=2)
+    assert time.monotonic() - began < 30
 
 
 def test_tasks_and_a_server_on_two_ranks_and_what_they_hear_of_a_death(folder):

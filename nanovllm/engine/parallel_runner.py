@@ -49,7 +49,7 @@ class ParallelRunner:
             own = copy(config)  # as plain values: a worker has no use for transformers, which takes seconds to import
             own.hf_config = SimpleNamespace(**vars(config.hf_config))
             self.workers.post("start", 0, {"config": own, "num_threads": max(1, torch.get_num_threads() // self.size)})
-            ready = self.workers.replies("ready", 0, START_LIMIT)
+            ready = self.workers.replies("ready", 0, max(START_LIMIT, config.worker_timeout))
         except BaseException:
             self.workers.close()
             raise

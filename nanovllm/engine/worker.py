@@ -19,6 +19,7 @@ from nanovllm.utils.pulse import Pulse
 
 PERIOD = 0.25  # seconds between two beats
 BUSY_SHARE = 0.01  # of that time on a CPU makes a process busy; one that waits for a message uses none
+COMPILE_LIMIT = 120.0  # seconds for which compiling one kernel counts as progress, whatever it looks like
 FOR_EVER = timedelta(days=7)  # how long a collective may take is the caller's affair: see WorkerGroup
 
 
@@ -28,14 +29,17 @@ class Worker:
     Owns a ModelRunner, made from the caller's configuration. It decides nothing and lives no longer than its caller: a
     thread of its own ends the process, whatever the others are doing, as soon as the caller is gone.
 
-    doing: what that thread may take for a sign of progress.
+    doing: what that thread may take for a sign of progress: while "computing", that the process uses a CPU; while "waiting",
+        for a message, for the other ranks or for the device, nothing.
+    at_work: which of the two it is from the arrival of a message until there is nothing more to do for it.
     """
 
     def __init__(self, rank: int, size: int, parent: int, connection: int, pulse: int, port: int, listener: int | None):
         self.rank, self.size, self.parent, self.port, self.listener = rank, size, parent, port, listener
         self.channel = Channel(socket.socket(fileno=connection))
         self.pulse = Pulse(pulse)
-        self.doing = "anything"  # loading and compiling may look like sleep
+        self.doing = self.at_work = "computing"
+        self.compiling_until = 0.0
         self.step = 0
         self.reader = StepReader()
         self._messages: list[bytes] = []
@@ -62,7 +66,6 @@ class Worker:
         self.step = step
         if what == "step":
             content, collect = message
-            self.doing = "anything" if self.runner.device.type == "cuda" else "computing"  # Triton may have to compile
             batch = self.reader.read(content)
             self.under_way[step] = self.runner.launch(batch), batch
             if collect is not None:
@@ -81,7 +84,6 @@ class Worker:
 
     def _collect(self, step: int) -> None:
         """Report what a step drew, and rank 0 also the log-probabilities that its sequences asked for."""
-        self.doing = "waiting" if self.runner.device.type == "cuda" else "computing"
         launched, batch = self.under_way.pop(step)
         token_ids = self.runner.collect(launched)
         logprobs = {}
@@ -114,14 +116,38 @@ class Worker:
         store = dist.TCPStore("127.0.0.1", self.port, timeout=FOR_EVER, wait_for_workers=False, **own)
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=FOR_EVER, **options)
         self.runner = ModelRunner(config, TensorParallel(self.rank, self.size))
+        if config.device.type == "cuda":
+            self._expect_short_steps()
+
+    def _expect_short_steps(self) -> None:
+        """From here on only a kernel being compiled excuses a step that takes long.
+
+        On a GPU the host's part of a step takes milliseconds, and how busy it is tells nothing: a driver that waits for room
+        in its queue, behind a collective that another rank never joins, spins. What else takes long the first time, such as
+        joining the other ranks and capturing graphs, is over when a runner is made.
+        """
+        from nanovllm.layers.attention_backends import import_error
+
+        self.at_work = "waiting"
+        if import_error("triton") is None:
+            from triton import knobs  # the first hook is called before a kernel is compiled, or read from the disk
+            knobs.runtime.jit_cache_hook = self._compiling
+            knobs.runtime.jit_post_compile_hook = self._compiled
+
+    def _compiling(self, **kernel) -> None:
+        self.compiling_until = time.monotonic() + COMPILE_LIMIT
+
+    def _compiled(self, **kernel) -> None:
+        self.compiling_until = 0.0
+        self.pulse.progress(self.rank)
 
     def _next_message(self) -> bytes:
-        self.doing = "nothing"
+        self.doing = "waiting"
         while True:
             if messages := self.channel.arrived():
                 self._messages.extend(messages)
             if self._messages:
-                self.doing = "anything"
+                self.doing = self.at_work
                 self.pulse.progress(self.rank)
                 return self._messages.pop(0)
             wait([self.channel], None)
@@ -140,7 +166,7 @@ class Worker:
         while not hang_up.poll(1000 * PERIOD) and os.getppid() == self.parent:
             before, spent, at, last = spent, time.process_time(), time.monotonic(), at
             busy = spent - before > BUSY_SHARE * (at - last)
-            if self.doing == "anything" or (self.doing == "computing" and busy):
+            if at < self.compiling_until or (self.doing == "computing" and busy):
                 self.pulse.progress(self.rank)
             self.pulse.beat(self.rank)
         os.kill(os.getpid(), signal.SIGKILL)  # no cleaning up: another thread may be stuck in what would be cleaned

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nanovllm import LLM, SamplingParams
+from tests.worker_code import in_worker
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 SHARED = Path("/dev/shm")
@@ -71,3 +72,21 @@ def test_a_stopped_worker_on_a_gpu_is_an_error_in_time():
             pass
     assert time.monotonic() - struck < 10
     llm.close()
+
+
+DEVICE_BUSY = "torch.cuda._sleep(2 * 10**11)"  # cycles: minutes, in which the step's own kernels wait
+
+
+@pytest.mark.parametrize("hang", ["while True: pass", DEVICE_BUSY], ids=["host", "device"])
+def test_a_rank_that_hangs_in_a_launch_on_a_gpu_is_an_error_in_time(hang):
+    llm = LLM(device="cuda", tensor_parallel_size=2, max_num_seqs=8, num_kvcache_blocks=64, worker_timeout=4)
+    processes, stream = llm.engine.model_runner.workers._processes, endless(llm)
+    in_worker(llm, 1, "import torch\nfrom nanovllm.engine.model_runner import ModelRunner\nreal = ModelRunner.launch\n"
+                      f"def launch(self, batch):\n    {hang}\n    return real(self, batch)\nModelRunner.launch = launch")
+    struck = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"no rank has made progress for 4 s"):
+        for _ in stream:
+            pass
+    assert time.monotonic() - struck < 10
+    llm.close()
+    assert [process.wait(10) for process in processes] == [-signal.SIGKILL] * 2

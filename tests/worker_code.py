@@ -1,0 +1,19 @@
+"""How a test gets its hands on a worker: code of its own, run in there."""
+
+import textwrap
+
+
+class Exec:
+    """Arrives in a worker as the running of `code` there."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def __reduce__(self):
+        return exec, (self.code, {})
+
+
+def in_worker(llm, rank, code):
+    """Run code in one worker before its next step."""
+    condition = f"import sys, json\nif json.loads(sys.argv[1])['rank'] == {rank}:\n"
+    llm.engine.model_runner.workers.post("note", 0, Exec(condition + textwrap.indent(code, "    ")))

@@ -72,8 +72,9 @@ class LLM:
         """
         requests = self._requests(prompts, sampling_params, priority)
         try:
-            for request in requests:
-                request.submit()
+            with uninterrupted():
+                for request in requests:
+                    request.submit()
             self._run(requests, use_tqdm)
         finally:
             _abort(requests)
@@ -146,7 +147,7 @@ class LLM:
                 for request in requests:
                     if request.watches_text or request.has_run:
                         request.advance()
-                    if request.is_finished:
+                    if request.is_finished and use_tqdm:
                         generated += sum(seq.num_output_tokens for seq in request.sequences)
                         bar.set_postfix_str(f"{generated / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
                         bar.update()

@@ -8,19 +8,24 @@ class uninterrupted:
     """`with uninterrupted():` an interrupt (Ctrl-C, Jupyter's stop button) waits until the block is done, then strikes.
 
     For bookkeeping that must not stop half-way, and for nothing that takes long. It changes the handler of SIGINT for as
-    long as the block runs; outside the main thread, where Python delivers no signals, it does nothing.
+    long as the block runs; outside the main thread, where Python delivers no signals, it does nothing. Nor does it within
+    another such block, whose end the interrupt then waits for: many small ones cost less inside a large one.
     """
+
+    _is_open = False  # of the main thread
 
     def __enter__(self) -> None:
         self._previous, self._caught = None, None
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread() and not uninterrupted._is_open:
             previous = signal.getsignal(signal.SIGINT)
             if callable(previous):  # else nobody in Python listens
                 self._previous = previous
                 signal.signal(signal.SIGINT, self._note)
+                uninterrupted._is_open = True
 
     def __exit__(self, *exc_info) -> None:
         if self._previous is not None:
+            uninterrupted._is_open = False
             signal.signal(signal.SIGINT, self._previous)
             if self._caught is not None:
                 self._previous(*self._caught)

@@ -48,5 +48,6 @@ def plot_side_by_side(works: Mapping[str, Mapping[str, float]], *, unit: str, be
     rivalled = [row for row in works.values() if first in row and len(row) > 1]
     best = max if better == "more" else min
     led = sum(row[first] == best(row.values()) for row in rivalled)
-    theme.title(ax, title, f"Dark: {first}, ahead in {led} of {len(rivalled)}." + (" Dashed: the limit." if limit else ""))
+    lead = f"Dark: {first}, ahead in {led} of {len(rivalled)}." if rivalled else f"{first} alone: nobody here to compare with."
+    theme.title(ax, title, lead + (" Dashed: the limit." if limit else ""))
     return fig

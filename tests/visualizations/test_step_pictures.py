@@ -51,6 +51,7 @@ def test_bars_side_by_side_say_who_leads():
     assert [bar.get_width() for bar in fig.axes[0].patches] == [80.0, 64.0, 35.0, 41.5, 3.0]
     assert "ours, ahead in 1 of 2" in caption(fig) and "theirs  1.49 ms" in texts(fig) and "ours  80" in texts(fig)
     assert "ahead in 1 of 2" in caption(v.plot_side_by_side(works, unit="ms", better="less"))
+    assert "ours alone" in caption(v.plot_side_by_side({"alone": {"ours": 3.0}}, unit="%"))
     with pytest.raises(ValueError, match="at most limit=70"):
         v.plot_side_by_side(works, unit="%", limit=70)
 

@@ -9,8 +9,10 @@ from visualizations.ablation import plot_ablation
 from visualizations.attention_mask import plot_attention_mask
 from visualizations.batch_composition import plot_batch_composition
 from visualizations.block_table import plot_block_tables
+from visualizations.by_position import plot_by_position
 from visualizations.cache_occupancy import plot_cache_occupancy
 from visualizations.checkpoint_file import plot_checkpoint_file
+from visualizations.curves import plot_curves
 from visualizations.explorers.base import standalone_html
 from visualizations.explorers.block_table import BlockTableExplorer
 from visualizations.explorers.graph_timeline import GraphTimelineExplorer
@@ -37,6 +39,7 @@ from visualizations.parity import plot_parity
 from visualizations.prefix_tree import plot_prefix_tree
 from visualizations.roofline import Measured, plot_roofline
 from visualizations.rope import plot_rope
+from visualizations.rounds import plot_rounds
 from visualizations.sampling_filters import plot_sampling_filters, sampling_stages
 from visualizations.shape_flow import plot_shape_flow, record_flow
 from visualizations.side_by_side import plot_side_by_side
@@ -44,6 +47,7 @@ from visualizations.simulation import Simulation
 from visualizations.slot_scatter import plot_slot_scatter
 from visualizations.step_parts import plot_step_parts
 from visualizations.step_tensors import plot_step_tensors
+from visualizations.stretches import plot_stretches
 from visualizations.tensor_split import plot_tensor_split
 from visualizations.timeline import plot_request_timeline
 from visualizations.work import plot_work
@@ -52,13 +56,14 @@ from visualizations.work_shares import plot_work_shares
 __all__ = [
     "BatchMonitor", "BlockTableExplorer", "GraphTimelineExplorer", "JourneyExplorer", "Measured", "RecordedLogits",
     "SamplerExplorer", "SchedulerExplorer", "Simulation", "TensorXRay", "name_map", "plot_ablation",
-    "plot_attention_mask", "plot_batch_composition", "plot_block_tables", "plot_cache_occupancy", "plot_checkpoint_file",
-    "plot_exponential_race", "plot_fragmentation", "plot_gpu_timeline", "plot_journey", "plot_latencies",
-    "plot_life_of_request", "plot_memory_budget", "plot_name_map", "plot_next_token", "plot_online_softmax",
-    "plot_operations", "plot_overlap", "plot_padding_waste", "plot_parity", "plot_prefix_tree", "plot_request_timeline",
-    "plot_roofline", "plot_rope", "plot_sampling_filters", "plot_shape_flow", "plot_side_by_side", "plot_slot_scatter",
-    "plot_step_parts", "plot_step_tensors", "plot_tensor_split", "plot_work", "plot_work_shares", "record_flow",
-    "record_journey", "record_logits", "sampling_stages", "standalone_html", "trace_latencies", "watch_tensors", "x_ray",
+    "plot_attention_mask", "plot_batch_composition", "plot_block_tables", "plot_by_position", "plot_cache_occupancy",
+    "plot_checkpoint_file", "plot_curves", "plot_exponential_race", "plot_fragmentation", "plot_gpu_timeline",
+    "plot_journey", "plot_latencies", "plot_life_of_request", "plot_memory_budget", "plot_name_map", "plot_next_token",
+    "plot_online_softmax", "plot_operations", "plot_overlap", "plot_padding_waste", "plot_parity", "plot_prefix_tree",
+    "plot_request_timeline", "plot_roofline", "plot_rope", "plot_rounds", "plot_sampling_filters", "plot_shape_flow",
+    "plot_side_by_side", "plot_slot_scatter", "plot_step_parts", "plot_step_tensors", "plot_stretches",
+    "plot_tensor_split", "plot_work", "plot_work_shares", "record_flow", "record_journey", "record_logits",
+    "sampling_stages", "standalone_html", "trace_latencies", "watch_tensors", "x_ray",
 ]
 
 

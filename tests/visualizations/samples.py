@@ -98,8 +98,13 @@ FIGURES = {
     "attention_mask": lambda ax=None: v.plot_attention_mask([0, 1, 2, 8, 20], [14, 9, 16, 12], ax=ax),
     "batch_composition": lambda ax=None: v.plot_batch_composition(shared()[0], ax=ax),
     "block_tables": lambda ax=None: v.plot_block_tables(shared()[0], shared()[0][4], ax=ax),
+    "by_position": lambda ax=None: v.plot_by_position([1e-7, 0, 2e-7, 0.4, 0.9, 0.3, 0.7], tolerance=1e-5, tokens=WORDS[:7],
+                                                      ax=ax),
     "cache_occupancy": lambda ax=None: v.plot_cache_occupancy(shared()[0], ax=ax),
     "checkpoint_file": lambda ax=None: v.plot_checkpoint_file(HEADER, 3000, ax=ax),
+    "curves": lambda ax=None: v.plot_curves(
+        {"first token": {8: 134, 16: 33, 32: 19, 64: 16}, "longest gap": {8: 12, 16: 13, 32: 16, 64: 23}}, knob="token budget",
+        outcome="milliseconds", title="Two wishes, one knob", caption="Right: sooner begun, and less even.", log=True, ax=ax),
     "exponential_race": lambda ax=None: v.plot_exponential_race(
         [0.9, 0.31, 2.2, float("inf"), 1.4, 0.55], [0.2, 0.3, 0.1, 0, 0.15, 0.25], lambda i: WORDS[i], ax=ax),
     "fragmentation": lambda ax=None: v.plot_fragmentation([310, 95, 700, 41, 260, 512, 130, 77], block_size=16, max_len=1024,
@@ -136,6 +141,7 @@ FIGURES = {
          v.Measured("projection, 64 rows", 3.2e9, 0.052e9, 0.03e-3)],
         peak_flops=989e12, bandwidth=4.22e12, device="an H200, bf16", ax=ax),
     "rope": lambda ax=None: v.plot_rope(128, 1e6, ax=ax),
+    "rounds": lambda ax=None: v.plot_rounds([(0, 8), (8, 12), (12, 13), None, (0, 8), (10, 14), (14, 15)], 12, ax=ax),
     "sampling_filters": lambda ax=None: v.plot_sampling_filters(_stages(), lambda i: WORDS[i % len(WORDS)], ax=ax),
     "shape_flow": lambda ax=None: v.plot_shape_flow(FLOW, ax=ax),
     "side_by_side": lambda ax=None: v.plot_side_by_side(
@@ -151,6 +157,9 @@ FIGURES = {
     "step_tensors": lambda ax=None: v.plot_step_tensors(
         {"input_ids": [261, 985, 30, 41, 52, 0], "positions": [58, 20, 4, 5, 6, 0], "slot_mapping": [58, 84, -1, 37, 38, -1]},
         [0, 1, 2, 2, 2, None], light=(0, 1), ax=ax),
+    "stretches": lambda ax=None: v.plot_stretches(
+        {"full": [(i, 250 * i, 250, 60 + 37 * i) for i in range(4)], "half gone": [(1, 250, 250, 97), (3, 750, 250, 171)]},
+        1000, ax=ax),
     "tensor_split": lambda ax=None: v.plot_tensor_split(1024, 3072, ax=ax),
     "work": lambda ax=None: v.plot_work(40, 20, ax=ax),
     "work_shares": lambda ax=None: v.plot_work_shares([700, 120, 90, 350], 8, ax=ax),

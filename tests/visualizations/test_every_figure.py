@@ -20,6 +20,8 @@ UNITS = {
     "ablation": ("tokens/s (more is better)", ""), "batch_composition": ("step", "tokens computed"),
     "attention_mask": ("keys in the cache, all sequences end to end (ticks: where each begins)",
                        "query tokens (ticks: cu_seqlens_q)"),
+    "by_position": ("", "difference"), "curves": ("token budget", "milliseconds"),
+    "rounds": ("position of the token", "round"), "stretches": ("token slots of the KV cache", ""),
     "cache_occupancy": ("step", "blocks"), "checkpoint_file": ("place in the file (MB)", ""),
     "exponential_race": ("time of arrival: an exponential random time of rate p", ""), "overlap": ("milliseconds", ""),
     "fragmentation": ("token slots of the KV cache", ""),

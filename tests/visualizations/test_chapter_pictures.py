@@ -1,0 +1,61 @@
+"""The pictures of differences by position, of rounds, stretches and knobs, read back from their artists."""
+
+import matplotlib
+import pytest
+
+matplotlib.use("Agg")
+
+from matplotlib.collections import PatchCollection
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+import visualizations as v
+from tests.visualizations.test_figures import artists, texts
+
+
+def caption(fig):
+    return next(t.get_text() for t in fig.axes[0].texts if t.get_gid() == "caption")
+
+
+def squares(fig, kind):
+    (found,) = [c for c in fig.axes[0].findobj(PatchCollection) if c.get_gid() == kind]
+    return len(found.get_paths())
+
+
+def test_bars_begin_where_two_texts_begin_to_differ():
+    fig = v.plot_by_position([0, 1e-7, 0.5, 0.2], tolerance=1e-5, tokens=["a", " b", "\n", "d"])
+    assert [a.get_gid() for a in artists(fig, Rectangle, "different-")] == ["different-2", "different-3"]
+    assert caption(fig).startswith("Equal before position 2") and {"·b", "\\n"} <= set(texts(fig))
+    assert caption(v.plot_by_position([0, 0], tolerance=1e-5)) == "Equal at every position, up to rounding."
+    assert "2 of 3 positions, first at 0" in caption(v.plot_by_position([1, 0, 1], tolerance=0.1))
+    with pytest.raises(ValueError, match="tokens=1: must be 2"):
+        v.plot_by_position([0, 0], tolerance=1, tokens=["a"])
+
+
+def test_a_hole_in_the_prompt_is_dotted_and_a_preemption_drops_the_cache():
+    fig = v.plot_rounds([(0, 3), (5, 6)], 5)
+    assert (squares(fig, "prefill"), squares(fig, "decode"), squares(fig, "cached"), squares(fig, "skipped")) == (3, 1, 3, 2)
+    assert "2 tokens that were never fed" in caption(fig)
+    whole = v.plot_rounds([(0, 3), (3, 5), (5, 6), None, (0, 6), (6, 7)], 5)
+    assert squares(whole, "skipped") == 0 and squares(whole, "cached") == 3 + 5 + 6
+    assert len(artists(whole, Rectangle, "preempted-3")) == 1 and "once more after a preemption" in caption(whole)
+    with pytest.raises(ValueError, match="rounds"):
+        v.plot_rounds([(4, 4)], 5)
+
+
+def test_free_room_counts_and_so_does_its_longest_piece():
+    fig = v.plot_stretches({"full": [(0, 0, 40, 10), (1, 40, 60, 60)], "left": [(1, 40, 50, 50)]}, 100)
+    assert "50 slots are free, and the longest piece of them is 40" in caption(fig)
+    assert [a.get_width() for a in artists(fig, Rectangle, "used-0")] == [10, 60]
+    with pytest.raises(ValueError, match="stretch of 1"):
+        v.plot_stretches({"clash": [(0, 0, 40, 10), (1, 30, 10, 10)]}, 100)
+
+
+def test_a_curve_has_its_points_and_its_name_and_names_keep_apart():
+    fig = v.plot_curves({"a": {1: 5, 2: 9}, "b": {1: 4, 2: 9}}, knob="k", outcome="o", title="T", caption="C.")
+    (line,) = artists(fig, Line2D, "a")
+    assert list(line.get_ydata()) == [5, 9]
+    low, high = sorted(t.xy[1] for t in fig.axes[0].texts if t.get_text() in ("a", "b"))
+    assert high - low >= 0.5
+    with pytest.raises(ValueError, match="curves"):
+        v.plot_curves({"a": {}}, knob="k", outcome="o", title="T", caption="C.")

@@ -1,0 +1,42 @@
+"""What turns with a knob: a line for each way of doing it, over the settings that were tried."""
+
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nanovllm.utils.checks import check
+from visualizations import theme
+
+
+def plot_curves(curves: Mapping[str, Mapping[float, float]], *, knob: str, outcome: str, title: str, caption: str,
+                log: bool = False, ax: Axes | None = None) -> Figure:
+    """A line with a mark at each setting, its name at its end.
+
+    curves: {name: {setting: outcome}}. knob, outcome: what the axes show, with units. log: settings by doublings, each
+    written out. Raises ValueError without curves or for an empty one.
+    """
+    check(curves and all(curves.values()), "curves", {name: dict(c) for name, c in curves.items()}, "one point or more in each",
+          "leave out a curve that was not measured")
+    fig, ax = theme.canvas(ax, 9, 2.9)
+    settings = sorted({x for curve in curves.values() for x in curve})
+    highest = max(y for curve in curves.values() for y in curve.values())
+    if log:
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(settings, [f"{x:g}" for x in settings])
+        ax.minorticks_off()
+    ends = {}
+    for place, (name, curve) in enumerate(curves.items()):
+        xs = sorted(curve)
+        ax.plot(xs, [curve[x] for x in xs], color=theme.sequence_colour(place), linewidth=2, marker="o", markersize=4.5,
+                gid=name)
+        ends[name] = [xs[-1], curve[xs[-1]], place]
+    spread = highest * 0.09  # names that would lie on each other move apart, in the order of their lines
+    at = -spread
+    for name, (x, y, place) in sorted(ends.items(), key=lambda end: end[1][1]):
+        at = max(at + spread, y)
+        ax.annotate(name, (x, at), (8, 0), textcoords="offset points", va="center", fontsize=9.5, annotation_clip=False,
+                    color=theme.sequence_colour(place), fontweight="bold", parse_math=False)
+    ax.set(xlabel=knob, ylabel=outcome, ylim=(0, max(highest * 1.08, at * 1.02)))
+    theme.title(ax, title, caption)
+    return fig

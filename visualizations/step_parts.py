@@ -45,11 +45,12 @@ def plot_step_parts(steps: Mapping[str, Mapping[str, float]], *, waiting: str = 
     ax.set_yticks([-y for y in range(len(steps))], list(steps), color=m.ink, parse_math=False)
     ax.tick_params(axis="y", length=0)
     ax.set(xlabel="milliseconds", xlim=(0, longest * 1.14), ylim=(-len(steps) + 0.4, 0.6))
-    theme.legend(ax, loc="upper left", bbox_to_anchor=(0, -0.24 - 0.16 / len(steps)), ncols=4)
+    theme.legend(ax, loc="upper left", bbox_to_anchor=(0, -0.24 - 0.16 / len(steps)), ncols=6)
     most = max(steps, key=lambda name: steps[name].get(waiting, 0.0) / sum(steps[name].values()))
     share = steps[most].get(waiting, 0.0) / sum(steps[most].values())
     idle = "Parts that follow one another."
     if share:
-        idle = f"Dotted: nothing is computed, at most {share:.0%} of a step ({most})."
+        most_of = f"at most {share:.0%} of a step ({most})" if share >= 0.005 else "less than 1% of any step"
+        idle = f"Dotted: nothing is computed, {most_of}."
     theme.title(ax, title, idle + (" Black line: the floor." if floors else ""))
     return fig

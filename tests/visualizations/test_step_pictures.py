@@ -70,6 +70,7 @@ def test_the_parts_of_a_step_add_up_to_it():
     bars = [bar for bar in fig.axes[0].patches if bar.get_width()]
     assert [(bar.get_x(), bar.get_width()) for bar in bars] == [(0, 5), (5, 1), (0, 4)] and bars[1].get_hatch()
     assert "17% of a step (theirs)" in caption(fig) and "6.00 ms" in texts(fig)
+    assert "less than 1%" in caption(v.plot_step_parts({"ours": {"attention": 4.0, "GPU waits for the host": 0.003}}))
     (floor,) = artists(fig, plt.Line2D, "floor-ours")
     assert list(floor.get_xdata()) == [3.5, 3.5]
     with pytest.raises(ValueError, match="milliseconds=-1"):

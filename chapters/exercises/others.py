@@ -1,0 +1,41 @@
+"""Other engines' figures (benchmarks/results/others-nvidia-h200.json) beside what the repository recorded of this one."""
+
+from benchmarks.others import OTHERS
+
+from .recorded import recorded_rows
+
+WORKS = {"mixed": ("256 requests, 100 to 1024 in and out", "{:,.0f} tok/s"),
+         "one": ("one request, 128 in, 256 out", "{:.2f} ms"), "prefill": ("prefill of 64 x 1024", "{:,.0f} tok/s")}
+OURS = "this engine"
+
+
+def _ours(subject: str) -> list[dict]:
+    """Our recorded rows on the kind of card on which the others were measured; none when there is no such run."""
+    return next((rows for where, rows in recorded_rows(subject) if f"on {OTHERS['machine']}," in where), [])
+
+
+def shares_of_the_limit() -> tuple[dict[str, dict[str, float]], dict[str, dict[str, str]]]:
+    """({work: {engine: per cent of what the card allows}}, {work: {engine: its figure, in words}})."""
+    works, words = {}, {}
+    for work, (name, form) in WORKS.items():
+        row = OTHERS["works"][work]
+        figures = {engine: row[engine] for engine in OTHERS["engines"]}
+        if ours := _ours(work):
+            figures = {OURS: ours[-1][row["unit"]]} | figures
+        slow = row["unit"] == "ms/token"  # the less the better
+        works[name] = {who: 100 * (row["limit"] / value if slow else value / row["limit"]) for who, value in figures.items()}
+        words[name] = {who: form.format(value) for who, value in figures.items()}
+    return works, words
+
+
+def parts_of_a_step() -> dict[str, dict[str, float]]:
+    """{engine: {part: ms}} of a decode step of 256 sequences. vLLM's is what its GPU did; of its host nothing is known."""
+    found = {}
+    ours = [row for row in _ours("decode step") if row["sequences"] == 256]
+    for who, row in [(OURS, row) for row in ours] + list(OTHERS["step of 256"].items()):
+        parts = {"attention": row["attention ms"], "matrices": row["matmul ms"], "the draw": row["sampler ms"]}
+        waited = row.get("exposed ms", 0.0)
+        busy = row["gpu ms"] if "gpu ms" in row else row["step ms"] - waited
+        parts["everything else"] = max(0.0, busy - sum(parts.values()))
+        found[who] = parts | ({"GPU waits for the host": waited} if "exposed ms" in row else {})
+    return found

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -214,6 +215,12 @@ class Bench:
                             "allocated": torch.cuda.memory_allocated(), "reserved": torch.cuda.memory_reserved(),
                             "peak": torch.cuda.max_memory_allocated()})
 
+    def measure_stretches(self) -> None:
+        from benchmarks.stretches import rows
+
+        self.close()  # the plain draw wants memory; and "memory", before this, tells of the engine alone
+        self.put("stretches", rows(SimpleNamespace(**json.loads((self.folder / "config.json").read_text()))))
+
     def record(self) -> None:
         record.record(self.llm, self.recorded)
 
@@ -242,7 +249,7 @@ SECTIONS = {"ceilings": Bench.measure_ceilings, "start": Bench.measure_start, "o
             "mixed": Bench.measure_mixed, "prefill": Bench.measure_prefill, "steps": Bench.measure_decode_steps,
             "prefill-step": Bench.measure_prefill_step, "watched": Bench.measure_mixed_watched,
             "shared": Bench.measure_shared, "ablation": Bench.measure_ablation, "memory": Bench.measure_memory,
-            "record": Bench.record, "many": Bench.measure_many}  # fmt: skip
+            "record": Bench.record, "stretches": Bench.measure_stretches, "many": Bench.measure_many}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:

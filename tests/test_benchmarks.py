@@ -1,9 +1,11 @@
 """What the benchmarks compute without a GPU: workloads, floors, kinds of kernels, the table."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks import breakdown, machine, others, roofline, table, workloads
 
@@ -65,6 +67,55 @@ def test_the_table_holds_what_a_results_file_holds():
         if "decode step" in results:
             assert len(table.steps(results).splitlines()) == 2 + len(results["decode step"])
             assert machine.results_file(results["device"]) == file
+
+
+def small_stretches():
+    pytest.importorskip("triton")
+    from benchmarks.stretches import draw_stretch, layer_stretches
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shape = SimpleNamespace(**workloads.SHAPE | dict(vocab_size=5001, hidden_size=48, intermediate_size=80, head_dim=16,
+                                                     num_attention_heads=4, num_key_value_heads=2))  # fmt: skip
+    torch.manual_seed(0)
+    return [*layer_stretches(shape, 20, device, torch.float32), draw_stretch(shape, 5, device, torch.float32)]
+
+
+def measure(stretch):
+    from benchmarks.stretches import measure
+
+    return measure(stretch, lambda call: (call(), 1.0)[1])
+
+
+def test_every_stretch_is_checked_and_has_three_times(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traced whole; nothing is generated
+    for stretch in small_stretches():
+        row = measure(stretch)
+        assert row == {"stretch": stretch[0], "tokens": len(stretch[3][0]), "eager us": 1, "compiled us": 1, "ours us": 1}
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_stretch_that_computes_something_else_is_not_timed(place, monkeypatch):
+    def slightly_wrong(*inputs):
+        results = plain(*inputs)
+        results = [results] if isinstance(results, torch.Tensor) else list(results)
+        results[-1] = results[-1] + (1 if results[-1].dtype == torch.int64 else 1e-3)
+        return results if len(results) > 1 else results[0]
+
+    name, plain, ours, inputs = small_stretches()[place]
+    with pytest.raises(AssertionError):
+        measure((name, plain, slightly_wrong, inputs))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: slightly_wrong)
+    row = measure((name, plain, ours, inputs))
+    assert row["compiled us"] is None and row["compiled error"].startswith("AssertionError") and row["ours us"] == 1
+
+
+def test_a_stretch_that_does_not_compile_keeps_its_row(monkeypatch):
+    def broken(function, **options):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    row = measure(small_stretches()[0])
+    assert row["compiled error"] == "RuntimeError: no compiler here" and row["eager us"] == row["ours us"] == 1
 
 
 def test_the_others_figures_are_whole_and_belong_to_no_machine_of_ours():

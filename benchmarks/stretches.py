@@ -43,7 +43,7 @@ def layer_stretches(shape, num_tokens: int, device="cuda", dtype=torch.bfloat16)
 
     def ours(qkv, positions, slots, keys, values):
         q = norm_rope_store.norm_rope_store(qkv, positions, q_norm.weight, k_norm.weight, q_norm.eps, rope.cos, rope.sin,
-                                            keys.unsqueeze(1), values.unsqueeze(1), slots)  # blocks of one token: the kernel only goes by slots
+                                            keys.unsqueeze(1), values.unsqueeze(1), slots)  # in blocks of one token each
         return q, keys, values
 
     yield ("add, RMSNorm", norm, lambda x, residual: rms_norm.rms_norm(x, residual, norm.weight, norm.eps),

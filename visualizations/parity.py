@@ -10,11 +10,11 @@ from visualizations import theme
 
 
 def plot_parity(differences: Mapping[str, float], *, tolerance: float, against: str = "transformers",
-                ax: Axes | None = None) -> Figure:
+                title: str | None = None, caption: str | None = None, ax: Axes | None = None) -> Figure:
     """A bar a layer, in the model's order: the largest absolute difference of its outputs, on a log scale.
 
     differences: {name of the layer: largest difference, 0 or more}. tolerance: what still counts as equal. An exact
-    layer has no bar and says so; one above the tolerance is orange.
+    layer has no bar and says so; one above the tolerance is orange. title, caption: for what is compared but no layers.
     """
     check(len(differences) > 0 and all(d >= 0 for d in differences.values()), "differences", dict(differences),
           "one number of 0 or more for each layer", "pass (ours - theirs).abs().max() of each")
@@ -37,7 +37,7 @@ def plot_parity(differences: Mapping[str, float], *, tolerance: float, against: 
     ax.set(xlabel=f"largest difference from {against} (dashed: tolerance {tolerance:g})", xlim=(left, right * 2.5),
            ylim=(-len(differences) + 0.4, 0.6))
     bad = [name for name, d in differences.items() if not d <= tolerance]
-    theme.title(ax, f"Layer by layer against {against}",
+    theme.title(ax, title or f"Layer by layer against {against}", caption or (
                 f"The first layer that differs is {bad[0]}: look there, all that follows inherits it." if bad else
-                f"Largest: {max(differences.values()):.1e}. Rounding grows layer by layer; a wrong layer would jump.")
+                f"Largest: {max(differences.values()):.1e}. Rounding grows layer by layer; a wrong layer would jump."))
     return fig

@@ -31,7 +31,7 @@ def plot_slot_scatter(slot_mapping: Sequence[int], block_size: int, *, owners: S
     width = max(len(blocks) * (block_size + gap) - gap, len(slots))
     step = min(2.4, width / len(slots))
     left = (width - step * len(slots)) / 2
-    fig, ax = theme.canvas(ax, 10, 2.9)
+    fig, ax = theme.canvas(ax, 10, 2.5)
     m = theme.mode()
     unit = width / 46  # so that a wide cache does not squeeze the picture flat
     size, deep = unit * 1.5, unit * DROP * 2.2
@@ -59,7 +59,7 @@ def plot_slot_scatter(slot_mapping: Sequence[int], block_size: int, *, owners: S
     theme.no_axes(ax)
     ax.set_yticks([0, -deep], ["tokens of\nthe step", "blocks of\nthe cache"], color=m.ink)
     ax.tick_params(axis="y", length=0)
-    ax.set(xlim=(-0.6, width + 0.6), ylim=(-deep - 2.4 * size, size))
+    ax.set(xlim=(-0.6, width + 0.6), ylim=(-deep - 2.0 * size, 0.8 * size))
     dropped, target = sum(s < 0 for s in slots), {s // block_size for s in slots if s >= 0}
     kept = f" Crossed out: slot -1, {dropped} of {len(slots)} {'is' if dropped == 1 else 'are'} not stored." if dropped else ""
     theme.title(ax, "Storing is a scatter", f"{len(slots) - dropped} keys go to {len(target)} blocks in one launch; a block's "

@@ -1,0 +1,60 @@
+"""Every chapter keeps to the course's measure: a figure beyond its limit fails with the figure, the limit and the remedy.
+
+prose   words of the markdown cells up to "In vLLM and SGLang this is …", the recap and the ten questions, which are looked up
+        rather than read; without headings, tables, fenced code and HTML tags
+line    of a code cell, neither empty nor a comment only
+screen  45 lines of code or of printed text (a cell's frame counts as two), 38 lines of prose at 12 words (a paragraph break
+        as two); a picture fills 0.6 of one
+picture an output that is an image or an explorer
+"""
+
+import re
+from pathlib import Path
+from statistics import median
+
+import nbformat
+import pytest
+
+CHAPTERS = sorted((Path(__file__).parents[2] / "chapters").glob("[0-9]*.ipynb"))
+LOOKED_UP = re.compile(r"## (In vLLM|Recap|Ten short)")
+
+
+def prose(markdown: list[str]) -> list[int]:
+    """Words in each part of the running text, a part being a cell or what a heading begins in it."""
+    counts, reading = [], True
+    for part in (part for text in markdown for part in re.split(r"(?m)^(?=## )", text)):
+        reading = not LOOKED_UP.match(part) if part.startswith("## ") else reading
+        text = re.sub(r"(?ms)^```.*?^```|^[|#].*?$|<[^>]+>", "", part)
+        counts += [len(text.split())] if reading else []
+    return counts
+
+
+def measure(notebook) -> dict[str, float]:
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    words = prose([cell.source for cell in notebook.cells if cell.cell_type == "markdown"])
+    lines = [sum(not line.strip().startswith("#") for line in cell.source.splitlines() if line.strip()) for cell in code]
+    outputs = [output for cell in code for output in cell.outputs]
+    printed = sum(len(output.text.splitlines()) for output in outputs if output.get("name") == "stdout")
+    pictures = sum(any(kind.startswith("image/") or "explorer" in kind for kind in o.get("data", {})) for o in outputs)
+    screens = (sum(len(cell.source.splitlines()) + 2 for cell in code) + printed) / 45 + sum(n / 12 + 2 for n in words) / 38
+    return {"code cells": len(code), "median lines of a code cell": median(lines), "lines of the longest code cell": max(lines),
+            "words of prose a line of code": sum(words) / sum(lines),
+            "screens a picture": (screens + 0.6 * pictures) / max(pictures, 1)}
+
+
+LIMITS = {  # COURSE.md's, the last with the little that counting screens by lines is off by
+    "code cells": (30, 60, "split a cell that does two things, or show what prose only tells; above: the chapter is two"),
+    "median lines of a code cell": (1, 6, "split cells where a thought ends"),
+    "lines of the longest code cell": (1, 40, "split it, or import what is not the subject"),
+    "words of prose a line of code": (5, 10, "let code show what prose tells; below: say what the code is for"),
+    "screens a picture": (0, 2.5, "draw the chapter's own objects where two screens go by without a picture"),
+}
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_chapter_keeps_the_measure(chapter):
+    figures = measure(nbformat.read(chapter, 4))
+    missed = [f"{name}: {figures[name]:.1f}, wanted {low} to {high}; {remedy}"
+              for name, (low, high, remedy) in LIMITS.items() if not low <= figures[name] <= high]
+    if missed:
+        pytest.fail("\n".join([chapter.name, *missed]), pytrace=False)

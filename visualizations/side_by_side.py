@@ -46,8 +46,8 @@ def plot_side_by_side(works: Mapping[str, Mapping[str, float]], *, unit: str, be
     ax.tick_params(axis="y", length=0)
     ax.set(xlabel=f"{unit} ({better} is better)", xlim=(0, max(highest * 1.32, (limit or 0) * 1.06)), ylim=(y + 1.1, 0.6))
     rivalled = [row for row in works.values() if first in row and len(row) > 1]
-    best = max if better == "more" else min
-    led = sum(row[first] == best(row.values()) for row in rivalled)
+    sign = 1 if better == "more" else -1
+    led = sum(all(sign * row[first] > sign * row[name] for name in row if name != first) for row in rivalled)
     lead = f"Dark: {first}, ahead in {led} of {len(rivalled)}." if rivalled else f"{first} alone: nobody here to compare with."
     theme.title(ax, title, lead + (" Dashed: the limit." if limit else ""))
     return fig

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from nanovllm.utils.checks import check
 from visualizations import theme
@@ -25,6 +26,8 @@ def plot_curves(curves: Mapping[str, Mapping[float, float]], *, knob: str, outco
         ax.set_xscale("log", base=2)
         ax.set_xticks(settings, [f"{x:g}" for x in settings])
         ax.minorticks_off()
+    elif all(isinstance(x, int) for x in settings):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ends = {}
     for place, (name, curve) in enumerate(curves.items()):
         xs = sorted(curve)
@@ -37,6 +40,6 @@ def plot_curves(curves: Mapping[str, Mapping[float, float]], *, knob: str, outco
         at = max(at + spread, y)
         ax.annotate(name, (x, at), (8, 0), textcoords="offset points", va="center", fontsize=9.5, annotation_clip=False,
                     color=theme.sequence_colour(place), fontweight="bold", parse_math=False)
-    ax.set(xlabel=knob, ylabel=outcome, ylim=(0, max(highest * 1.08, at * 1.02)))
+    ax.set(xlabel=knob, ylabel=outcome, ylim=(0, max(highest * 1.08, at * 1.02) or 1))
     theme.title(ax, title, caption)
     return fig

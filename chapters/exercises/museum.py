@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 from nanovllm import LLM, SamplingParams
@@ -12,6 +13,26 @@ from visualizations.simulation import Simulation
 from .verdict import check, require
 
 PATIENCE = 200  # steps; an honest engine needs a tenth of that
+
+
+@contextmanager
+def interrupted(engine, at_step: int):
+    """Somebody presses the stop button: `engine.step` raises KeyboardInterrupt the `at_step`-th time, which ends the block."""
+    step, calls = engine.step, []
+
+    def impatient():
+        calls.append(None)
+        if len(calls) == at_step:
+            raise KeyboardInterrupt
+        return step()
+
+    engine.step = impatient
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        engine.step = step
 
 
 @check("01 the engine that would not go")
@@ -42,21 +63,9 @@ def check_server(Server):
         first, second = llm.tokenizer.encode("Once upon a time"), llm.tokenizer.encode("A fox found a lantern")
         params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
         [alone] = llm.generate([second], params, use_tqdm=False)
-        server, step, steps = Server(llm.engine), llm.engine.step, []
-
-        def interrupted():
-            steps.append(None)
-            if len(steps) == 3:
-                raise KeyboardInterrupt
-            return step()
-
-        llm.engine.step = interrupted
-        try:
+        server = Server(llm.engine)
+        with interrupted(llm.engine, at_step=3):
             server.generate([first, first], params)
-        except KeyboardInterrupt:
-            pass
-        finally:
-            llm.engine.step = step
         answers = server.generate([second], params)
         require(len(answers) == 1, f"two prompts, interrupted; then one prompt: {len(answers)} answers came.")
         require(answers[0] == alone.token_ids, "the one answer that came is somebody else's.")

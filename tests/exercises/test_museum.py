@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CELLS = ["".join(c["source"]) for c in json.loads((ROOT / "chapters" / "A_bug_museum.ipynb").read_text())["cells"]
-         if c["cell_type"] == "code"]  # fmt: skip
-EXHIBITS = [(code, call) for code, call in zip(CELLS[1::2], CELLS[2::2])]
+CELLS = {c["id"]: "".join(c["source"]) for c in json.loads((ROOT / "chapters" / "A_bug_museum.ipynb").read_text())["cells"]
+         if c["cell_type"] == "code"}  # fmt: skip
+EXHIBITS = [(CELLS[f"b{number}"], CELLS[name]) for name in CELLS if name[0] == "c" and (number := name[1:])]  # b01 before c01
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +36,29 @@ def test_the_exhibit_fails_and_its_repair_passes(museum, code, call):
     room = {}
     sys.path.insert(0, os.fspath(ROOT / "chapters"))
     try:
-        exec(CELLS[0] + "\n\n" + code, room)
+        exec(CELLS["imports"] + "\n\n" + code, room)
     finally:
         sys.path.pop(0)
     verdict = eval(call, room)
     assert not verdict and "Error" not in verdict.text.split(":")[0], verdict
     check = getattr(checks, call.removeprefix("museum.").split("(")[0])
     assert check(getattr(solutions, next(iter(inspect.signature(check).parameters))))
+
+
+@pytest.mark.parametrize("number", [call[1:] for call in CELLS if call[0] == "c"])
+def test_the_symptom_is_drawn_before_and_after_the_repair(museum, number):
+    checks, solutions = museum
+    room = {}
+    sys.path.insert(0, os.fspath(ROOT / "chapters"))
+    try:
+        exec(CELLS["imports"] + "\n\n" + CELLS[f"b{number}"], room)
+    finally:
+        sys.path.pop(0)
+    drawn = [source for name, source in CELLS.items() if name[0] == "v" and name[1:3] == number]
+    assert drawn
+    repaired = next(iter(inspect.signature(getattr(checks, CELLS[f"c{number}"].split(".")[1].split("(")[0])).parameters))
+    for source in drawn:
+        exec(source, room)
+    room[repaired] = getattr(solutions, repaired)
+    for source in drawn:
+        exec(source, room)

@@ -20,3 +20,9 @@ def has_pdl(device: torch.device) -> bool:
     It must call `gdc_wait` before it touches anything that another kernel writes; weights it may read at once.
     """
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@lru_cache
+def has_tma(device: torch.device) -> bool:
+    """The tensor memory accelerator, Hopper and later, which copies whole tiles; the interpreter plays it, too."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)

@@ -92,9 +92,11 @@ def paged_prefill(
     # Tall tiles reuse each key most. One height for all chunks: each would be a kernel of its own to compile.
     rows = max(128 if wide else 32, triton.next_power_of_2(group))
     tokens = rows // group
+    # Eight warps with 128 registers each: two programs fit on a multiprocessor, and one multiplies while the other looks
+    # for its maxima. Left to itself the compiler takes more, and a program is alone.
     _prefill_kernel[(triton.cdiv(max_seqlen_q, tokens), len(context_lens), num_kv_heads)](
         out, q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q, scale * LOG2_E,
         out.stride(0), out.stride(1), q.stride(0), q.stride(1), *k_cache.stride()[:3], block_tables.stride(0),
         GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size, ROWS=rows, TOKENS=tokens, TILE=64 if wide else 32,
-        num_warps=4 if wide else 8, num_stages=3 if wide else 2,
+        num_warps=8, num_stages=3 if wide else 2, maxnreg=128 if wide else None,
     )  # fmt: skip

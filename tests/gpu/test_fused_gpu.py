@@ -8,6 +8,7 @@ from transformers import Qwen3Config
 
 from nanovllm.kernels.linear import linear, norm_linear
 from nanovllm.kernels.norm_rope_store import norm_rope_store
+from nanovllm.kernels.prefill_linear import gated_linear, inverse_rms, qkv_linear
 from nanovllm.kernels.rms_norm import rms_norm
 from nanovllm.kernels.sample import draw
 from nanovllm.kernels.silu_and_mul import silu_and_mul
@@ -94,6 +95,32 @@ def test_products_of_few_tokens(out_features, in_features, num_tokens, dtype):
     out, _ = norm_linear(x, residual, norm_weight, 1e-6, weight, gated=True)
     assert error(out, gate * gate.sigmoid() * up) < 2 * TOLERANCE[dtype]
     assert error(norm_linear(x, None, norm_weight, 1e-6, weight)[0], norm32(x, norm_weight) @ wide.T) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("num_tokens", [2048, 3001, 100])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim", "hidden", "inner"),
+                         [(16, 8, 128, 1024, 3072), (8, 2, 64, 320, 640)])
+def test_projections_of_long_prompts(num_heads, num_kv_heads, head_dim, hidden, inner, num_tokens):
+    x, gate_up = random(num_tokens, hidden, scale=3.0), random(2 * inner, hidden, scale=hidden**-0.5)
+    scale = inverse_rms(x, 1e-6)
+    normed = norm32(x, torch.ones(hidden, device="cuda"))
+    gate, up = (normed @ gate_up.double().T).chunk(2, 1)
+    assert error(gated_linear(x, gate_up, scale), gate * gate.sigmoid() * up) < 1e-2
+
+    weight = random((num_heads + 2 * num_kv_heads) * head_dim, hidden, scale=hidden**-0.5)
+    q_weight, k_weight = random(head_dim), random(head_dim)
+    rotary = RotaryEmbedding(head_dim, 4096, 1e6, device="cuda")
+    positions, slots = torch.randint(4096, (num_tokens,), device="cuda"), torch.randperm(4096, device="cuda")[:num_tokens]
+    slots[::5] = -1
+    cache = torch.full((2, 16, 256, num_kv_heads, head_dim), float("nan"), dtype=torch.bfloat16, device="cuda")
+    found = qkv_linear(x, weight, scale, positions, q_weight, k_weight, 1e-6, rotary.cos, rotary.sin, *cache, slots)
+    q, k, v = (t.unflatten(1, (-1, head_dim)) for t in (normed @ weight.double().T).split(
+        [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim], 1))  # fmt: skip
+    q, k = rotary(positions, norm32(q, q_weight), norm32(k, k_weight))
+    assert error(found, q) < 1e-2
+    stored, flat = slots >= 0, cache.flatten(1, 2)
+    assert error(flat[0, slots[stored]], k[stored]) < 1e-2 and error(flat[1, slots[stored]], v[stored]) < 1e-2
+    assert int(flat.isnan().any(-1).any(-1).sum()) == 2 * (4096 - int(stored.sum())), "it wrote where no slot says so"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

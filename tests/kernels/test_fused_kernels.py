@@ -106,6 +106,33 @@ def test_norm_rope_store(device, num_heads, num_kv_heads, head_dim, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_tokens", [1, 45])
+def test_projections_of_long_prompts(device, num_tokens, dtype):
+    from nanovllm.kernels import prefill_linear
+    from nanovllm.kernels.norm_rope_store import norm_rope_store
+
+    num_heads, num_kv_heads, head_dim, close = 4, 2, 32, CLOSE[dtype]
+    x, gate_up = random(num_tokens, 128, dtype=dtype, device=device), random(192, 128, dtype=dtype, device=device) / 11
+    scale = prefill_linear.inverse_rms(x, EPS)
+    torch.testing.assert_close(scale, x.float().pow(2).mean(-1).add(EPS).rsqrt(), **CLOSE[torch.float32])
+    normed = x.float() * scale[:, None]
+    found = prefill_linear.gated_linear(x, gate_up, scale, tokens=32, features=32)
+    torch.testing.assert_close(found, SiluAndMul()((normed @ gate_up.float().T).to(dtype)), **close)
+
+    weight = random((num_heads + 2 * num_kv_heads) * head_dim, 128, dtype=dtype, device=device) / 11
+    q_norm, k_norm = norm(head_dim, dtype, device), norm(head_dim, dtype, device)
+    rotary = RotaryEmbedding(head_dim, 100, 1e4, device=device)
+    positions, slots = torch.randint(100, (num_tokens,), device=device), torch.randperm(48, device=device)[:num_tokens]
+    slots[::7] = -1
+    rest = (positions, q_norm.weight, k_norm.weight, EPS, rotary.cos, rotary.sin)
+    caches = torch.full((2, 2, 3, 16, num_kv_heads, head_dim), 7.0, dtype=dtype, device=device)
+    expected = norm_rope_store((normed @ weight.float().T).to(dtype), *rest, *caches[0], slots)
+    found = prefill_linear.qkv_linear(x, weight, scale, *rest, *caches[1], slots, tokens=32)
+    torch.testing.assert_close(found, expected, **close)
+    torch.testing.assert_close(caches[1], caches[0], **close)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("num_tokens", "out_features", "in_features"), [(1, 40, 96), (2, 34, 1024), (4, 6, 48)])
 def test_products_of_few_tokens(device, num_tokens, out_features, in_features, dtype):
     from nanovllm.kernels.linear import linear, norm_linear

@@ -11,12 +11,12 @@ from nanovllm.models.qwen3 import Qwen3ForCausalLM
 from tests.checkpoints import TINY
 from tests.layers.paged_cases import paged_case
 
-CONFIG = SimpleNamespace(**TINY | {"hidden_act": "silu", "rms_norm_eps": 1e-6})
+CONFIG = SimpleNamespace(**TINY | {"intermediate_size": 128, "hidden_act": "silu", "rms_norm_eps": 1e-6})
 
 
 @torch.inference_mode()
-def errors(seed, sequences, bias, device) -> tuple[float, float]:
-    """Of the plain model's and the fused model's logits, against float32."""
+def errors(seed, sequences, bias, device, prompt_tokens=None) -> tuple[float, float]:
+    """Of the plain model's and the fused model's logits, against float32. prompt_tokens: what is a long prompt to it."""
     from nanovllm.models.qwen3_fused import FusedQwen3
 
     dtype = torch.bfloat16 if device == "cuda" else torch.float16  # the interpreter does not compute bfloat16 correctly
@@ -36,8 +36,14 @@ def errors(seed, sequences, bias, device) -> tuple[float, float]:
     def logits(form, kv_cache):
         return form.compute_logits(form(tokens, positions, kv_cache.clone(), case.context)).double()
 
+    def error(form):
+        return float((logits(form, cache) - expected).norm() / expected.norm())
+
     expected = logits(exact, cache.float())
-    return tuple(float((logits(form(model), cache) - expected).norm() / expected.norm()) for form in (lambda m: m, FusedQwen3))
+    plain = error(model)
+    fused = FusedQwen3(model)  # which folds the norms into the model's weights
+    fused.prompt_tokens = prompt_tokens or fused.prompt_tokens
+    return plain, error(fused)
 
 
 BATCHES = {"decode": [(1, 5), (1, 30), (1, 12)], "chunks": [(3, 9), (4, 4)], "few": [(1, 17), (1, 9), (1, 30), (1, 3)]}
@@ -48,3 +54,19 @@ BATCHES = {"decode": [(1, 5), (1, 30), (1, 12)], "chunks": [(3, 9), (4, 4)], "fe
 def test_folding_the_norms_costs_no_accuracy(device, sequences, bias):
     plain, fused = zip(*(errors(seed, sequences, bias, device) for seed in range(6)))
     assert 0 < sum(plain) / 6 < 0.02 and sum(fused) < 1.5 * sum(plain)  # one case alone says little
+
+
+def test_a_long_prompt_costs_no_accuracy(device):
+    plain, fused = zip(*(errors(seed, BATCHES["chunks"], False, device, prompt_tokens=1) for seed in range(6)))
+    assert 0 < sum(plain) / 6 < 0.02 and sum(fused) < 1.5 * sum(plain)
+
+
+def test_a_model_that_does_not_fit_the_tiles_goes_without(device):
+    from nanovllm.models.qwen3_fused import FusedQwen3
+
+    def prompt_tokens(**overrides):
+        config = SimpleNamespace(**vars(CONFIG) | overrides)
+        return FusedQwen3(Qwen3ForCausalLM(config, TritonBackend(), device=device, dtype=torch.float16)).prompt_tokens
+
+    assert prompt_tokens() == 1024
+    assert min(prompt_tokens(**odd) for odd in ({"intermediate_size": 32}, {"hidden_size": 48}, {"attention_bias": True})) > 1e9

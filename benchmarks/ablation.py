@@ -1,16 +1,17 @@
 """The engine with its parts taken away: from plain PyTorch to all of it, one part after another."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from nanovllm import LLM
 from nanovllm.layers.attention_backends import TorchBackend
 from nanovllm.layers.sampler import Sampler
 
 
-def forms(llm: LLM) -> Iterator[tuple[str, int]]:
-    """Change the engine from form to form; yields each one's name and how many steps it is fast enough for.
+def forms(llm: LLM) -> Iterator[tuple[str, int, Callable[[], None]]]:
+    """Yields each form's name, for how many steps it is fast enough, and what makes the engine take it.
 
-    Whatever happens, the engine ends up as it was.
+    Before each, and whatever happens at the end, the engine is as it was.
     """
     engine, runner = llm.engine, llm.engine.model_runner
     model, sampler, graphs, looks_ahead = runner.model, runner.sampler, runner.graphs, engine._looks_ahead
@@ -23,16 +24,14 @@ def forms(llm: LLM) -> Iterator[tuple[str, int]]:
         for layer in attentions:
             layer.backend = attention
 
-    try:
-        take(model.model, Sampler(), TorchBackend(), None, False)
-        yield "plain PyTorch", 3
-        take(model.model, Sampler(), backend, None, False)
-        yield "+ paged attention in Triton", 30
-        take(model, sampler, backend, None, False)
-        yield "+ fused kernels and one-pass sampling", 30
-        take(model, sampler, backend, graphs, False)
-        yield "+ CUDA graphs", 60
-        take(model, sampler, backend, graphs, True)
-        yield "+ the next step scheduled while this one runs", 60
-    finally:
-        take(model, sampler, backend, graphs, looks_ahead)
+    for name, steps, parts in (
+        ("plain PyTorch", 2, (model.model, Sampler(), TorchBackend(), None, False)),
+        ("+ paged attention in Triton", 30, (model.model, Sampler(), backend, None, False)),
+        ("+ fused kernels and one-pass sampling", 30, (model, sampler, backend, None, False)),
+        ("+ CUDA graphs", 60, (model, sampler, backend, graphs, False)),
+        ("+ the next step scheduled while this one runs", 60, (model, sampler, backend, graphs, True)),
+    ):  # fmt: skip
+        try:
+            yield name, steps, partial(take, *parts)
+        finally:
+            take(model, sampler, backend, graphs, looks_ahead)

@@ -30,7 +30,7 @@ from nanovllm.models.qwen3 import Qwen3ForCausalLM
 from nanovllm.models.qwen3_fused import FusedQwen3
 
 DECODE = [(Tuning(*numbers), False) for numbers in ((64, 4, 3, 4), (64, 4, 5, 2), (64, 4, 5, 3), (64, 2, 5, 3), (64, 4, 7, 2),
-                                                    (64, 4, 3, 5), (128, 4, 3, 2), (64, 2, 3, 5), (32, 2, 3, 4))]
+                                                    (32, 2, 5, 4), (128, 4, 3, 2), (32, 2, 5, 3), (32, 2, 3, 4))]
 DECODE += [(Tuning(64, 4, 5, 2), True), (Tuning(64, 4, 3, 4), True)]
 LINEAR = [(16384, 4), (8192, 2), (8192, 4), (4096, 1), (4096, 2), (16384, 8), (2048, 1)]
 SIZES = {256: 717, 64: 717, 16: 717, 1: 384}  # batch size: mean context

@@ -14,9 +14,12 @@ ROWS = [("mixed", "256 requests, 100-1024 tokens in, 100-1024 out", "output tok/
 
 
 def table(results: dict) -> str:
-    """Markdown: our figures, for whatever the file holds. The others' were taken on an H200 and stand beside one's only."""
-    named = tuple(OTHERS["engines"]) if "H200" in results["device"] else ()
-    lines = ["| work | nanovllm |" + "".join(f" {name} |" for name in named), "|---" * (2 + len(named)) + "|"]
+    """Markdown: our figures, for whatever the file holds. The others' were taken on an H200 and stand beside one's only, as
+    do what we set out to reach there and the limit, what such a card could do at best."""
+    named = {name: f"{name} {version}" for name, version in OTHERS["engines"].items()} | {"target": "wanted", "limit": "limit"}
+    if "H200" not in results["device"]:
+        named = {}
+    lines = ["| work | nanovllm |" + "".join(f" {title} |" for title in named.values()), "|---" * (2 + len(named)) + "|"]
     for section, work, key, form in ROWS:
         found = results.get(section)
         row = found[-1] if isinstance(found, list) else found

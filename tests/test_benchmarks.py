@@ -59,7 +59,8 @@ def test_a_random_checkpoint_is_served(tmp_path):
 def test_the_table_holds_what_a_results_file_holds():
     results = {"device": "NVIDIA H200", "one": {"ms/token": 0.7}, "start": [{"s": 17.0}, {"s": 4.8}]}
     text = table.table(results)
-    assert "0.70 ms a token | 2.13 ms a token | 1.49 ms a token" in text and "4.8 s | 16.0 s | 27.0 s" in text
+    assert "0.70 ms a token | 2.13 ms a token | 1.49 ms a token | 0.75 ms a token | 0.27 ms a token |" in text
+    assert "4.8 s | 16.0 s | 27.0 s | 10.0 s |  |" in text
     assert "256 requests" not in text
     assert "2.13" not in table.table(results | {"device": "NVIDIA H100"})  # the others were not measured there
     for file in machine.RESULTS.glob("*.json"):
@@ -67,6 +68,13 @@ def test_the_table_holds_what_a_results_file_holds():
         if "decode step" in results:
             assert len(table.steps(results).splitlines()) == 2 + len(results["decode step"])
             assert machine.results_file(results["device"]) == file
+
+
+def test_the_readme_shows_the_tables_of_the_results_file():
+    readme = (machine.RESULTS.parents[1] / "README.md").read_text()
+    results = json.loads((machine.RESULTS / "nvidia-h200.json").read_text())
+    assert table.table(results) in readme and table.steps(results) in readme, "put what `python -m benchmarks table` prints there"
+    assert f"commit {results['commit']}" in readme
 
 
 def small_stretches():

@@ -26,8 +26,8 @@ class FusedQwen3:
     """Runs the layers of a Qwen3ForCausalLM with the kernels of `nanovllm.kernels`.
 
     Owns nothing: the weights stay the model's, and each method below is the plain module's `forward` with fewer, larger
-    steps. A layer takes seven launches instead of some thirty, or six for a few tokens, where a launch costs as much as
-    the work.
+    steps. A layer takes seven launches instead of some thirty. A few tokens go another way (`_few`), where a launch costs
+    as much as the work, and so do a thousand and more (`_prompt`), where what costs is to write a result and read it again.
 
     Two things a product can do on the way need no launch of their own. It adds its result to the residual stream. And the
     norm before a projection is 1 / rms of the token's row, one number, times a weight for each input: the weight goes into

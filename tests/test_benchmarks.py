@@ -73,7 +73,7 @@ def test_the_table_holds_what_a_results_file_holds():
 def test_the_readme_shows_the_tables_of_the_results_file():
     readme = (machine.RESULTS.parents[1] / "README.md").read_text()
     results = json.loads((machine.RESULTS / "nvidia-h200.json").read_text())
-    assert table.table(results) in readme and table.steps(results) in readme, "put what `python -m benchmarks table` prints there"
+    assert table.table(results) in readme and table.steps(results) in readme, "see `python -m benchmarks table`"
     assert f"commit {results['commit']}" in readme
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from hashlib import blake2b
 
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.scheduler import ScheduledBatch, Scheduler
+from nanovllm.engine.scheduled_batch import ScheduledBatch
+from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.trace import StepRecord, Trace
 from nanovllm.sampling_params import SamplingParams

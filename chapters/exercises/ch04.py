@@ -4,7 +4,8 @@ import random
 from itertools import pairwise
 
 from nanovllm import LLM, SamplingParams
-from nanovllm.engine.scheduler import ScheduledBatch, ScheduledSequence, Scheduler
+from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
+from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence, SequenceStatus
 from nanovllm.engine.trace import Trace
 from visualizations.simulation import Simulation

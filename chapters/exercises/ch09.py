@@ -9,7 +9,7 @@ import torch
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine import model_runner
-from nanovllm.engine.scheduler import ScheduledSequence
+from nanovllm.engine.scheduled_batch import ScheduledSequence
 from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.step_inputs import Layout
 

@@ -6,7 +6,8 @@ from unittest import mock
 
 from nanovllm import LLM, SamplingParams, requests
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.scheduler import ScheduledBatch, Scheduler
+from nanovllm.engine.scheduled_batch import ScheduledBatch
+from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.utils.detokenizer import IncrementalDetokenizer
 from nanovllm.utils.stop_strings import StopStrings

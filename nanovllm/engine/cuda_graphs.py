@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nanovllm.engine.decode_rows import DecodeRows
-from nanovllm.engine.scheduler import ScheduledSequence
+from nanovllm.engine.scheduled_batch import ScheduledSequence
 from nanovllm.engine.step_inputs import send
 from nanovllm.layers.row_state import RowState
 from nanovllm.utils.context import Context

@@ -4,7 +4,7 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-from nanovllm.engine.scheduler import ScheduledSequence
+from nanovllm.engine.scheduled_batch import ScheduledSequence
 
 UNKNOWN = -2  # a row whose place in the cache the device does not have right
 

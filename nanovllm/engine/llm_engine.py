@@ -15,7 +15,8 @@ from nanovllm.config import Config
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.model_runner import Launched, ModelRunner
 from nanovllm.engine.parallel_runner import LaunchedElsewhere, ParallelRunner
-from nanovllm.engine.scheduler import ScheduledBatch, Scheduler
+from nanovllm.engine.scheduled_batch import ScheduledBatch
+from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.step_record import PHASES, StepRecord
 from nanovllm.engine.trace import Trace

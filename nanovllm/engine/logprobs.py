@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nanovllm.engine.scheduler import ScheduledBatch
+from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.sequence import Sequence
 from nanovllm.layers.logprobs import TopLogprobs, top_logprobs
 

@@ -10,7 +10,7 @@ from nanovllm.config import Config
 from nanovllm.engine.cache_size import fit_blocks
 from nanovllm.engine.cuda_graphs import DecodeGraphs
 from nanovllm.engine.logprobs import LogprobReport, prompt_reports, sampled_report
-from nanovllm.engine.scheduler import ScheduledBatch, ScheduledSequence
+from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from nanovllm.engine.step_inputs import Layout, StepInputs, send
 from nanovllm.layers import row_state
 from nanovllm.layers.attention import select_backend

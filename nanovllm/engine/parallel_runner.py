@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 
 from nanovllm.config import Config
-from nanovllm.engine.scheduler import ScheduledBatch
+from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.step_message import StepWriter
 from nanovllm.engine.worker_group import START_LIMIT, WorkerGroup

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanovllm.engine.scheduler import ScheduledSequence
+from nanovllm.engine.scheduled_batch import ScheduledSequence
 from nanovllm.layers.sampler import SamplingBatch
 from nanovllm.utils.context import Context
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from nanovllm.engine.scheduler import ScheduledBatch, ScheduledSequence
+from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence
 from nanovllm.sampling_params import SamplingParams
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from nanovllm.engine.scheduler import ScheduledBatch, Scheduler
+from nanovllm.engine.scheduled_batch import ScheduledBatch
+from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 
 PHASES = ("schedule", "launch", "collect", "update")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, islice
 
-from nanovllm.engine.scheduler import ScheduledBatch
+from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.sequence import Sequence, SequenceStatus
 from nanovllm.utils.detokenizer import IncrementalDetokenizer
 

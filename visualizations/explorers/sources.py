@@ -7,7 +7,8 @@ can be driven also `scheduler`, `add`, `abort`, `step`, `set`, `settings`, `has_
 
 from dataclasses import fields
 
-from nanovllm.engine.scheduler import ScheduledBatch, Scheduler
+from nanovllm.engine.scheduled_batch import ScheduledBatch
+from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.trace import StepRecord, Trace
 from nanovllm.sampling_params import SamplingParams

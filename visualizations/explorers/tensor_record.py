@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from nanovllm.engine.scheduler import ScheduledBatch
+from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.utils.checks import check
 
 TENSORS = ("input_ids", "positions", "slot_mapping", "cu_seqlens_q", "context_lens", "block_tables", "last_rows")

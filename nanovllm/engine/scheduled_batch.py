@@ -1,0 +1,44 @@
+"""What the scheduler decided for one step, on its way to whoever runs and records it."""
+
+from dataclasses import dataclass, field
+
+from nanovllm.engine.sequence import Sequence
+
+
+@dataclass(slots=True)
+class ScheduledSequence:
+    """The part of one sequence that runs in this step: tokens start .. start + num_tokens - 1."""
+
+    seq: Sequence
+    start: int
+    num_tokens: int
+    reason: str
+    samples: bool = field(init=False)    # reaches the last token, so the next can be drawn; unfinished chunks do not
+    is_decode: bool = field(init=False)  # feeds back one generated token, as against (re)computing a prompt
+
+    def __post_init__(self):
+        self.samples = self.start + self.num_tokens == len(self.seq.token_ids) + self.seq.num_pending_tokens
+        self.is_decode = self.samples and self.num_tokens == 1 and self.start >= self.seq.num_prompt_tokens
+
+
+@dataclass(slots=True)
+class ScheduledBatch:
+    """What one step runs. Pure data: the model runner turns it into tensors, the trace into a record.
+
+    items: sequences with one token first (the decode kernel takes those), then the longer prompt chunks.
+    """
+
+    items: list[ScheduledSequence] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+    admitted: list[Sequence] = field(default_factory=list)
+    left_waiting: dict[int, str] = field(default_factory=dict)  # seq_id -> why it was not admitted
+    preemption_reasons: dict[int, str] = field(default_factory=dict)
+    is_advanced: bool = False  # see Scheduler.advance
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(item.num_tokens for item in self.items)
+
+    @property
+    def num_decodes(self) -> int:
+        return sum(item.num_tokens == 1 for item in self.items)

@@ -34,7 +34,7 @@ def plot_step_parts(steps: Mapping[str, Mapping[str, float]], *, waiting: str = 
                     label=part if part in step and part not in told else None)
             if part in step:
                 told.add(part)
-            if ms > 0.055 * longest:
+            if 0.055 * longest < ms < 0.98 * sum(step.values()):  # of a part that is nearly all, the sum says enough
                 ax.text(left + ms / 2, -y, f"{ms:.2f}", ha="center", va="center", fontsize=8.5,
                         color=m.ink if idle else theme.text_on(shade), bbox=dict(facecolor=m.paper, edgecolor="none", pad=0.8)
                         if idle else None)

@@ -1,7 +1,6 @@
 """Chapter 11: buffers filled in place, buckets for every size, and a draw that survives being recorded."""
 
 import ast
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,77 +8,16 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine import cuda_graphs
 from nanovllm.engine.cuda_graphs import DecodeGraphs
-from nanovllm.engine.step_record import StepRecord
-from nanovllm.engine.trace import Trace
 from nanovllm.layers.attention_backends import TorchBackend
 
+from .device import DEVICE, milliseconds  # noqa: F401 (the chapter measures with it)
+from .tape import Tape
+from .timelines import queue, timelines  # noqa: F401 (the chapter draws them)
 from .verdict import Wrong, check, require
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-RECORDED = Path(__file__).parents[1] / "recorded"
-
-
-class Tape(TorchDispatchMode):
-    """What was launched inside the `with` block: which operation, on which tensors, into which. `replay` does it again.
-
-    A CUDA graph for any device, slow and exact: the same operations, sizes, addresses and Python numbers. As a capturing
-    stream does, it refuses whatever makes the host wait for a value or a size.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.launches = []
-
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        if _host_must_wait(op, args):
-            raise RuntimeError(f"operation not permitted while recording: {op.overloadpacket.__name__} makes the host wait for "
-                               "a value that the device has yet to compute")
-        out = op(*args, **(kwargs or {}))
-        self.launches.append((op, args, kwargs or {}, out))
-        return out
-
-    def replay(self):
-        for op, args, kwargs, out in self.launches:
-            for old, new in zip(_tensors(out), _tensors(op(*args, **kwargs)), strict=True):
-                if old.data_ptr() != new.data_ptr():  # neither a view nor written in place: it has an address of its own
-                    old.copy_(new)
-
-    def kernels(self) -> list[str]:
-        """Names of the operations that compute something; views only look at memory in another way."""
-        return [name for name, _ in self.work()]
-
-    def work(self) -> list[tuple[str, int]]:
-        """Of each operation that computes something its name, and how many numbers it writes."""
-        return [(op.overloadpacket.__name__, _numbers_written(op, args, out))
-                for op, args, _, out in self.launches if _computes(op, args, out)]
-
-
-def _tensors(out) -> list[Tensor]:
-    return [t for t in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(t, Tensor)]
-
-
-def _computes(op, args, out) -> bool:
-    given = {t.untyped_storage().data_ptr() for t in args if isinstance(t, Tensor)}
-    return op._schema.is_mutable or any(t.untyped_storage().data_ptr() not in given for t in _tensors(out))
-
-
-def _numbers_written(op, args, out) -> int:
-    """A store into a larger tensor returns all of it, and writes as much as it was given."""
-    if op.overloadpacket.__name__ in ("index_put_", "index_copy_", "copy_"):
-        return args[1 if op.overloadpacket.__name__ == "copy_" else -1].numel()
-    return sum(t.numel() for t in _tensors(out))
-
-
-def _host_must_wait(op, args) -> bool:
-    if op.overloadpacket.__name__ in ("item", "is_nonzero", "_local_scalar_dense", "nonzero", "masked_select", "equal"):
-        return True
-    indices = args[1] if "index" in op.overloadpacket.__name__ and len(args) > 1 and isinstance(args[1], (tuple, list)) else ()
-    return any(isinstance(i, Tensor) and i.dtype == torch.bool for i in indices)
 
 
 class FixedShapes(TorchBackend):
@@ -157,60 +95,10 @@ def _same_as_step(graphs: DecodeGraphs, count: int) -> str:
     return f"{count} random batches in graphs of {sizes}: the same tokens, the same scores"
 
 
-def queue(kernels: list[float], launch: float, *, captured: bool = False) -> Trace:
-    """A step made of round numbers: kernels, microseconds each, launched at `launch` microseconds apiece, or all by one."""
-    trace, done = Trace(), 0.0
-    for i, length in enumerate(kernels):
-        launched = launch * (1 if captured else i + 1)
-        start = max(launched, done)
-        done = start + length
-        spans = [("GPU 0, stream 7", f"kernel {i}", start, length)]
-        if i == 0 or not captured:
-            spans.append(("launches", "launch", launched - launch, 0.9 * launch))
-        trace.operations += [{"track": track, "name": name, "time": at * 1e-6, "duration": took * 1e-6}
-                             for track, name, at, took in spans]
-    trace.append(StepRecord(0, 0.0, done * 1e-6, 0, [], {}, [], [], [], [], {}, {}, {}, {}, "", {},
-                            phases={"launch": [0.0, done * 1e-6]}))
-    return trace
-
-
 def docstring(module: str, name: str) -> str:
     """A class's docstring, read from its file: nothing is imported, since that may need Triton."""
     tree = ast.parse(Path(find_spec(module).origin).read_text())
     return next(ast.get_docstring(node) for node in tree.body if getattr(node, "name", None) == name)
-
-
-def milliseconds(call, repeat: int = 20) -> float:
-    """Median time of `call`, the device's work included."""
-    times = []
-    for _ in range(repeat + 2):
-        start = time.perf_counter()
-        call()
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
-        times.append((time.perf_counter() - start) * 1e3)
-    return sorted(times[2:])[repeat // 2]
-
-
-def timelines(prompt: list[int]) -> tuple[dict[str, tuple[Trace, int]], str]:
-    """The same decode step run eagerly and as a graph, for `plot_gpu_timeline`, and where it was measured."""
-    if DEVICE.type == "cuda":
-        runs, params = {}, SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
-        for name, eager in (("eager", True), ("captured", False)):
-            with LLM(enforce_eager=eager) as llm:
-                llm.generate([prompt], params, use_tqdm=False)
-                with llm.trace(profile=True) as trace:
-                    llm.generate([prompt], params, use_tqdm=False)
-            runs[name] = trace, len(trace) // 2
-        return runs, f"measured now: {torch.cuda.get_device_name()}, the offline model, one sequence"
-    files = {name: RECORDED / f"decode_{form}.trace" for name, form in (("eager", "eager"), ("captured", "graph"))}
-    if not all(file.is_file() for file in files.values()):
-        return {}, "no recorded GPU run of a decode step is in the repository yet, and there is no GPU here to make one"
-    traces = {name: Trace.load(file) for name, file in files.items()}
-    meta = traces["captured"].meta
-    label = (f"recorded on {meta.get('device', 'a device not noted')}, {meta.get('date', 'date not noted')}, commit "
-             f"{meta.get('commit', 'not noted')}: {len(traces['captured'][0].scheduled)} sequences of Qwen3-0.6B's shape")
-    return {name: (trace, len(trace) // 2) for name, trace in traces.items()}, label
 
 
 def new_buffers(size: int, max_blocks: int) -> SimpleNamespace:

@@ -1,0 +1,49 @@
+"""One step on one time axis, for chapter 11: made of round numbers, measured here, or recorded on a GPU."""
+
+from pathlib import Path
+
+import torch
+
+from nanovllm import LLM, SamplingParams
+from nanovllm.engine.step_record import StepRecord
+from nanovllm.engine.trace import Trace
+
+RECORDED = Path(__file__).parents[1] / "recorded"
+
+
+def queue(kernels: list[float], launch: float, *, captured: bool = False) -> Trace:
+    """A step made of round numbers: kernels, microseconds each, launched at `launch` microseconds apiece, or all by one."""
+    trace, done = Trace(), 0.0
+    for i, length in enumerate(kernels):
+        launched = launch * (1 if captured else i + 1)
+        start = max(launched, done)
+        done = start + length
+        spans = [("GPU 0, stream 7", f"kernel {i}", start, length)]
+        if i == 0 or not captured:
+            spans.append(("launches", "launch", launched - launch, 0.9 * launch))
+        trace.operations += [{"track": track, "name": name, "time": at * 1e-6, "duration": took * 1e-6}
+                             for track, name, at, took in spans]
+    trace.append(StepRecord(0, 0.0, done * 1e-6, 0, [], {}, [], [], [], [], {}, {}, {}, {}, "", {},
+                            phases={"launch": [0.0, done * 1e-6]}))
+    return trace
+
+
+def timelines(prompt: list[int]) -> tuple[dict[str, tuple[Trace, int]], str]:
+    """The same decode step run eagerly and as a graph, for `plot_gpu_timeline`, and where it was measured."""
+    if torch.cuda.is_available():
+        runs, params = {}, SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+        for name, eager in (("eager", True), ("captured", False)):
+            with LLM(enforce_eager=eager) as llm:
+                llm.generate([prompt], params, use_tqdm=False)
+                with llm.trace(profile=True) as trace:
+                    llm.generate([prompt], params, use_tqdm=False)
+            runs[name] = trace, len(trace) // 2
+        return runs, f"measured now: {torch.cuda.get_device_name()}, the offline model, one sequence"
+    files = {name: RECORDED / f"decode_{form}.trace" for name, form in (("eager", "eager"), ("captured", "graph"))}
+    if not all(file.is_file() for file in files.values()):
+        return {}, "no recorded GPU run of a decode step is in the repository yet, and there is no GPU here to make one"
+    traces = {name: Trace.load(file) for name, file in files.items()}
+    meta = traces["captured"].meta
+    label = (f"recorded on {meta.get('device', 'a device not noted')}, {meta.get('date', 'date not noted')}, commit "
+             f"{meta.get('commit', 'not noted')}: {len(traces['captured'][0].scheduled)} sequences of Qwen3-0.6B's shape")
+    return {name: (trace, len(trace) // 2) for name, trace in traces.items()}, label

@@ -3,7 +3,8 @@
 import argparse
 import os
 
-KEY_VARIABLE = "NANOVLLM_API_KEY"
+from nanovllm.server import KEY_VARIABLE
+
 ENGINE_SETTINGS = {  # of nanovllm.config.Config, whose defaults hold
     "max_model_len": (int, "longest prompt and answer together, in tokens"),
     "max_num_seqs": (int, "samples that may run at once"),

@@ -6,8 +6,8 @@ import socket
 import uvicorn
 
 from nanovllm.async_llm import AsyncLLM
+from nanovllm.server import KEY_VARIABLE
 from nanovllm.server.app import create_app
-from nanovllm.server.command import KEY_VARIABLE
 from nanovllm.utils.checks import check
 
 LOOPBACK = ("127.0.0.1", "::1")

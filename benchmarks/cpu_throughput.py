@@ -12,11 +12,8 @@ end token, so both owe exactly the same tokens; only those count, not what `gene
 import argparse
 import datetime
 import json
-import platform
 import random
-import re
 import statistics
-import subprocess
 import tempfile
 import time
 from contextlib import contextmanager
@@ -25,10 +22,10 @@ from pathlib import Path
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.machine import commit, cpu, results_file
 from nanovllm import LLM, SamplingParams
 from nanovllm.config import OFFLINE_MODEL
 
-RESULTS = Path(__file__).parent / "results"
 BATCH = 16
 SYSTEM = ("You are a patient helper who answers in short, plain sentences. Say so when you do not know something. Never "
           "invent a name, a number or a place; ask the reader one question at a time and keep every answer kind.")
@@ -137,24 +134,9 @@ def measure(folder: Path, pairs: int, threads: int) -> dict:
 
 def machine() -> dict:
     """What the figures depend on; nothing that says whose machine it is."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file() and (found := re.search(r"model name\s*: (.+)", info.read_text())):
-        cpu = found[1].strip()
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        try:
-            return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return ""
-
-    commit = git("rev-parse", "--short", "HEAD") or "unknown"
-    if git("status", "--porcelain", "--untracked-files=no"):
-        commit += " with changes"
     import transformers
-    return {"cpu": cpu, "cores": torch.get_num_threads(), "torch": torch.__version__,
-            "transformers": transformers.__version__, "date": datetime.date.today().isoformat(), "commit": commit}
+    return {"cpu": cpu(), "cores": torch.get_num_threads(), "torch": torch.__version__,
+            "transformers": transformers.__version__, "date": datetime.date.today().isoformat(), "commit": commit()}
 
 
 def profile(folder: Path, threads: int) -> None:
@@ -192,9 +174,7 @@ def main() -> None:
         runs = " ".join(f"{s:.2f}" for s in times[name])
         print(f"{label:26}{rates[name]:10.0f}{statistics.median(times[name]):19.2f}   {runs}")
     print(f"\nratio {result['ratio']:.2f} (median of {args.pairs} pairs)")
-    RESULTS.mkdir(exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{result['cpu']} {result['threads']} threads".lower()).strip("-")
-    file = RESULTS / f"{slug}.json"
+    file = results_file(f"{result['cpu']} {result['threads']} threads")
     file.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to benchmarks/results/{file.name}")
 

@@ -12,8 +12,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
-import re
 import shutil
 import statistics
 import tempfile
@@ -23,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from playwright.sync_api import Page, sync_playwright
 
+from benchmarks.machine import cpu, results_file
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.step_inputs import Layout
@@ -42,7 +41,6 @@ from visualizations import (
 from visualizations.explorers.base import Explorer
 from visualizations.explorers.journey_record import record_journey
 
-RESULTS = Path(__file__).parent / "results"
 STEPS, SEQUENCES, BLOCKS = 200, 64, 256
 FRAME_MILLISECONDS = 16.0  # what a step may cost
 WIDTHS = (700, 1400)
@@ -170,13 +168,6 @@ def chromium() -> str:
     raise RuntimeError("no Chromium here: install one, or name it with CHROMIUM=/path/to/chrome.")
 
 
-def cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file() and (found := re.search(r"model name\s*: (.+)", info.read_text())):
-        return found[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks explorers", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", choices=[[], *EXPLORERS], help="which explorers; all, if none is named")
@@ -200,9 +191,8 @@ def main() -> None:
     if names == list(EXPLORERS):
         machine = {"cpu": cpu(), "cores": os.cpu_count(), "load": [round(load, 1) for load in os.getloadavg()],
                    "chromium": version, "date": datetime.date.today().isoformat()}
-        slug = re.sub(r"[^a-z0-9]+", "-", machine["cpu"].lower()).strip("-")
         size = {"steps": STEPS, "sequences": SEQUENCES, "blocks": BLOCKS, "limit_ms": FRAME_MILLISECONDS}
-        file = RESULTS / f"explorers-{slug}.json"
+        file = results_file(f"explorers {machine['cpu']}")
         file.write_text(json.dumps(machine | size | {"explorers": results}, indent=1) + "\n")
         print(f"wrote {file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}")
 

@@ -21,7 +21,7 @@ import nbformat
 import torch
 from nbclient import NotebookClient
 
-from benchmarks.machine import RESULTS, commit, cpu, versions
+from benchmarks.machine import RESULTS, commit, cpu, results_file, versions
 from nanovllm import LLM, SamplingParams
 from visualizations.explorers.monitor import BatchMonitor
 
@@ -97,8 +97,7 @@ def main() -> None:
           f"processor time {result['processor']['cost_percent']:+.2f}%, wall clock {result['wall']['cost_percent']:+.2f}%")
     about = {"device": device, "date": datetime.date.today().isoformat(), "commit": commit(), **versions("anywidget"),
              "load_average": os.getloadavg()[0]}
-    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    (RESULTS / f"monitor-{name}.json").write_text(json.dumps(about | sizes | result, indent=1) + "\n")
+    results_file(f"monitor {device}").write_text(json.dumps(about | sizes | result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

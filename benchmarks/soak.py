@@ -18,7 +18,6 @@ import asyncio
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -30,7 +29,8 @@ import httpx
 import psutil
 import torch
 
-from benchmarks.cpu_throughput import RESULTS, machine
+from benchmarks.cpu_throughput import machine
+from benchmarks.machine import results_file
 from nanovllm import LLM, AsyncLLM, RequestOutput, SamplingParams
 
 WHO = ("a fox", "a hen", "a bear", "a cat", "an owl", "two mice", "a boy", "the miller")
@@ -212,9 +212,7 @@ def main() -> None:
         return serve()
     figures = machine() | {"cores": 1} | soak(arguments.requests, arguments.clients)
     print(json.dumps({name: value for name, value in figures.items() if name != "memory"}, indent=1))
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / (re.sub(r"[^a-z0-9]+", "-", figures["cpu"].lower()).strip("-") + "-soak.json")
-    file.write_text(json.dumps(figures) + "\n")
+    results_file(f"{figures['cpu']} soak").write_text(json.dumps(figures) + "\n")
     if figures["wrong"] or figures["unfinished"] or figures["free_blocks"] < figures["blocks"]:
         raise SystemExit("an answer was wrong, or something was left behind")
     if not figures["preemptions"]:

@@ -11,7 +11,6 @@ take as long as real ones. Every figure is the median of three runs after one th
 import argparse
 import json
 import random
-import re
 import statistics
 import tempfile
 import time
@@ -20,9 +19,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.cpu_throughput import machine
+from benchmarks.machine import results_file
 from nanovllm import LLM, SamplingParams
 
-RESULTS = Path(__file__).parent / "results"
 QWEN3_8B = dict(
     architectures=["Qwen3ForCausalLM"], model_type="qwen3", vocab_size=151936, hidden_size=4096, intermediate_size=12288,
     num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, head_dim=128, hidden_act="silu",
@@ -85,8 +84,7 @@ def main() -> None:
                "model": "Qwen3-8B's shape, random" if shape is QWEN3_8B else "a small random one",
                "requests": work.requests, "prompt_tokens": work.prompt, "output_tokens": work.output, "runs": RUNS,
                "tensor_parallel": []}
-    RESULTS.mkdir(exist_ok=True)
-    file = work.json or RESULTS / (re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + "-tensor-parallel.json")
+    file = work.json or results_file(f"{device} tensor parallel")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(shape))
         for size in work.sizes:

@@ -27,6 +27,7 @@ from nanovllm.engine.worker_group import WorkerGroup
 from nanovllm.server.app import create_app
 from nanovllm.utils.channel import Channel, wait
 
+from . import worker_code
 from .checkpoints import random_checkpoint
 from .worker_code import Exec, in_worker
 
@@ -51,12 +52,7 @@ def until_failure(llm, strike, after=5):
     stream = llm.stream("Once upon a time", ENDLESS) if llm.tokenizer else steps(llm)
     for _, _ in zip(range(after), stream):
         pass
-    strike()
-    struck = time.monotonic()
-    with pytest.raises(RuntimeError) as caught:
-        for _ in stream:
-            pass
-    return caught.value, time.monotonic() - struck
+    return worker_code.until_failure(stream, strike)
 
 
 def steps(llm):

@@ -10,11 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 import visualizations as v
-from tests.visualizations.test_figures import artists, texts
-
-
-def caption(fig):
-    return next(t.get_text() for t in fig.axes[0].texts if t.get_gid() == "caption")
+from tests.visualizations.test_figures import artists, caption, texts
 
 
 def squares(fig, kind):

@@ -31,6 +31,10 @@ def artists(fig, kind, prefix=""):
     return [a for a in fig.axes[0].findobj(kind) if (a.get_gid() or "").startswith(prefix)]
 
 
+def caption(fig):
+    return next(t.get_text() for t in fig.axes[0].texts if t.get_gid() == "caption")
+
+
 def texts(fig):
     return [t.get_text() for t in fig.axes[0].findobj(plt.Text) if t.get_text()]
 

@@ -17,12 +17,8 @@ from nanovllm.engine.trace import Trace
 from nanovllm.layers.sampler import SamplingBatch, filter_logits
 from nanovllm.sampling_params import SamplingParams
 from tests.visualizations import samples
-from tests.visualizations.test_figures import artists, texts
+from tests.visualizations.test_figures import artists, caption, texts
 from visualizations import theme
-
-
-def caption(fig):
-    return next(t.get_text() for t in fig.axes[0].texts if t.get_gid() == "caption")
 
 
 def test_prefix_tree_has_a_node_a_block_and_a_branch_where_prompts_part():

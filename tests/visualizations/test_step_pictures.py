@@ -10,12 +10,8 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 import visualizations as v
-from tests.visualizations.test_figures import artists, texts
+from tests.visualizations.test_figures import artists, caption, texts
 from visualizations import theme
-
-
-def caption(fig):
-    return next(t.get_text() for t in fig.axes[0].texts if t.get_gid() == "caption")
 
 
 def test_an_entry_has_its_owners_colour_and_padding_none():

@@ -25,4 +25,4 @@ def has_pdl(device: torch.device) -> bool:
 @lru_cache
 def has_tma(device: torch.device) -> bool:
     """The tensor memory accelerator, Hopper and later, which copies whole tiles; the interpreter plays it, too."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+    return device.type != "cuda" or has_pdl(device)

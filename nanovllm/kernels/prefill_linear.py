@@ -2,12 +2,12 @@
 
 A product of thousands of tokens is bound by arithmetic, and cuBLAS does it at nine tenths of the peak; what costs the rest
 of a prefill step is to write its result to memory and read it again, for a norm, a rotation, a gate. These kernels keep
-the tile that a program has just computed in registers and finish it there. They multiply a few per cent slower than
-cuBLAS and win by what they do not move. A tile is one head wide, so that a head's norm and rotation need no other program.
+the tile that a program has just computed in registers and finish it there. They multiply slower than cuBLAS and win by
+what they do not move (benchmarks/NOTES.md). A tile is one head wide, so that a head's norm needs no other program.
 
 The operands come through the tensor memory accelerator (Hopper and later), which copies a tile at a single instruction.
-Its norm is 1 / rms of a token's row times weights that are folded into the projection (see `models/qwen3_fused.py`):
-`inverse_rms` computes the first, once for all tiles of a row.
+The norm before a projection is 1 / rms of a token's row times weights, and those are folded into the projection (see
+`models/qwen3_fused.py`): `inverse_rms` computes the first, once for all tiles of a row.
 """
 
 import torch

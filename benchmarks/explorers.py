@@ -25,7 +25,8 @@ from benchmarks.machine import cpu, results_file
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.step_inputs import Layout
-from nanovllm.engine.trace import StepRecord, Trace
+from nanovllm.tracing.step_record import StepRecord
+from nanovllm.tracing.trace import Trace
 from visualizations import (
     BatchMonitor,
     BlockTableExplorer,

@@ -1,6 +1,6 @@
 """Steps of the engine on this GPU, recorded with every kernel, for readers who have none.
 
-    python -m benchmarks record    # writes chapters/recorded/*.trace, which nanovllm.engine.trace.Trace.load opens
+    python -m benchmarks record    # writes chapters/recorded/*.trace, which nanovllm.tracing.trace.Trace.load opens
 
 decode_eager and decode_graph: the same decode steps of 32 sequences, launched kernel by kernel and replayed from a graph.
 served_run: a few requests from arrival to end, chunks and decode steps mixed.
@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import machine, workloads
 from nanovllm import LLM, SamplingParams
-from nanovllm.engine.trace import Trace
+from nanovllm.tracing.trace import Trace
 
 RECORDED = Path(__file__).parents[1] / "chapters" / "recorded"
 LONGEST_NAME = 60  # of a kernel: what cuBLAS and templates add beyond tells nothing

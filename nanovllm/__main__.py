@@ -8,8 +8,8 @@ import shutil
 import sys
 
 from nanovllm import LLM, SamplingParams
-from nanovllm.engine.trace import Trace
 from nanovllm.server import command
+from nanovllm.tracing.trace import Trace
 
 SYSTEM = ("You are a kind storyteller. You tell short stories for children in simple words. Every story has a hero, "
           "a small trouble and a happy end.")

@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from nanovllm.engine_thread import EngineThread, News, QueueFull, RequestFailed
+from nanovllm.errors import QueueFull, RequestFailed
 from nanovllm.llm import LLM, Prompt
 from nanovllm.outputs import RequestOutput
-from nanovllm.requests import Delta, Request
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.serving.engine_thread import EngineThread, News
+from nanovllm.serving.request import Delta, Request
 from nanovllm.utils.checks import check
 
 __all__ = ["AsyncLLM", "AsyncRequest", "QueueFull", "RequestFailed"]

@@ -2,43 +2,52 @@
 
 import traceback
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields
 
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from nanovllm.config import Config
 from nanovllm.engine.llm_engine import LLMEngine
-from nanovllm.engine.trace import Trace
+from nanovllm.engine.model_runner import ModelRunner
+from nanovllm.engine.runner import Runner
+from nanovllm.layers.sampler import SamplingBatch
 from nanovllm.outputs import RequestOutput
-from nanovllm.requests import Request
+from nanovllm.parallel.parallel_runner import ParallelRunner
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.serving.request import Request
+from nanovllm.tracing.profiling import profiled
+from nanovllm.tracing.recorder import Recorder
+from nanovllm.tracing.trace import Trace
 from nanovllm.utils.checks import check, check_keywords
 from nanovllm.utils.interrupts import uninterrupted
-from nanovllm.utils.profiling import profiled
 
 CONFIG_FIELDS = [f.name for f in fields(Config) if f.init]
-ENGINE_PARTS = ("scheduler_cls", "block_manager_cls", "sampler")
+ENGINE_PARTS = ("scheduler_cls", "block_manager_cls")
 Prompt = str | list[int]
 
 
 class LLM:
     """An engine with a tokenizer in front. Drop-in for nano-vllm's class of this name.
 
-    Owns the tokenizer and one LLMEngine. `LLM()` runs the model that ships with the package; the settings are those of
-    `nanovllm.config.Config`. `close()` (or leaving a `with` block, or the last reference) gives all its memory back.
+    Owns the tokenizer and one LLMEngine, which it puts together. `LLM()` runs the model that ships with the package; the
+    settings are those of `nanovllm.config.Config`. Parts of your own: `scheduler_cls` and `block_manager_cls` (see
+    `LLMEngine`), and `sampler`, which turns (logits [num_rows, vocab_size], SamplingBatch) into token ids [num_rows] int64.
+    `close()` (or leaving a `with` block, or the last reference) gives all its memory back.
 
     Raises ValueError for a setting that cannot be served.
     """
 
     def __init__(self, model=None, **settings):
-        check_keywords("LLM", settings, (*CONFIG_FIELDS, *ENGINE_PARTS))
+        check_keywords("LLM", settings, (*CONFIG_FIELDS, *ENGINE_PARTS, "sampler"))
         parts = {name: settings.pop(name) for name in ENGINE_PARTS if name in settings}
+        sampler = settings.pop("sampler", None)
         config = Config(model, **settings)
         self.tokenizer = _load_tokenizer(config.model)
         try:
-            self.engine = LLMEngine(config, **parts)
+            self.engine = LLMEngine(config, _make_runner(config, sampler), **parts)
         except BaseException as error:
             _forget_locals(error)
             raise
@@ -128,12 +137,12 @@ class LLM:
         check(not profile or size == 1, "profile", profile, f"False with tensor_parallel_size={size}",
               "the kernels run in other processes: profile the model at size 1")
         trace = Trace(path=path, max_records=max_records)
-        self.engine.attach(trace)
+        recorder = Recorder(self.engine, trace)
         try:
             with profiled(trace, self.config.device) if profile else nullcontext():
                 yield trace
         finally:
-            self.engine.detach(trace)
+            recorder.close()
             trace.close()
 
     def _run(self, requests: list[Request], use_tqdm: bool) -> None:
@@ -190,6 +199,18 @@ class LLM:
     def _require_tokenizer(self, what: str) -> None:
         check(self.tokenizer is not None, "model", str(self.config.model), f"a folder with a tokenizer.json for {what}",
               "add the tokenizer's files, or pass lists of token ids to generate()")
+
+
+def _make_runner(config: Config, sampler: Callable[[Tensor, SamplingBatch], Tensor] | None) -> Runner:
+    """The model on its device, or on several."""
+    if config.tensor_parallel_size > 1:
+        check(sampler is None, "sampler", sampler, "None with tensor_parallel_size > 1",
+              "the ranks draw in processes of their own; try it at size 1")
+        return ParallelRunner(config)
+    runner = ModelRunner(config)
+    if sampler is not None:
+        runner.sampler = sampler
+    return runner
 
 
 def _load_tokenizer(folder):

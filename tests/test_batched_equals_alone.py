@@ -5,7 +5,7 @@ import random
 import pytest
 
 from nanovllm import LLM, SamplingParams
-from nanovllm.requests import Request
+from nanovllm.serving.request import Request
 
 NUM_REQUESTS = 200
 WAYS = ["step by step", "looking ahead", "looking ahead, from rows", "looking ahead, two ranks"]

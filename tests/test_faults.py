@@ -16,7 +16,8 @@ import torch
 import nanovllm
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine import model_runner
-from nanovllm.engine.trace import Trace
+from nanovllm.tracing.recorder import Recorder
+from nanovllm.tracing.trace import Trace
 
 from .checkpoints import random_checkpoint
 
@@ -71,7 +72,7 @@ FAULTS = {
     "waiting for the device": lambda llm: (llm.engine.model_runner, "collect"),
     "preparing a step": lambda llm: (llm.engine.model_runner, "prepare"),
     "the scheduler": lambda llm: (llm.engine.scheduler, "schedule"),
-    "a stop-string check": lambda llm: (sys.modules["nanovllm.utils.stop_strings"].StopStrings, "push"),
+    "a stop-string check": lambda llm: (sys.modules["nanovllm.serving.stop_strings"].StopStrings, "push"),
     "the tokenizer": lambda llm: (llm.tokenizer, "decode"),
 }
 
@@ -91,7 +92,7 @@ def test_an_exception_ends_the_call_and_nothing_else(llm, expected, monkeypatch,
             texts(llm)
     assert caught.value is fault and faulty.left == 0
     in_a_step = place not in ("a stop-string check", "the tokenizer")
-    assert any("which was undone" in note for note in getattr(fault, "__notes__", ())) == in_a_step
+    assert any("which was rolled back" in note for note in getattr(fault, "__notes__", ())) == in_a_step
     assert not other.is_finished, "a request of somebody else must not suffer"
     while not other.is_finished:
         llm.engine.step()
@@ -112,15 +113,15 @@ def test_an_observer_that_breaks(llm, expected, n):
             raise OSError("no space left for the end either")
 
     trace = Breaking()
-    llm.engine.attach(trace)
+    recorder = Recorder(llm.engine, trace)
     with pytest.raises(OSError, match="no space left"):
         texts(llm)
     assert len(trace.records) == n - 1 and not llm.engine.has_unfinished
-    llm.engine.detach(trace)
+    recorder.close()
     assert_as_good_as_new(llm, expected)
 
 
-def interrupt_at(line_number: int, files=("/engine/", "llm.py", "requests.py")) -> list[str]:
+def interrupt_at(line_number: int, files=("/engine/", "llm.py", "/serving/request.py")) -> list[str]:
     """Have SIGINT arrive when the package comes to its `line_number`-th line from now on; returns where that was."""
     count, where = 0, []
 
@@ -204,10 +205,10 @@ def test_an_interrupt_at_any_line_that_seats_sequences_in_rows(from_rows):
 
 
 @pytest.mark.parametrize("n", [1, 5])
-@pytest.mark.parametrize("place", ["launch", "_step", "seat"])
+@pytest.mark.parametrize("place", ["launch", "_step", "assign"])
 def test_a_fault_while_rows_run(from_rows, monkeypatch, place, n):
     expected, graphs = texts(from_rows), from_rows.engine.model_runner.graphs
-    owner = graphs.rows if place == "seat" else graphs
+    owner = graphs.rows if place == "assign" else graphs
     original, calls = getattr(owner, place), []
 
     def failing(*arguments):

@@ -4,7 +4,7 @@ import pytest
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.__main__ import demo, main
-from nanovllm.utils.detokenizer import IncrementalDetokenizer
+from nanovllm.serving.detokenizer import IncrementalDetokenizer
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,7 @@ They read a `Trace`, live objects or plain measurements, and import no torch; `t
 pages. `nanovllm` never imports this package; chapters import both.
 """
 
-from visualizations.ablation import plot_ablation
-from visualizations.attention_mask import plot_attention_mask
-from visualizations.batch_composition import plot_batch_composition
-from visualizations.block_table import plot_block_tables
-from visualizations.by_position import plot_by_position
-from visualizations.cache_occupancy import plot_cache_occupancy
-from visualizations.checkpoint_file import plot_checkpoint_file
-from visualizations.curves import plot_curves
+from nanovllm.fleet.simulation import Simulation
 from visualizations.explorers.base import standalone_html
 from visualizations.explorers.block_table import BlockTableExplorer
 from visualizations.explorers.graph_timeline import GraphTimelineExplorer
@@ -22,36 +15,43 @@ from visualizations.explorers.sampler import RecordedLogits, SamplerExplorer, re
 from visualizations.explorers.scheduler import SchedulerExplorer
 from visualizations.explorers.tensor_record import watch_tensors, x_ray
 from visualizations.explorers.tensor_xray import TensorXRay
-from visualizations.exponential_race import plot_exponential_race
-from visualizations.fragmentation import plot_fragmentation
-from visualizations.gpu_timeline import plot_gpu_timeline
-from visualizations.journey import plot_journey
-from visualizations.latency import plot_latencies, trace_latencies
-from visualizations.life_of_request import plot_life_of_request
-from visualizations.memory_budget import plot_memory_budget
-from visualizations.name_map import name_map, plot_name_map
-from visualizations.next_token import plot_next_token
-from visualizations.online_softmax import plot_online_softmax
-from visualizations.operations import plot_operations
-from visualizations.overlap import plot_overlap
-from visualizations.padding_waste import plot_padding_waste
-from visualizations.parity import plot_parity
-from visualizations.prefix_tree import plot_prefix_tree
-from visualizations.roofline import Measured, plot_roofline
-from visualizations.rope import plot_rope
-from visualizations.rounds import plot_rounds
-from visualizations.sampling_filters import plot_sampling_filters, sampling_stages
-from visualizations.shape_flow import plot_shape_flow, record_flow
-from visualizations.side_by_side import plot_side_by_side
-from visualizations.simulation import Simulation
-from visualizations.slot_scatter import plot_slot_scatter
-from visualizations.step_parts import plot_step_parts
-from visualizations.step_tensors import plot_step_tensors
-from visualizations.stretches import plot_stretches
-from visualizations.tensor_split import plot_tensor_split
-from visualizations.timeline import plot_request_timeline
-from visualizations.work import plot_work
-from visualizations.work_shares import plot_work_shares
+from visualizations.figures.ablation import plot_ablation
+from visualizations.figures.attention_mask import plot_attention_mask
+from visualizations.figures.batch_composition import plot_batch_composition
+from visualizations.figures.block_table import plot_block_tables
+from visualizations.figures.by_position import plot_by_position
+from visualizations.figures.cache_occupancy import plot_cache_occupancy
+from visualizations.figures.checkpoint_file import plot_checkpoint_file
+from visualizations.figures.curves import plot_curves
+from visualizations.figures.exponential_race import plot_exponential_race
+from visualizations.figures.fragmentation import plot_fragmentation
+from visualizations.figures.gpu_timeline import plot_gpu_timeline
+from visualizations.figures.journey import plot_journey
+from visualizations.figures.latency import plot_latencies, trace_latencies
+from visualizations.figures.life_of_request import plot_life_of_request
+from visualizations.figures.memory_budget import plot_memory_budget
+from visualizations.figures.name_map import name_map, plot_name_map
+from visualizations.figures.next_token import plot_next_token
+from visualizations.figures.online_softmax import plot_online_softmax
+from visualizations.figures.operations import plot_operations
+from visualizations.figures.overlap import plot_overlap
+from visualizations.figures.padding_waste import plot_padding_waste
+from visualizations.figures.parity import plot_parity
+from visualizations.figures.prefix_tree import plot_prefix_tree
+from visualizations.figures.roofline import Measured, plot_roofline
+from visualizations.figures.rope import plot_rope
+from visualizations.figures.rounds import plot_rounds
+from visualizations.figures.sampling_filters import plot_sampling_filters, sampling_stages
+from visualizations.figures.shape_flow import plot_shape_flow, record_flow
+from visualizations.figures.side_by_side import plot_side_by_side
+from visualizations.figures.slot_scatter import plot_slot_scatter
+from visualizations.figures.step_parts import plot_step_parts
+from visualizations.figures.step_tensors import plot_step_tensors
+from visualizations.figures.stretches import plot_stretches
+from visualizations.figures.tensor_split import plot_tensor_split
+from visualizations.figures.timeline import plot_request_timeline
+from visualizations.figures.work import plot_work
+from visualizations.figures.work_shares import plot_work_shares
 
 __all__ = [
     "BatchMonitor", "BlockTableExplorer", "GraphTimelineExplorer", "JourneyExplorer", "Measured", "RecordedLogits",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import matplotlib
 
-from nanovllm.engine.trace import Trace
+from nanovllm.tracing.trace import Trace
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,18 +8,18 @@ from html import escape
 import numpy as np
 from matplotlib.figure import Figure
 
-from nanovllm.engine.trace import Trace
+from nanovllm.tracing.trace import Trace
 from nanovllm.utils.checks import check
 from visualizations import theme
-from visualizations.batch_composition import plot_batch_composition
-from visualizations.cache_occupancy import plot_cache_occupancy
 from visualizations.explorers.base import Explorer, page_parts
 from visualizations.explorers.block_table import BlockTableExplorer
 from visualizations.explorers.graph_timeline import GraphTimelineExplorer
 from visualizations.explorers.scheduler import SchedulerExplorer
-from visualizations.gpu_timeline import operations_of
-from visualizations.latency import plot_latencies, trace_latencies
-from visualizations.timeline import plot_request_timeline
+from visualizations.figures.batch_composition import plot_batch_composition
+from visualizations.figures.cache_occupancy import plot_cache_occupancy
+from visualizations.figures.gpu_timeline import operations_of
+from visualizations.figures.latency import plot_latencies, trace_latencies
+from visualizations.figures.timeline import plot_request_timeline
 
 STEPS = 200  # shown, unless others are asked for: what explorers draw within a frame, and figures can be read at
 DPI = 110

@@ -6,8 +6,8 @@ import random
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
+from nanovllm.fleet.simulation import Simulation
 from nanovllm.sampling_params import SamplingParams
-from visualizations.simulation import Simulation
 
 from .verdict import check, require
 

@@ -7,8 +7,8 @@ from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence, SequenceStatus
-from nanovllm.engine.trace import Trace
-from visualizations.simulation import Simulation
+from nanovllm.fleet.simulation import Simulation
+from nanovllm.tracing.trace import Trace
 
 from .ch04 import Workbench, measure
 from .verdict import check, require

@@ -18,7 +18,7 @@ from nanovllm.config import OFFLINE_MODEL
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
 from nanovllm.utils.context import Context
 from nanovllm.utils.loader import load_weights
-from visualizations.name_map import name_map
+from visualizations.figures.name_map import name_map
 
 from .verdict import check, require
 

@@ -51,7 +51,8 @@ def with_fixed_shapes(**settings) -> LLM:
     runner = llm.engine.model_runner
     for layer in runner.model.model.layers:
         layer.self_attn.attn.backend = FixedShapes()
-    runner.kv_cache = runner.new_cache(runner.num_blocks + 1)  # the block manager does not know of the last one
+    # The block manager does not know of the last block.
+    runner.kv_cache = runner.cache_shape.allocate(runner.num_blocks + 1, runner.device)
     return llm
 
 

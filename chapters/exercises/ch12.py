@@ -3,13 +3,14 @@
 import random
 from unittest import mock
 
-from nanovllm import LLM, SamplingParams, requests
+from nanovllm import LLM, SamplingParams
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
-from nanovllm.utils.detokenizer import IncrementalDetokenizer
-from nanovllm.utils.stop_strings import StopStrings
+from nanovllm.serving import request
+from nanovllm.serving.detokenizer import IncrementalDetokenizer
+from nanovllm.serving.stop_strings import StopStrings
 
 from .made_up_device import Device, Fault, made_up_token
 from .verdict import check, require
@@ -159,7 +160,7 @@ def serve_with(stop_class, llm: LLM, prompts) -> str:
     params = SamplingParams(temperature=0, max_tokens=60, stop=["d t", ". ", "ed a", "\n"])
     texts = []
     for cls in (StopStrings, Adapted):
-        with mock.patch.object(requests, "StopStrings", cls):
+        with mock.patch.object(request, "StopStrings", cls):
             shown = [""] * len(prompts)
             for index, piece in llm.stream(prompts, params):
                 shown[index] += piece

@@ -3,7 +3,7 @@
 import torch
 
 from nanovllm.layers.linear import QKVParallelLinear
-from nanovllm.utils.parallel import TensorParallel
+from nanovllm.layers.tensor_parallel import TensorParallel
 
 from .ranks import in_ranks
 from .verdict import check, require

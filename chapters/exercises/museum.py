@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.sequence import Sequence
-from visualizations.simulation import Simulation
+from nanovllm.fleet.simulation import Simulation
 
 from .verdict import check, require
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from nanovllm.utils.parallel import TensorParallel
+from nanovllm.layers.tensor_parallel import TensorParallel
 
 
 @dataclass

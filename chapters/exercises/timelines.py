@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from nanovllm import LLM, SamplingParams
-from nanovllm.engine.step_record import StepRecord
-from nanovllm.engine.trace import Trace
+from nanovllm.tracing.step_record import StepRecord
+from nanovllm.tracing.trace import Trace
 
 RECORDED = Path(__file__).parents[1] / "recorded"
 

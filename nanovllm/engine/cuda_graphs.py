@@ -14,8 +14,8 @@ from torch import Tensor
 from nanovllm.engine.decode_rows import DecodeRows
 from nanovllm.engine.scheduled_batch import ScheduledSequence
 from nanovllm.engine.step_inputs import send
-from nanovllm.layers.row_state import RowState
 from nanovllm.utils.context import Context
+from nanovllm.utils.row_state import RowState
 
 
 def batch_sizes(most: int) -> list[int]:
@@ -57,7 +57,7 @@ class DecodeGraphs:
         Row `rows.row_of[seq_id]` of `state` and of the logits is the sequence's; the token it draws is in `state.drawn`.
         drawn, drawn_by: the tokens last drawn, if any, and where each sequence's stands among them.
         """
-        size, records, entries = self.rows.seat(items, drawn_by)
+        size, records, entries = self.rows.assign(items, drawn_by)
         if len(records) or len(entries):
             records, entries = send((records, entries), self.state.drawn.device)
             self._kernels.write_rows(self.state, records, entries, self.state.drawn if drawn is None else drawn)

@@ -1,4 +1,4 @@
-"""Which sequence sits in which row of the decode batch, and what the host must tell the device before a step."""
+"""Which sequence has which row of the decode batch, and what the host must tell the device before a step."""
 
 from heapq import heappop, heappush
 
@@ -10,13 +10,13 @@ UNKNOWN = -2  # a row whose place in the cache the device does not have right
 
 
 class DecodeRows:
-    """The host's picture of the rows in `layers.row_state.RowState`.
+    """The host's picture of the rows in `utils.row_state.RowState`.
 
     A sequence keeps its row for as long as it decodes. Whoever is new takes the lowest empty row, and when so many have
     left that a smaller batch would do, those at the end move into the gaps. The device moves every row on by one token
     a step; what it cannot know is found here by comparing the place at which each sequence is to run with the place at
     which its row will be. Whatever differs is written anew, for whatever reason it differs, so nobody has to tell of
-    prompts, preemptions or steps undone.
+    prompts, preemptions or steps rolled back.
 
     Imports no torch. sizes: the batch sizes that can run, in rising order (see `cuda_graphs.batch_sizes`).
     """
@@ -25,19 +25,19 @@ class DecodeRows:
         self.block_size, self.max_blocks = block_size, max_blocks
         self._sizes = np.array(sizes)
         self._cached = np.full(sizes[-1], -1)  # as the device will have it when the next step begins
-        self.start_over()
+        self.reset()
         self._cached[:] = -1  # the device's rows are empty, too
 
     def size_for(self, num_rows: int) -> int:
         """The smallest batch that holds so many rows."""
         return int(self._sizes[np.searchsorted(self._sizes, num_rows)])
 
-    def lose_track(self) -> None:
+    def invalidate(self) -> None:
         """The sequences ran elsewhere: every row still in use will be written anew."""
         self._cached[self._cached >= 0] = UNKNOWN
 
-    def start_over(self) -> None:
-        """A step failed, perhaps half-way through `seat`: nobody has a row any more, and all will be written anew."""
+    def reset(self) -> None:
+        """A step failed, perhaps half-way through `assign`: nobody has a row any more, and all will be written anew."""
         self.row_of: dict[int, int] = {}  # by seq_id; never changed in place, so that who holds it keeps the old one
         self.rows = np.zeros(0, np.int64)  # of the batch's items, in their order
         self.apart: list[int] = []  # items whose draw takes more than a temperature
@@ -46,14 +46,14 @@ class DecodeRows:
         self._cached[:] = UNKNOWN
         self._empty = list(range(len(self._cached)))  # a heap
 
-    def seat(self, items: list[ScheduledSequence], drawn_by: dict[int, int]) -> tuple[int, np.ndarray, np.ndarray]:
+    def assign(self, items: list[ScheduledSequence], drawn_by: dict[int, int]) -> tuple[int, np.ndarray, np.ndarray]:
         """Give each item its row; returns (batch size, records, entries), which `write_rows` takes.
 
         items: all with one token, and sampling. drawn_by: by seq_id, where in the last step's tokens its own stands.
         """
         seq_ids = [item.seq.seq_id for item in items]
         if seq_ids != self._seq_ids:
-            self._reseat(seq_ids)
+            self._reassign(seq_ids)
             self.apart = [i for i, item in enumerate(items) if not item.seq.sampling_params.draws_plainly]
         starts, rows = np.array([item.start for item in items]), self.rows
         fresh = self._cached[rows] != starts
@@ -73,14 +73,14 @@ class DecodeRows:
         self._cached[rows] = starts + 1
         return self._size, np.array(records, np.int64).reshape(-1, 7), np.array(entries, np.int64).reshape(-1, 2)
 
-    def _reseat(self, seq_ids: list[int]) -> None:
+    def _reassign(self, seq_ids: list[int]) -> None:
         """Rows for a batch of other sequences than the last. Rows that change hands become UNKNOWN."""
         row_of, staying = {}, set(seq_ids)
         for seq_id, row in self.row_of.items():
             if seq_id in staying:
                 row_of[seq_id] = row
             else:
-                self._leave(row)
+                self._release(row)
         for seq_id in seq_ids:
             if seq_id not in row_of:
                 row_of[seq_id] = self._take()
@@ -89,7 +89,7 @@ class DecodeRows:
             if row >= self._size:
                 # Nobody new sits in the row left behind: whoever was new has a row by now. Its token can still be read.
                 row_of[seq_id] = self._take()
-                self._leave(row)
+                self._release(row)
         self.row_of, self._seq_ids = row_of, seq_ids
         self.rows = np.array([row_of[seq_id] for seq_id in seq_ids])
 
@@ -98,13 +98,13 @@ class DecodeRows:
         self._cached[row] = UNKNOWN
         return row
 
-    def _leave(self, row: int) -> None:
+    def _release(self, row: int) -> None:
         heappush(self._empty, row)
         self._cached[row] = UNKNOWN
 
     @staticmethod
     def _record(row: int, item: ScheduledSequence, drawn_by: dict[int, int]) -> tuple:
-        """In the order of `layers.row_state.RECORD`."""
+        """In the order of `utils.row_state.RECORD`."""
         seq = item.seq
         token = -1 - drawn_by[seq.seq_id] if seq.num_pending_tokens else seq.token_ids[-1]
         bits = int(np.float32(seq.sampling_params.temperature).view(np.int32))

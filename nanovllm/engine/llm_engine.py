@@ -7,59 +7,45 @@ from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from nanovllm.config import Config
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.model_runner import Launched, ModelRunner
-from nanovllm.engine.parallel_runner import LaunchedElsewhere, ParallelRunner
+from nanovllm.engine.listener import Listener, Step
+from nanovllm.engine.runner import Runner
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
-from nanovllm.engine.step_record import PHASES, StepRecord
-from nanovllm.engine.trace import Trace
-from nanovllm.layers.sampler import SamplingBatch
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.utils.checks import check
 from nanovllm.utils.interrupts import uninterrupted
 
-Watcher = Callable[[ScheduledBatch, list[Sequence], float], None]
-
 
 @dataclass(slots=True)
-class _Step:
-    """A step under way. marks: when its phases began, in their order, and when the last one ended."""
+class _StepUnderWay:
+    """timestamps: when its phases began so far; see `Step`. launched: what the runner's `collect` takes."""
 
     batch: ScheduledBatch
-    launched: Launched | LaunchedElsewhere
-    marks: list[float]
+    launched: Any
+    timestamps: list[float]
 
 
 class LLMEngine:
     """Runs requests step by step.
 
-    Owns one scheduler, one block manager and one model runner, and gives every request its id. It knows token ids only:
-    text is `LLM`'s business. `scheduler_cls` and `block_manager_cls` take your own classes in place of ours; `sampler`
-    takes whatever turns (logits [num_rows, vocab_size], SamplingBatch) into token ids [num_rows] int64.
+    Owns one scheduler, one block manager and the runner it is given, and gives every request its id. It knows token ids
+    only: text is `LLM`'s business. `scheduler_cls` and `block_manager_cls` take your own classes in place of ours.
 
     With `async_scheduling` it looks ahead: step n + 1 is scheduled and launched while step n runs. A scheduler with a
     `schedule` or `update` of its own is never looked past.
     """
 
-    def __init__(self, config: Config, scheduler_cls: Callable[..., Scheduler] = Scheduler,
-                 block_manager_cls: Callable[..., BlockManager] = BlockManager,
-                 sampler: Callable[[Tensor, SamplingBatch], Tensor] | None = None):
+    def __init__(self, config: Config, runner: Runner, scheduler_cls: Callable[..., Scheduler] = Scheduler,
+                 block_manager_cls: Callable[..., BlockManager] = BlockManager):
         self.config = config
-        if config.tensor_parallel_size > 1:
-            check(sampler is None, "sampler", sampler, "None with tensor_parallel_size > 1",
-                  "the ranks draw in processes of their own; try it at size 1")
-            self.model_runner = ParallelRunner(config)
-        else:
-            self.model_runner = ModelRunner(config)
-        if sampler is not None:
-            self.model_runner.sampler = sampler
+        self.model_runner = runner
         self.block_manager = block_manager_cls(self.model_runner.num_blocks, config.kvcache_block_size,
                                                config.enable_prefix_caching)
         self.scheduler = scheduler_cls(
@@ -68,12 +54,11 @@ class LLMEngine:
         # A scheduler that goes its own way may not know of pending tokens.
         own = all(getattr(type(self.scheduler), name, None) is getattr(Scheduler, name) for name in ("schedule", "update"))
         self._looks_ahead = config.async_scheduling and own
-        self._under_way: deque[_Step] = deque()
+        self._under_way: deque[_StepUnderWay] = deque()
         self.num_steps = 0
         self._ids = itertools.count()
         self._seeds = random.Random(config.seed)  # for requests that bring none
-        self._traces: list[Trace] = []  # who listens
-        self._watchers: list[Watcher] = []
+        self._listeners: list[Listener] = []
 
     def __repr__(self) -> str:
         return f"LLMEngine(step {self.num_steps}, {self.scheduler!r}, {self.block_manager!r})"
@@ -85,20 +70,20 @@ class LLMEngine:
     @property
     def failure(self) -> str | None:
         """Why it can serve nothing any more: a process that it needs has ended. None while all is well."""
-        return getattr(self.model_runner, "failure", None)
+        return self.model_runner.failure
 
     def validate(self, prompt_token_ids: list[int], params: SamplingParams, priority: int = 0) -> None:
         """Raise ValueError unless the request can be served to its end. Queues nothing."""
         vocab_size = self.config.hf_config.vocab_size
         self.scheduler.validate(len(prompt_token_ids), params.max_tokens, priority)
-        for token in _strangers((*prompt_token_ids, *params.stop_token_ids, *(params.logit_bias or ())), vocab_size):
+        for token in _outside_vocabulary((*prompt_token_ids, *params.stop_token_ids, *(params.logit_bias or ())), vocab_size):
             check(isinstance(token, int) and 0 <= token < vocab_size, "token id", token,
                   f"a whole number in [0, {vocab_size}), the model's vocabulary", "encode the text with this model's tokenizer")
 
     def add_request(self, prompt_token_ids: list[int], params: SamplingParams | None = None, priority: int = 0) -> Sequence:
         """Queue a request and return its sequence, to be watched while `step` fills it. Raises as `validate` does.
 
-        One sequence draws one sample, and knows no text: `n` and `stop` are `nanovllm.requests.Request`'s.
+        One sequence draws one sample, and knows no text: `n` and `stop` are `nanovllm.serving.request.Request`'s.
         """
         params = params or SamplingParams()
         self.validate(prompt_token_ids, params, priority)
@@ -117,16 +102,16 @@ class LLMEngine:
         """Queue a sequence that `new_sequence` made; from now on `step` fills it."""
         with uninterrupted():
             self.scheduler.add(seq)
-        for trace in self._traces:
-            trace.joined(seq)
+        for listener in self._listeners:
+            listener.joined(seq)
 
     def abort(self, seq_id: int, reason: str = "abort") -> Sequence | None:
         """End a request now and free its blocks; None when it has already ended. reason: see `Scheduler.abort`."""
         with uninterrupted():
             seq = self.scheduler.abort(seq_id, reason)
         if seq is not None:
-            for trace in self._traces:
-                trace.ended(seq)
+            for listener in self._listeners:
+                listener.ended(seq)
         return seq
 
     def step(self) -> list[Sequence]:
@@ -135,115 +120,87 @@ class LLMEngine:
         Where the engine looks ahead, the step after it is scheduled and launched first, so that the device never waits
         for the host: a sequence that then turns out to have ended has cost one row of that step, and nothing else.
 
-        An exception, an interrupt too, leaves all steps under way undone: their sequences keep their place and can run
+        An exception, an interrupt too, rolls all steps under way back: their sequences keep their place and can run
         again or be aborted. Interrupts come between the phases, or while the model runs, but never in the bookkeeping.
         """
         try:
             while len(self._under_way) < self._depth:
-                marks = [time.perf_counter()]
+                timestamps = [time.perf_counter()]
                 with uninterrupted():
                     for step in self._under_way:
                         self.scheduler.advance(step.batch)
                     batch = self.scheduler.schedule()
-                marks.append(time.perf_counter())
+                timestamps.append(time.perf_counter())
                 if not batch.items:
                     self._check_progress(batch)
                     break
                 launched = self.model_runner.launch(batch)
-                marks.append(time.perf_counter())
-                self._under_way.append(_Step(batch, launched, marks))
+                timestamps.append(time.perf_counter())
+                self._under_way.append(_StepUnderWay(batch, launched, timestamps))
             if not self._under_way:
                 return []
             oldest = self._under_way[0]
             token_ids = self.model_runner.collect(oldest.launched)
-            oldest.marks.append(time.perf_counter())
+            oldest.timestamps.append(time.perf_counter())
             with uninterrupted():
                 self._stamp(oldest)
                 finished = self.scheduler.update(oldest.batch, token_ids)
-                oldest.marks.append(time.perf_counter())
+                oldest.timestamps.append(time.perf_counter())
                 self._under_way.popleft()
         except BaseException as error:
             with uninterrupted():
-                self._undo()
-            error.add_note(f"in step {self.num_steps} of {self!r}, which was undone")
+                self._roll_back()
+            error.add_note(f"in step {self.num_steps} of {self!r}, which was rolled back")
             raise
         if all(item.seq.is_finished for step in self._under_way for item in step.batch.items):
             self._under_way.clear()  # nobody waits for it
-        self._record(oldest, token_ids, finished)
+        step = Step(self.num_steps, oldest.batch, token_ids, finished, oldest.timestamps)
+        for listener in self._listeners:
+            listener.stepped(step)
         self.num_steps += 1
-        for watcher in self._watchers:
-            watcher(oldest.batch, finished, oldest.marks[0])
         return finished
 
     @property
     def _depth(self) -> int:
-        """Steps under way at once. A traced engine runs one by one, so that a record shows one step's doing only."""
-        return 2 if self._looks_ahead and not self._traces else 1
+        """Steps under way at once."""
+        return 2 if self._looks_ahead and not any(listener.one_step_at_a_time for listener in self._listeners) else 1
 
     def _check_progress(self, empty: ScheduledBatch) -> None:
         if not self._under_way and self.has_unfinished and not empty.preempted:
             raise RuntimeError(f"{self.scheduler!r} scheduled nothing although sequences wait; "
                                "this is a bug in the scheduler.")
 
-    def _undo(self) -> None:
+    def _roll_back(self) -> None:
         """Forget the steps under way. What they wrote to the cache will be written again, with the same values."""
         for step in reversed(self._under_way):
             if step.batch.is_advanced:
-                self.scheduler.undo(step.batch)
+                self.scheduler.roll_back(step.batch)
         self._under_way.clear()
         self.model_runner.reset()
 
-    def attach(self, trace: Trace) -> None:
-        """Have every step from now on appended to `trace`, until `detach`."""
-        trace.meta |= {"block_size": self.block_manager.block_size, "num_blocks": self.block_manager.num_blocks,
-                       "token_budget": self.config.max_num_batched_tokens, "max_num_seqs": self.config.max_num_seqs,
-                       "model": self.config.model.name}
-        trace.began = time.perf_counter()
-        for seq in (*self.scheduler.running, *self.scheduler.waiting):
-            trace.joined(seq)
-        self._traces.append(trace)
+    def attach(self, listener: Listener) -> None:
+        """Tell `listener` of every request and step from now on, until `detach`."""
+        self._listeners = [*self._listeners, listener]  # a new list: one of them may be running through the old one
 
-    def snapshot(self) -> StepRecord:
-        """The queues, tables and blocks as they are now, as a record of a step in which nothing ran."""
-        return StepRecord.of(self.num_steps, 0.0, 0.0, self.scheduler, ScheduledBatch(), [], [])
-
-    def detach(self, trace: Trace) -> None:
-        self._traces = [other for other in self._traces if other is not trace]
-
-    def watch(self, watcher: Watcher) -> None:
-        """Call `watcher(batch, finished, began)` after every step, until `unwatch`; began is its `time.perf_counter`.
-
-        Unlike a trace it costs only what the watcher takes, and the engine still looks ahead: the queues may already
-        count the step under way. A watcher must be quick and must not raise: it runs inside the step.
-        """
-        self._watchers = [*self._watchers, watcher]
-
-    def unwatch(self, watcher: Watcher) -> None:
-        self._watchers = [other for other in self._watchers if other != watcher]
+    def detach(self, listener: Listener) -> None:
+        self._listeners = [other for other in self._listeners if other is not listener]
 
     def check_integrity(self) -> None:
         """Raise RuntimeError unless the engine's books balance."""
         self.scheduler.check_integrity()
 
     @staticmethod
-    def _stamp(step: "_Step") -> None:
+    def _stamp(step: _StepUnderWay) -> None:
         """Note when sequences first ran and when their tokens were there."""
         for item in step.batch.items:
             seq = item.seq
             if seq.scheduled_at is None:
-                seq.scheduled_at, seq.num_hit_tokens = step.marks[0], seq.num_cached_tokens
+                seq.scheduled_at, seq.num_hit_tokens = step.timestamps[0], seq.num_cached_tokens
             if item.samples and not seq.is_finished:
-                seq.token_times.append(step.marks[-1])
-
-    def _record(self, step: "_Step", token_ids: list[int], finished: list[Sequence]) -> None:
-        for trace in self._traces:
-            phases = {name: [start - trace.began, end - start]
-                      for name, (start, end) in zip(PHASES, itertools.pairwise(step.marks))}
-            trace.append(StepRecord.of(self.num_steps, step.marks[0] - trace.began, step.marks[-1] - step.marks[0],
-                                       self.scheduler, step.batch, token_ids, finished, phases))
+                seq.token_times.append(step.timestamps[-1])
 
 
-def _strangers(tokens: tuple, vocab_size: int) -> tuple:
+def _outside_vocabulary(tokens: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
     """The tokens, if one of them may not be in the vocabulary. Prompts are long, so all are looked at in one go."""
     try:
         numbers = np.frombuffer(array("q", tokens), np.int64)

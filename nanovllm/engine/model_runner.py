@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from nanovllm.config import Config
-from nanovllm.engine.cache_size import fit_blocks
+from nanovllm.engine.cache_size import CacheShape, fit_blocks
 from nanovllm.engine.cuda_graphs import DecodeGraphs
 from nanovllm.engine.logprobs import LogprobReport, prompt_reports, sampled_report
 from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
@@ -17,10 +17,10 @@ from nanovllm.layers.attention import select_backend
 from nanovllm.layers.attention_backends import import_error
 from nanovllm.layers.logits_processors import LogitsProcessors
 from nanovllm.layers.sampler import Sampler, SamplingBatch
+from nanovllm.layers.tensor_parallel import TensorParallel
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
 from nanovllm.utils.context import Context
 from nanovllm.utils.loader import load_weights, random_weights
-from nanovllm.utils.parallel import TensorParallel
 
 
 class Launched:
@@ -71,11 +71,13 @@ class ModelRunner:
         self.model, self.sampler, self._row_kernels = self._fastest_form(model.eval())
         self._own_sampler, self.graphs = self.sampler, None
         self.reset()
-        self._block_shape = (self.block_size, model.model.layers[0].self_attn.attn.num_kv_heads, hf.head_dim)
-        self._num_layers = hf.num_hidden_layers
-        self.num_blocks = config.num_kvcache_blocks or tp.smallest(fit_blocks(self, config), self.device)
+        num_kv_heads = model.model.layers[0].self_attn.attn.num_kv_heads
+        self.cache_shape = CacheShape(hf.num_hidden_layers, self.block_size, num_kv_heads, hf.head_dim, self.dtype)
+        self.bytes_per_block = self.cache_shape.bytes_per_block
+        self.num_blocks = (config.num_kvcache_blocks
+                           or tp.smallest(fit_blocks(self.model, self.cache_shape, config), self.device))
         try:
-            self.kv_cache = self.new_cache(self.num_blocks)
+            self.kv_cache = self.cache_shape.allocate(self.num_blocks, self.device)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             raise RuntimeError(
                 f"the KV cache of {self.num_blocks} blocks ({self.num_blocks * self.bytes_per_block / 2**30:.2f} GiB) does "
@@ -87,14 +89,14 @@ class ModelRunner:
             gc.collect()
             gc.freeze()
 
+    @property
+    def failure(self) -> None:
+        """It runs in this process, and so does not end without it."""
+
     def __repr__(self) -> str:
         dtype, mebibytes = str(self.dtype).removeprefix("torch."), self.num_blocks * self.bytes_per_block / 2**20
         return (f"ModelRunner({self.device}, {dtype}, attention={self.backend.name}, {self.num_blocks} blocks x "
                 f"{self.block_size} tokens, {mebibytes:.0f} MiB)")
-
-    @property
-    def bytes_per_block(self) -> int:
-        return self._num_layers * 2 * int(np.prod(self._block_shape)) * self.dtype.itemsize
 
     def close(self) -> None:
         """Let go of the weights and the cache, and hand their memory back to the device."""
@@ -115,7 +117,7 @@ class ModelRunner:
         if self.graphs:
             if all(item.samples and item.num_tokens == 1 for item in batch.items):
                 return self._launch_decode(batch.items)
-            self.graphs.rows.lose_track()
+            self.graphs.rows.invalidate()
         inputs = self.prepare(batch)
         hidden = self.forward(inputs)
         reports = prompt_reports(batch, hidden, self.model.compute_logits)
@@ -151,7 +153,7 @@ class ModelRunner:
         """Forget the tokens last drawn, after a step that failed: whoever runs next brings its own."""
         self._drawn, self._drawn_by = None, {}
         if self.graphs:
-            self.graphs.rows.start_over()
+            self.graphs.rows.reset()
 
     def forward(self, inputs: StepInputs) -> torch.Tensor:
         """The final hidden states, [num_tokens, hidden_size]."""
@@ -200,6 +202,3 @@ class ModelRunner:
         most = min(config.max_num_seqs, config.max_num_batched_tokens)  # no step has room for more
         return DecodeGraphs(self.model, self._own_sampler.draw, self._row_kernels, self.kv_cache, max_num_seqs=most,
                             max_model_len=config.max_model_len, capture=capture)
-
-    def new_cache(self, num_blocks: int) -> torch.Tensor:
-        return torch.zeros(self._num_layers, 2, num_blocks, *self._block_shape, dtype=self.dtype, device=self.device)

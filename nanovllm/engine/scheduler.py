@@ -140,7 +140,7 @@ class Scheduler:
                 finished.append(seq)
         return finished
 
-    def undo(self, batch: ScheduledBatch) -> None:
+    def roll_back(self, batch: ScheduledBatch) -> None:
         """Take back `advance`, after a step that failed: its sequences keep their blocks and compute the same again."""
         for item in batch.items:
             item.seq.num_pending_tokens = 0

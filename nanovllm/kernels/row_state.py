@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nanovllm.layers.row_state import RECORD, RowState
+from nanovllm.utils.row_state import RECORD, RowState
 
 BLOCK = 128
 

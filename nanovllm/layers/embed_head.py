@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanovllm.utils.parallel import TensorParallel
+from nanovllm.layers.tensor_parallel import TensorParallel
 
 
 class VocabParallelEmbedding(nn.Module):

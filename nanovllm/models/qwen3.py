@@ -8,9 +8,9 @@ from nanovllm.layers.embed_head import ParallelLMHead, VocabParallelEmbedding
 from nanovllm.layers.layernorm import RMSNorm
 from nanovllm.layers.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from nanovllm.layers.rotary_embedding import RotaryEmbedding, rope_theta
+from nanovllm.layers.tensor_parallel import TensorParallel
 from nanovllm.utils.checks import check
 from nanovllm.utils.context import Context
-from nanovllm.utils.parallel import TensorParallel
 
 
 class Qwen3Attention(nn.Module):

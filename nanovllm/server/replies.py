@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import accumulate
 
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
-from nanovllm.requests import Delta
+from nanovllm.serving.request import Delta
 
 
 class CompletionReply:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nanovllm import LLM
+from nanovllm.fleet.simulation import Simulation
 from nanovllm.sampling_params import SamplingParams
 from tests.visualizations import samples
 from visualizations.explorers.block_table import BlockTableExplorer
@@ -18,7 +19,6 @@ from visualizations.explorers.sampler import SamplerExplorer
 from visualizations.explorers.scheduler import SchedulerExplorer
 from visualizations.explorers.tensor_record import watch_tensors
 from visualizations.explorers.tensor_xray import TensorXRay
-from visualizations.simulation import Simulation
 
 STEP = "() => +document.querySelector('.nvx-root').dataset.step"
 SIDEWAYS = "() => document.documentElement.scrollWidth > document.documentElement.clientWidth"

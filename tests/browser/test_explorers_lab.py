@@ -9,7 +9,7 @@ from tests.browser.test_explorers import MISPLACED, STEP
 from tests.notebooks.canonical import canonical, dumps
 
 RUN_SECONDS = 120
-SETUP = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom visualizations.simulation import Simulation"
+SETUP = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom nanovllm.fleet.simulation import Simulation"
 SCHEDULER = SETUP + """
 from visualizations.explorers.scheduler import SchedulerExplorer
 simulation = Simulation(num_blocks=18, block_size=4, max_num_batched_tokens=16)

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.scheduler import Scheduler
 
 
@@ -24,6 +25,7 @@ class FakeRunner:
     def __init__(self, num_blocks: int, block_size: int):
         self.block_size = block_size
         self.num_blocks = num_blocks
+        self.failure = None
         self.slots: dict[int, int] = {}  # slot -> the fingerprint that lies there
         self.reset()
 
@@ -72,17 +74,14 @@ def make(num_blocks=64, block_size=4, caching=True, **limits):
     return scheduler, FakeRunner(num_blocks, block_size)
 
 
-def make_engine(monkeypatch, num_blocks=64, block_size=4, caching=True, looks_ahead=True, eos_token_ids=(),
+def make_engine(num_blocks=64, block_size=4, caching=True, looks_ahead=True, eos_token_ids=(),
                 scheduler_cls=Scheduler, **limits):  # fmt: skip
     """The engine itself, on a model without tensors."""
-    from nanovllm.engine import llm_engine
-
-    monkeypatch.setattr(llm_engine, "ModelRunner", lambda config: FakeRunner(num_blocks, block_size))
     limits = dict(max_num_seqs=512, max_num_batched_tokens=16384, max_model_len=4096) | limits
     config = SimpleNamespace(kvcache_block_size=block_size, enable_prefix_caching=caching, eos_token_ids=eos_token_ids,
                              async_scheduling=looks_ahead, tensor_parallel_size=1, seed=0, model=Path("fake"),
                              hf_config=SimpleNamespace(vocab_size=1000), **limits)
-    return llm_engine.LLMEngine(config, scheduler_cls)
+    return LLMEngine(config, FakeRunner(num_blocks, block_size), scheduler_cls)
 
 
 def step(scheduler, runner):

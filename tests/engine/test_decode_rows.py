@@ -1,7 +1,6 @@
 """What the device's rows hold after any sequence of steps is what the whole layout of each step says."""
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -11,6 +10,7 @@ from nanovllm.engine.decode_rows import DecodeRows
 from nanovllm.engine.step_inputs import Layout
 from nanovllm.layers import row_state
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.utils.row_state import RowState
 
 from .fake_model import FakeRunner, make_engine
 
@@ -34,21 +34,21 @@ class RowsRunner(FakeRunner):
         super().__init__(num_blocks, block_size)
         max_blocks = -(-max_model_len // block_size)
         self.rows = DecodeRows(batch_sizes(most), block_size, max_blocks)
-        self.state = row_state.RowState.empty(most, max_blocks, "cpu")
+        self.state = RowState.empty(most, max_blocks, "cpu")
         self.kernels, self.last, self.last_by = kernels, torch.zeros(1, dtype=torch.int64), {}
         self.num_decode_steps = self.num_written = self.num_rows = 0
 
     def reset(self):
         super().reset()
         if hasattr(self, "rows"):
-            self.rows.start_over()
+            self.rows.reset()
             self.last_by = {}
 
     def run(self, batch):
         items, state = batch.items, getattr(self, "state", None)
         decodes = all(item.samples and item.num_tokens == 1 for item in items)
         if decodes:
-            size, records, entries = self.rows.seat(items, self.last_by)
+            size, records, entries = self.rows.assign(items, self.last_by)
             self.num_decode_steps, self.num_written = self.num_decode_steps + 1, self.num_written + len(records)
             self.num_rows += len(items)
             if len(records) or len(entries):
@@ -56,7 +56,7 @@ class RowsRunner(FakeRunner):
             self.kernels.advance(state, size, self.block_size)
             self.check(items, size)
         else:
-            self.rows.lose_track()
+            self.rows.invalidate()
         token_ids = super().run(batch)
         if decodes:
             state.drawn[:size] = 777  # rows of nobody draw, too
@@ -88,8 +88,8 @@ class RowsRunner(FakeRunner):
         assert (state.input_ids.numpy()[padding] == 0).all()
 
 
-def serve(monkeypatch, rng, *, block_size, num_blocks, most, budget, ahead, caching, fail):
-    engine = make_engine(monkeypatch, num_blocks=num_blocks, block_size=block_size, caching=caching, looks_ahead=ahead,
+def serve(rng, *, block_size, num_blocks, most, budget, ahead, caching, fail):
+    engine = make_engine(num_blocks=num_blocks, block_size=block_size, caching=caching, looks_ahead=ahead,
                          eos_token_ids=(3, 4), max_num_seqs=most, max_num_batched_tokens=budget, max_model_len=40)
     runner = engine.model_runner = RowsRunner(num_blocks, block_size, min(most, budget), 40)
     open_ = []
@@ -102,7 +102,7 @@ def serve(monkeypatch, rng, *, block_size, num_blocks, most, budget, ahead, cach
         if open_ and rng.random() < 0.03:
             engine.abort(rng.choice(open_).seq_id)
         if fail and rng.random() < 0.05:
-            engine._undo()
+            engine._roll_back()
         engine.step()
         engine.check_integrity()
     while engine.has_unfinished:
@@ -115,14 +115,12 @@ def serve(monkeypatch, rng, *, block_size, num_blocks, most, budget, ahead, cach
        budget=st.sampled_from([4, 16, 200]), tight=st.booleans(), ahead=st.booleans(), caching=st.booleans(),
        fail=st.booleans())
 def test_rows_are_what_each_step_needs(rng, block_size, most, budget, tight, ahead, caching, fail):
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        num_blocks = -(-(60 if tight else 400) // block_size)
-        serve(monkeypatch, rng, block_size=block_size, num_blocks=num_blocks, most=most, budget=budget, ahead=ahead,
-              caching=caching, fail=fail)
+    num_blocks = -(-(60 if tight else 400) // block_size)
+    serve(rng, block_size=block_size, num_blocks=num_blocks, most=most, budget=budget, ahead=ahead, caching=caching, fail=fail)
 
 
-def test_a_row_that_stays_is_written_once(monkeypatch):
-    engine = make_engine(monkeypatch, max_model_len=200, looks_ahead=True)
+def test_a_row_that_stays_is_written_once():
+    engine = make_engine(max_model_len=200, looks_ahead=True)
     runner = engine.model_runner = RowsRunner(64, 4, 8, 200)
     for i in range(5):
         engine.add_request([i + 1, 2], SamplingParams(max_tokens=30, ignore_eos=True))
@@ -131,9 +129,9 @@ def test_a_row_that_stays_is_written_once(monkeypatch):
     assert runner.num_decode_steps == 29 and runner.num_rows == 5 * 29 and runner.num_written == 5
 
 
-def test_rows_left_at_the_end_close_ranks(monkeypatch):
+def test_rows_left_at_the_end_close_ranks():
     """Twenty run, most of them shortly; the long ones end up in the first rows of a small batch."""
-    engine = make_engine(monkeypatch, num_blocks=200, max_model_len=60)
+    engine = make_engine(num_blocks=200, max_model_len=60)
     runner = engine.model_runner = RowsRunner(200, 4, 20, 60)
     for i in range(20):
         engine.add_request([i + 1, 2], SamplingParams(max_tokens=40 if i % 5 == 4 else 5, ignore_eos=True))

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from nanovllm.engine.scheduler import Scheduler
-from nanovllm.engine.trace import Trace
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.tracing.recorder import Recorder
+from nanovllm.tracing.trace import Trace
 
 from .fake_model import make_engine, next_token
 
@@ -36,7 +37,7 @@ def run(engine):
 
 
 def test_a_step_is_launched_before_the_one_before_it_is_collected(monkeypatch):
-    engine = make_engine(monkeypatch)
+    engine = make_engine()
     events = []
     for name in ("launch", "collect"):
         original = getattr(engine.model_runner, name)
@@ -48,18 +49,18 @@ def test_a_step_is_launched_before_the_one_before_it_is_collected(monkeypatch):
     assert seq.output_token_ids == alone([1, 2, 3], 4) and len(seq.token_times) == 4
 
 
-def test_a_length_is_foreseen_and_wastes_no_row(monkeypatch):
-    engine = make_engine(monkeypatch, max_model_len=9)
+def test_a_length_is_foreseen_and_wastes_no_row():
+    engine = make_engine(max_model_len=9)
     engine.add_request([1, 2, 3], SamplingParams(max_tokens=3))
     engine.add_request([4, 5, 6, 7], SamplingParams(max_tokens=50))  # ends at max_model_len
     scheduled, _ = run(engine)
     assert sum(n for items in scheduled for _, _, n in items) == (3 + 2) + (4 + 4)
 
 
-def test_a_sequence_that_stops_costs_one_row_and_its_block_is_safe_in_other_hands(monkeypatch):
+def test_a_sequence_that_stops_costs_one_row_and_its_block_is_safe_in_other_hands():
     """The row writes to a block that is free by then, and that the next request gets."""
     tokens = alone([1, 2, 3], 6)
-    engine = make_engine(monkeypatch, num_blocks=5, block_size=2, caching=False)
+    engine = make_engine(num_blocks=5, block_size=2, caching=False)
     stops = engine.add_request([1, 2, 3], SamplingParams(max_tokens=6, stop_token_ids=[tokens[2]]))
     waits = engine.add_request(list(range(20, 27)), SamplingParams(max_tokens=2))  # needs blocks of the first
     scheduled, finished = run(engine)
@@ -70,16 +71,16 @@ def test_a_sequence_that_stops_costs_one_row_and_its_block_is_safe_in_other_hand
     assert [i for ids in finished for i in ids] == [stops.seq_id, waits.seq_id]
 
 
-def test_a_prompt_under_way_is_found_cached_by_the_next_step(monkeypatch):
-    engine = make_engine(monkeypatch)
+def test_a_prompt_under_way_is_found_cached_by_the_next_step():
+    engine = make_engine()
     a, b = (engine.add_request(list(range(12)), SamplingParams(max_tokens=2)) for _ in range(2))
     scheduled, _ = run(engine)
     assert scheduled[0] == [(a.seq_id, 0, 12)] and (b.seq_id, 11, 1) in scheduled[1] and b.num_hit_tokens == 12
     assert a.output_token_ids == b.output_token_ids
 
 
-def test_a_sequence_thrown_out_while_its_token_is_drawn_keeps_the_token(monkeypatch):
-    engine = make_engine(monkeypatch, num_blocks=9, block_size=2, caching=False)
+def test_a_sequence_thrown_out_while_its_token_is_drawn_keeps_the_token():
+    engine = make_engine(num_blocks=9, block_size=2, caching=False)
     sequences = [engine.add_request([10 * i + 1, 10 * i + 2], SamplingParams(max_tokens=12)) for i in range(3)]
     run(engine)
     assert engine.scheduler.num_preemptions > 0
@@ -87,16 +88,16 @@ def test_a_sequence_thrown_out_while_its_token_is_drawn_keeps_the_token(monkeypa
     assert all(len(s.token_times) == 12 for s in sequences)
 
 
-def test_a_trace_sees_one_step_at_a_time(monkeypatch):
-    engine, trace = make_engine(monkeypatch), Trace()
+def test_a_trace_sees_one_step_at_a_time():
+    engine, trace = make_engine(), Trace()
     engine.add_request([1, 2, 3], SamplingParams(max_tokens=9))
     engine.step()
-    engine.attach(trace)  # a step is under way
+    recorder = Recorder(engine, trace)  # a step is under way
     for _ in range(4):
         engine.step()
     assert [r.context_lens for r in trace] == [{0: 4}, {0: 5}, {0: 6}, {0: 7}]
     assert [len(r.scheduled) for r in trace] == [1] * 4
-    engine.detach(trace)
+    recorder.close()
     while engine.has_unfinished:
         engine.step()
     assert len(trace) == 4
@@ -114,8 +115,8 @@ class MyScheduler(Scheduler):
         return batch
 
 
-def test_a_scheduler_of_ones_own_is_not_looked_past(monkeypatch):
-    engine = make_engine(monkeypatch, scheduler_cls=MyScheduler)
+def test_a_scheduler_of_ones_own_is_not_looked_past():
+    engine = make_engine(scheduler_cls=MyScheduler)
     sequences = [engine.add_request([i, i + 1], SamplingParams(max_tokens=3)) for i in range(3)]
     _, finished = run(engine)
     assert finished == [[], [], [0], [], [], [1], [], [], [2]]
@@ -130,7 +131,7 @@ class Serving(RuleBasedStateMachine):
     def start(self, block_size, capacity, budget, cap, caching, eos):
         self.patch, self.eos = pytest.MonkeyPatch(), tuple(eos)
         self.capacity = -(-capacity // block_size) * block_size
-        self.engine = make_engine(self.patch, self.capacity // block_size, block_size, caching, eos_token_ids=self.eos,
+        self.engine = make_engine(self.capacity // block_size, block_size, caching, eos_token_ids=self.eos,
                                   max_num_seqs=cap, max_num_batched_tokens=budget)
         self.sequences, self.returned = {}, []
 

@@ -183,7 +183,7 @@ def test_abort_while_the_step_runs_drops_its_token():
     scheduler.check_integrity()
 
 
-def test_an_undone_step_can_run_again():
+def test_a_step_rolled_back_can_run_again():
     scheduler, runner = make()
     s = seq(0, list(range(6)), max_tokens=3)
     scheduler.add(s)
@@ -203,5 +203,5 @@ def test_reasons_say_why_someone_waits():
 
 def test_scheduling_imports_no_torch():
     code = ("import sys, nanovllm.engine.sequence, nanovllm.engine.block_manager, nanovllm.engine.scheduler, "
-            "nanovllm.engine.trace, nanovllm.engine.step_message; sys.exit('torch' in sys.modules)")
+            "nanovllm.tracing.trace, nanovllm.parallel.step_message; sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nanovllm.layers import row_state
-from nanovllm.layers.row_state import RECORD, RowState
+from nanovllm.utils.row_state import RECORD, RowState
 
 NUM_ROWS, MAX_BLOCKS, BLOCK_SIZE = 300, 5, 16
 

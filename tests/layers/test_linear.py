@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from nanovllm.layers.embed_head import ParallelLMHead, VocabParallelEmbedding
 from nanovllm.layers.linear import ColumnParallelLinear, QKVParallelLinear, ReplicatedLinear, RowParallelLinear
-from nanovllm.utils.parallel import TensorParallel
+from nanovllm.layers.tensor_parallel import TensorParallel
 
 
 class OneOf(TensorParallel):

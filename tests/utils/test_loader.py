@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from nanovllm.layers.tensor_parallel import TensorParallel
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
 from nanovllm.utils.loader import load_weights, random_weights
-from nanovllm.utils.parallel import TensorParallel
 
 from ..checkpoints import random_checkpoint, reference
 

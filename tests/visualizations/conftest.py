@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanovllm.engine.trace import Trace
+from nanovllm.tracing.trace import Trace
 from tests.visualizations import samples
 
 

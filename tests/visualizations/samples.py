@@ -6,10 +6,11 @@ import visualizations as v
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
-from nanovllm.engine.trace import StepRecord, Trace
 from nanovllm.sampling_params import SamplingParams
-from visualizations.name_map import Place
-from visualizations.shape_flow import Stop
+from nanovllm.tracing.step_record import StepRecord
+from nanovllm.tracing.trace import Trace
+from visualizations.figures.name_map import Place
+from visualizations.figures.shape_flow import Stop
 
 
 def serve(prompts: list[list[int]], max_tokens: int, *, num_blocks: int = 32, block_size: int = 4, budget: int = 12,
@@ -29,7 +30,7 @@ def serve(prompts: list[list[int]], max_tokens: int, *, num_blocks: int = 32, bl
         finished = scheduler.update(batch, tokens)
         now = 0.01 * len(trace)
         phases = {name: [now + 0.0025 * i, 0.0025] for i, name in enumerate(("schedule", "launch", "collect", "update"))}
-        trace.append(StepRecord.of(len(trace), now, 0.01, scheduler, batch, tokens, finished, phases))
+        trace.append(StepRecord.of_step(scheduler, len(trace), now, 0.01, batch, tokens, finished, phases))
     return trace, manager, sequences
 
 

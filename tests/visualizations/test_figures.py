@@ -24,7 +24,7 @@ from visualizations import (
     plot_work,
     theme,
 )
-from visualizations.journey import NAMES
+from visualizations.figures.journey import NAMES
 
 
 def artists(fig, kind, prefix=""):
@@ -153,8 +153,8 @@ def test_a_loaded_trace_draws_like_the_recorded_one(shared_trace, tmp_path):
 
 def test_the_engine_knows_nothing_of_pictures_and_pictures_load_no_torch():
     script = ("import sys, visualizations; assert 'torch' not in sys.modules; "
-              "import nanovllm.engine.trace; assert not any(m.startswith('visualizations') for m in "
-              "vars(nanovllm.engine.trace))")
+              "import nanovllm.tracing.trace; assert not any(m.startswith('visualizations') for m in "
+              "vars(nanovllm.tracing.trace))")
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

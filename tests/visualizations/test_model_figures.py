@@ -20,7 +20,7 @@ from nanovllm.utils.context import Context
 from tests.checkpoints import TINY
 from tests.visualizations.test_figures import artists, texts
 from tests.visualizations.test_more_figures import caption
-from visualizations.shape_flow import HEIGHT, Stop
+from visualizations.figures.shape_flow import HEIGHT, Stop
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 import visualizations as v
-from nanovllm.engine.trace import Trace
 from nanovllm.layers.sampler import SamplingBatch, filter_logits
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.tracing.trace import Trace
 from tests.visualizations import samples
 from tests.visualizations.test_figures import artists, caption, texts
 from visualizations import theme

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from nanovllm.engine.trace import Trace
+from nanovllm.tracing.trace import Trace
 from tests.visualizations.samples import profiled, serve
 from visualizations import report
 from visualizations.__main__ import main

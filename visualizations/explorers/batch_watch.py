@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, islice
 
+from nanovllm.engine.listener import Step
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.sequence import Sequence, SequenceStatus
-from nanovllm.utils.detokenizer import IncrementalDetokenizer
+from nanovllm.serving.detokenizer import IncrementalDetokenizer
 
 SECONDS_APART = 0.1  # ten looks a second at most ...
 SHARE = 0.005        # ... and fewer where they would take more of the thread's time; sending costs others as much again
@@ -43,7 +44,7 @@ class _Followed:
 
 
 class BatchWatch:
-    """Looks at an engine between its steps, at most ten times a second, whoever steps it and in whatever thread.
+    """A `Listener` that looks at an engine at most ten times a second, whoever steps it and in whatever thread.
 
     Owns what it saw. Between two looks it adds two numbers a step. It keeps no engine alive, and changes nothing in it.
 
@@ -54,6 +55,8 @@ class BatchWatch:
     texts: {seq_id: text so far}, of those followed last.
     num_frames: how many there have been. tell: called with that, the new frames, and what each text gained.
     """
+
+    one_step_at_a_time = False
 
     def __init__(self, engine, tokenizer, tell: Callable[[int, list[dict], dict[int, str]], None]):
         self._engine, self._tokenizer, self._tell = weakref.ref(engine), tokenizer, tell
@@ -71,16 +74,22 @@ class BatchWatch:
     def open(self) -> None:
         """Look from the next step on."""
         if engine := self._engine():
-            engine.watch(self._stepped)
+            engine.attach(self)
 
     def close(self) -> None:
         if engine := self._engine():
-            engine.unwatch(self._stepped)
+            engine.detach(self)
 
-    def _stepped(self, batch: ScheduledBatch, finished: list[Sequence], began: float) -> None:
+    def joined(self, seq: Sequence) -> None:
+        pass  # it is found in its queue
+
+    def ended(self, seq: Sequence) -> None:
+        pass
+
+    def stepped(self, step: Step) -> None:
         """After a step, in the thread that took it. Costs microseconds, but for ten times a second."""
         try:
-            self._count(batch, finished, began)
+            self._count(step.batch, step.finished, step.timestamps[0])
         except Exception as error:  # a picture must not stop what it shows
             self.close()
             warnings.warn(f"the live view of the engine stopped: {error!r}", stacklevel=2)

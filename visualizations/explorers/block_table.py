@@ -4,12 +4,12 @@ from dataclasses import replace
 
 from matplotlib.figure import Figure
 
-from nanovllm.engine.trace import Trace
+from nanovllm.tracing.trace import Trace
 from nanovllm.utils.checks import check
 from visualizations import theme
-from visualizations.block_table import plot_block_tables
 from visualizations.explorers.run_explorer import RunExplorer
 from visualizations.explorers.sources import Books, Recording, texts_of
+from visualizations.figures.block_table import plot_block_tables
 
 STILL_TABLES = 10   # sequences in the still picture
 STILL_BLOCKS = 120  # with more, the still leaves the cache out

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from nanovllm.fleet.simulation import Simulation
 from visualizations.explorers.base import Explorer, standalone_html
 from visualizations.explorers.scheduler import SchedulerExplorer
-from visualizations.simulation import Simulation
 
 OUT = Path(__file__).parents[2] / "chapters" / "book" / "static" / "scheduler.gif"
 WIDTH, COLOURS = 860, 96

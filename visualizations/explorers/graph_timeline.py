@@ -5,11 +5,11 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from nanovllm.engine.trace import Trace
+from nanovllm.tracing.trace import Trace
 from nanovllm.utils.checks import check
 from visualizations import theme
 from visualizations.explorers.base import Explorer
-from visualizations.gpu_timeline import busy_seconds, operations_of, plot_gpu_timeline
+from visualizations.figures.gpu_timeline import busy_seconds, operations_of, plot_gpu_timeline
 
 # What a kernel or an operator is for, by its name; the first that fits. Hues are those of the theme, None its grey.
 KINDS = (("attention", r"attention|sdpa|flash|fwd_split|_decode_kernel|_join_kernel|_prefill_kernel", 0),

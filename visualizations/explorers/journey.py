@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from visualizations import theme
 from visualizations.explorers.base import Explorer
-from visualizations.journey import ROOMS, plot_journey
+from visualizations.figures.journey import ROOMS, plot_journey
 
 STILL_LINES = 20  # of source code in the still picture
 CODE = {"family": "DejaVu Sans Mono", "va": "center", "parse_math": False}

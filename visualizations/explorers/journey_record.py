@@ -11,10 +11,10 @@ import torch
 import nanovllm
 from nanovllm.layers.attention import Attention
 from nanovllm.layers.sampler import draw
-from nanovllm.requests import Request
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.serving.detokenizer import IncrementalDetokenizer
+from nanovllm.serving.request import Request
 from nanovllm.utils.checks import check
-from nanovllm.utils.detokenizer import IncrementalDetokenizer
 from visualizations.explorers.line_watch import LineWatch, code_of
 
 PACKAGE_PARENT = Path(nanovllm.__file__).parents[1]

@@ -33,7 +33,7 @@ class BatchMonitor(Explorer):
     def __init__(self, llm, *, label: str = "The engine, live"):
         llm = getattr(llm, "llm", llm)
         engine = getattr(llm, "engine", llm)
-        check(hasattr(engine, "watch"), "llm", llm, "an LLM, LLMEngine or AsyncLLM", "pass the engine that runs")
+        check(hasattr(engine, "attach"), "llm", llm, "an LLM, LLMEngine or AsyncLLM", "pass the engine that runs")
         self._meta = {"num_blocks": engine.block_manager.num_blocks, "block_size": engine.block_manager.block_size,
                       "budget": engine.config.max_num_batched_tokens, "max_num_seqs": engine.config.max_num_seqs,
                       "model": engine.config.model.name}

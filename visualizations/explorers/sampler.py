@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.utils.checks import check
 from visualizations.explorers.base import Explorer
-from visualizations.sampling_filters import plot_sampling_filters, sampling_stages
+from visualizations.figures.sampling_filters import plot_sampling_filters, sampling_stages
 
 SLIDERS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 UNITS = 1000            # of a score: what travels is rounded to 1 / UNITS
@@ -39,7 +39,7 @@ def record_logits(llm, prompt: str | list[int], params: SamplingParams | None = 
     llm: an idle `LLM`; afterwards it is idle again. The tokens are those of `llm.generate`. Raises ValueError for a busy
     engine, RuntimeError when it draws inside a captured graph, where nobody can look.
     """
-    from nanovllm.requests import Request  # which needs torch, and figures do not
+    from nanovllm.serving.request import Request  # which needs torch, and figures do not
 
     check(not llm.engine.has_unfinished, "engine", llm.engine.scheduler, "idle", "finish or abort what it serves first")
     params = params or SamplingParams(max_tokens=8)

@@ -2,7 +2,7 @@
 
 A source offers `trace`, `eviction_orders` {step: blocks}, `prompts` {seq_id: token ids} and `decode(token_id)`; one that
 can be driven also `scheduler`, `add`, `abort`, `step`, `set`, `settings`, `has_unfinished` and `kind`.
-`visualizations.simulation.Simulation` is such a source by itself.
+`nanovllm.fleet.simulation.Simulation` is such a source by itself.
 """
 
 from dataclasses import fields
@@ -10,10 +10,12 @@ from dataclasses import fields
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
-from nanovllm.engine.trace import StepRecord, Trace
+from nanovllm.fleet.simulation import Simulation, eviction_order
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.tracing.recorder import Recorder
+from nanovllm.tracing.step_record import StepRecord
+from nanovllm.tracing.trace import Trace
 from nanovllm.utils.checks import check
-from visualizations.simulation import Simulation, eviction_order
 
 FIELDS = [f.name for f in fields(StepRecord) if f.name != "phases"]
 STEPS_KEPT = 1000  # of a live engine
@@ -87,11 +89,10 @@ class LiveEngine:
         self._prompts: dict[int, list[int]] = {}
         self.eviction_orders: dict[int, list[int]] = {}  # by step, for those taken here
         self.trace = Trace(max_records=STEPS_KEPT)
-        self.engine.attach(self.trace)
+        self._recorder = Recorder(self.engine, self.trace)
 
     def close(self) -> None:
-        if self.engine:
-            self.engine.detach(self.trace)
+        self._recorder.close()
         self.engine = None
 
     @property
@@ -177,7 +178,7 @@ def frames_of(source, eviction: bool = True) -> list[dict]:
             frame["eviction_order"] = source.eviction_orders[record.step]
         frames.append(frame)
     if scheduler := getattr(source, "scheduler", None):
-        now = StepRecord.of(len(frames), 0.0, 0.0, scheduler, ScheduledBatch(), [], [])
+        now = StepRecord.of_step(scheduler, len(frames), 0.0, 0.0, ScheduledBatch(), [], [])
         queues = ("running", "waiting", "block_tables")
         if not frames or any(frames[-1][name] != getattr(now, name) for name in queues):
             order = {"eviction_order": eviction_order(scheduler)} if eviction else {}

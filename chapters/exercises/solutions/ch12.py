@@ -62,6 +62,6 @@ class MyLoop:
     def clean_up(self):
         for batch, _ in reversed(self.under_way):
             if batch.is_advanced:
-                self.scheduler.undo(batch)
+                self.scheduler.roll_back(batch)
         self.under_way.clear()
         self.runner.reset()

@@ -3,7 +3,7 @@
 import pytest
 
 from nanovllm import LLM, SamplingParams
-from nanovllm.engine.trace import Trace
+from nanovllm.tracing.trace import Trace
 from tests.visualizations.explorers.node import node_test
 from tests.visualizations.samples import profiled
 from visualizations import GraphTimelineExplorer

@@ -13,7 +13,7 @@ from tests.visualizations.explorers.node import node_test
 from visualizations.explorers.base import unpack
 from visualizations.explorers.journey import JourneyExplorer
 from visualizations.explorers.journey_record import record_journey
-from visualizations.journey import NAMES
+from visualizations.figures.journey import NAMES
 
 PARAMS = SamplingParams(temperature=0.7, max_tokens=5, seed=3, ignore_eos=True)
 

@@ -151,14 +151,14 @@ def test_the_engine_still_looks_ahead_and_is_not_kept_alive():
 def test_closed_it_costs_nothing_and_sees_nothing(llm, monitor):
     monitor.close()
     llm.generate("Once", SamplingParams(max_tokens=3), use_tqdm=False)
-    assert monitor.watch.frames == [] and llm.engine._watchers == []
+    assert monitor.watch.frames == [] and llm.engine._listeners == []
 
 
 def test_a_fault_of_the_view_ends_the_view_and_not_the_run(llm, monitor):
     monitor.watch._tell = lambda *news: 1 / 0
     with pytest.warns(UserWarning, match="live view of the engine stopped: ZeroDivisionError"):
         output = llm.generate("Once", SamplingParams(max_tokens=3, ignore_eos=True), use_tqdm=False)[0]
-    assert len(output.token_ids) == 3 and llm.engine._watchers == []
+    assert len(output.token_ids) == 3 and llm.engine._listeners == []
     llm.engine.check_integrity()
 
 

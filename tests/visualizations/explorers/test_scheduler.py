@@ -95,4 +95,4 @@ def test_a_live_engine_is_driven_and_let_go():
         greedy = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
         assert llm.generate("Once upon a time there was a fox", greedy, use_tqdm=False)[0].token_ids == seq.token_ids[-5:]
         explorer.close()
-        assert llm.engine._traces == []
+        assert llm.engine._listeners == []

@@ -1,0 +1,45 @@
+"""What the engine tells those who listen to it. Imports no torch."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from nanovllm.engine.scheduled_batch import ScheduledBatch
+from nanovllm.engine.sequence import Sequence
+
+
+@dataclass(slots=True)
+class Step:
+    """A step that has ended.
+
+    number: how many steps ended before it. batch: what ran. token_ids: the token drawn for each item that samples, in
+        order. finished: the sequences that these tokens ended.
+    timestamps: by `time.perf_counter`, when it began to schedule, to launch, to collect and to update, and when it ended.
+    """
+
+    number: int
+    batch: ScheduledBatch
+    token_ids: list[int]
+    finished: list[Sequence]
+    timestamps: list[float]
+
+
+class Listener(Protocol):
+    """Is told what happens in an engine, from `LLMEngine.attach` until `LLMEngine.detach`.
+
+    one_step_at_a_time: the engine does not look ahead while it listens, so that queues and tables, too, show what the
+        step did that has just ended. Otherwise they may already count the one under way.
+
+    It is called inside the engine's calls, in the thread that makes them: it should be quick, and what it raises comes out
+    of that call.
+    """
+
+    one_step_at_a_time: bool
+
+    def joined(self, seq: Sequence) -> None:
+        """A request was queued."""
+
+    def ended(self, seq: Sequence) -> None:
+        """A request was ended between two steps. Those that end in a step stand in its `finished`."""
+
+    def stepped(self, step: Step) -> None:
+        """A step has ended."""

@@ -1,0 +1,33 @@
+"""What the engine asks of whoever runs its batches: a model on one device, or one that is split over several."""
+
+from typing import Any, Protocol
+
+from nanovllm.engine.scheduled_batch import ScheduledBatch
+
+
+class Runner(Protocol):
+    """Runs batches and draws tokens. It never decides what runs: that stands in the ScheduledBatch it is given.
+
+    num_blocks: blocks of its KV cache. failure: why it can run nothing any more; None while all is well.
+    """
+
+    num_blocks: int
+
+    @property
+    def failure(self) -> str | None: ...
+
+    def launch(self, batch: ScheduledBatch) -> Any:
+        """Enqueue a step and return at once, with what `collect` takes. Tokens drawn stay where the next step needs them."""
+
+    def collect(self, launched: Any) -> list[int]:
+        """Wait for a step: the token drawn for each item that samples, in the batch's order.
+
+        Log-probabilities that sequences asked for stand in their `logprobs` afterwards.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Forget the steps under way, after one that failed: whoever runs next brings its own tokens."""
+
+    def close(self) -> None:
+        """Give all memory back. May be called any number of times."""

@@ -1,0 +1,40 @@
+"""Everything that can go wrong, by whose affair it is. Imports nothing.
+
+    NanoVLLMError
+    ├── InvalidArgument (ValueError)     a setting or an argument that cannot be served
+    │   └── InvalidRequest               ... of one request: its prompt, its sampling parameters, its priority
+    ├── CheckpointError (ValueError)     a model's folder or file: something is missing, unreadable or not implemented
+    └── EngineError (RuntimeError)       the engine could not do what it was rightly asked for
+        ├── QueueFull                    as many requests wait as may; ask again later
+        └── RequestFailed                a request that was accepted could not be served to its end
+
+Each is a ValueError or a RuntimeError as well, and says the value, the limit and the remedy.
+"""
+
+
+class NanoVLLMError(Exception):
+    """What this package raises on purpose. Anything else that comes out of it is a bug."""
+
+
+class InvalidArgument(NanoVLLMError, ValueError):
+    """A setting or an argument that cannot be served. Nothing was changed."""
+
+
+class InvalidRequest(InvalidArgument):
+    """A request that could not be served to its end. Nothing was queued."""
+
+
+class CheckpointError(NanoVLLMError, ValueError):
+    """A model's folder or file that lacks something, cannot be read, or asks for what is not implemented."""
+
+
+class EngineError(NanoVLLMError, RuntimeError):
+    """The engine could not do what it was rightly asked for: it was closed, a process of its died, memory ran out."""
+
+
+class QueueFull(EngineError):
+    """As many requests wait as may; ask again later."""
+
+
+class RequestFailed(EngineError):
+    """A request that was accepted could not be served: a step failed (see `__cause__`), or the engine was closed."""

@@ -1,0 +1,182 @@
+"""One rank of a model that is split over processes: `python -m nanovllm.parallel.worker`, started by `WorkerGroup`."""
+
+import json
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from datetime import timedelta
+
+from nanovllm.parallel.channel import Channel, wait
+from nanovllm.parallel.heartbeat import Heartbeat
+from nanovllm.parallel.processes import mapped_shared_memory
+from nanovllm.parallel.step_message import StepReader
+
+PERIOD = 0.25  # seconds between two beats
+BUSY_SHARE = 0.01  # of that time on a CPU makes a process busy; one that waits for a message uses none
+COMPILE_LIMIT = 120.0  # seconds for which compiling one kernel counts as progress, whatever it looks like
+FOR_EVER = timedelta(days=7)  # how long a collective may take is the caller's affair: see WorkerGroup
+
+
+class Worker:
+    """Runs the caller's steps on this rank's share of the model.
+
+    Owns a ModelRunner, made from the caller's configuration. It decides nothing and lives no longer than its caller: a
+    thread of its own ends the process, whatever the others are doing, as soon as the caller is gone.
+
+    doing: what that thread may take for a sign of progress: while "computing", that the process uses a CPU; while "waiting",
+        for a message, for the other ranks or for the device, nothing.
+    at_work: which of the two it is from the arrival of a message until there is nothing more to do for it.
+    """
+
+    def __init__(self, rank: int, size: int, parent: int, connection: int, heartbeat: int, port: int, listener: int | None):
+        self.rank, self.size, self.parent, self.port, self.listener = rank, size, parent, port, listener
+        self.channel = Channel(socket.socket(fileno=connection))
+        self.heartbeat = Heartbeat(heartbeat)
+        self.doing = self.at_work = "computing"
+        self.compiling_until = 0.0
+        self.step = 0
+        self.reader = StepReader()
+        self._messages: list[bytes] = []
+        self.under_way = {}  # step -> what the runner launched, and its batch
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+
+    def serve(self) -> None:
+        """Answer every message until the caller says that it is over."""
+        try:
+            self._start(**pickle.loads(self._next_message())[2])
+            runner = self.runner
+            self._say("ready", 0, {"num_blocks": runner.num_blocks, "bytes_per_block": runner.bytes_per_block,
+                                   "backend": runner.backend.name, "shared_memory": mapped_shared_memory("self")})
+            while self._answer(*pickle.loads(self._next_message())):
+                pass
+        except Exception as error:
+            # The caller decides what to make of it, and ends this process.
+            self._say("error", self.step, (type(error).__name__, str(error), traceback.format_exc()))
+            while True:
+                self._next_message()
+
+    def _answer(self, what: str, step: int, message) -> bool:
+        """Do what one message asks for; False when that is to end."""
+        self.step = step
+        if what == "step":
+            content, collect = message
+            batch = self.reader.read(content)
+            self.under_way[step] = self.runner.launch(batch), batch
+            if collect is not None:
+                self._collect(collect)
+        elif what == "collect":
+            self._collect(step)
+        elif what == "reset":
+            self.under_way.clear()
+            self.runner.reset()
+        elif what == "close":
+            import torch.distributed as dist
+            self.runner.close()
+            dist.destroy_process_group()
+            return False
+        return True
+
+    def _collect(self, step: int) -> None:
+        """Report what a step drew, and rank 0 also the log-probabilities that its sequences asked for."""
+        launched, batch = self.under_way.pop(step)
+        token_ids = self.runner.collect(launched)
+        logprobs = {}
+        for item in batch.items:
+            seq = item.seq
+            if seq.logprobs:
+                if self.rank == 0:
+                    logprobs[seq.seq_id] = dict(seq.logprobs)
+                seq.logprobs.clear()
+        self._say("tokens", step, (token_ids, logprobs))
+
+    def _start(self, config, num_threads: int) -> None:
+        """Join the other ranks, and load this one's share of the model."""
+        import torch
+        import torch.distributed as dist
+
+        from nanovllm.engine.model_runner import ModelRunner
+        from nanovllm.layers.tensor_parallel import TensorParallel
+
+        torch.set_num_threads(num_threads)
+        backend, options = "gloo", {}
+        if config.device.type == "cuda":
+            config.device = torch.device("cuda", config.device.index + self.rank)
+            torch.cuda.set_device(config.device)
+            backend, options = "nccl", {"device_id": config.device}
+        if sys.platform == "linux":  # all ranks are on this machine: nothing needs to leave it, nor a host's name be known
+            for library in ("GLOO", "NCCL"):
+                os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+        own = {"is_master": True, "master_listen_fd": self.listener} if self.rank == 0 else {"is_master": False}
+        store = dist.TCPStore("127.0.0.1", self.port, timeout=FOR_EVER, wait_for_workers=False, **own)
+        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=FOR_EVER, **options)
+        self.runner = ModelRunner(config, TensorParallel(self.rank, self.size))
+        if config.device.type == "cuda":
+            self._expect_short_steps()
+
+    def _expect_short_steps(self) -> None:
+        """From here on only a kernel being compiled excuses a step that takes long.
+
+        On a GPU the host's part of a step takes milliseconds, and how busy it is tells nothing: a driver that waits for room
+        in its queue, behind a collective that another rank never joins, spins. What else takes long the first time, such as
+        joining the other ranks and capturing graphs, is over when a runner is made.
+        """
+        from nanovllm.layers.attention_backends import import_error
+
+        self.at_work = "waiting"
+        if import_error("triton") is None:
+            from triton import knobs  # the first hook is called before a kernel is compiled, or read from the disk
+            knobs.runtime.jit_cache_hook = self._compiling
+            knobs.runtime.jit_post_compile_hook = self._compiled
+
+    def _compiling(self, **kernel) -> None:
+        self.compiling_until = time.monotonic() + COMPILE_LIMIT
+
+    def _compiled(self, **kernel) -> None:
+        self.compiling_until = 0.0
+        self.heartbeat.progress(self.rank)
+
+    def _next_message(self) -> bytes:
+        self.doing = "waiting"
+        while True:
+            if messages := self.channel.arrived():
+                self._messages.extend(messages)
+            if self._messages:
+                self.doing = self.at_work
+                self.heartbeat.progress(self.rank)
+                return self._messages.pop(0)
+            wait([self.channel], None)
+
+    def _say(self, what: str, step: int, content) -> None:
+        self.channel.post(pickle.dumps((what, step, content)))
+        while not self.channel.is_flushed:
+            wait([self.channel], None)
+            self.channel.flush()
+
+    def _watch(self) -> None:
+        """Beat, note progress, and end the process when the caller is gone."""
+        hang_up = select.poll()
+        hang_up.register(self.channel, getattr(select, "POLLRDHUP", 0))
+        spent, at = time.process_time(), time.monotonic()
+        while not hang_up.poll(1000 * PERIOD) and os.getppid() == self.parent:
+            before, spent, at, last = spent, time.process_time(), time.monotonic(), at
+            busy = spent - before > BUSY_SHARE * (at - last)
+            if at < self.compiling_until or (self.doing == "computing" and busy):
+                self.heartbeat.progress(self.rank)
+            self.heartbeat.beat(self.rank)
+        os.kill(os.getpid(), signal.SIGKILL)  # no cleaning up: another thread may be stuck in what would be cleaned
+
+
+def main(arguments: dict) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the caller
+    Worker(**arguments).serve()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

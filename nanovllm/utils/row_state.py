@@ -1,0 +1,43 @@
+"""The decode batch as it lies on the device: a row for each running sequence. `layers/row_state.py` moves it on."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RECORD = ("row", "num_cached_tokens", "stored_from", "num_prompt_tokens", "seed", "temperature", "token")
+
+
+@dataclass(slots=True)
+class RowState:
+    """One entry a row. `write_rows` sets the first group, and `advance` makes the second, which the model reads, of it.
+
+    cached: [num_rows] int32, tokens in the cache before the step to come; -1 marks an empty row.
+    stored_from: [num_rows] int32, positions before it lie in shared blocks and are never written.
+    num_prompt_tokens: [num_rows] int32. seeds: [num_rows] int64. temperatures: [num_rows] float32, 0 is greedy.
+    drawn: [num_rows] int64, the token each row drew last. block_tables: [num_rows, max_blocks] int32.
+
+    input_ids, positions, slot_mapping, offsets: [num_rows] int64. context_lens: [num_rows] int32; 0 in an empty row.
+    """
+
+    cached: Tensor
+    stored_from: Tensor
+    num_prompt_tokens: Tensor
+    seeds: Tensor
+    temperatures: Tensor
+    drawn: Tensor
+    block_tables: Tensor
+    input_ids: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    offsets: Tensor
+    context_lens: Tensor
+
+    @classmethod
+    def empty(cls, num_rows: int, max_blocks: int, device) -> "RowState":
+        def zeros(dtype, *shape):
+            return torch.zeros(num_rows, *shape, dtype=dtype, device=device)
+
+        narrow, wide = torch.int32, torch.int64
+        return cls(zeros(narrow) - 1, zeros(narrow), zeros(narrow), zeros(wide), zeros(torch.float32), zeros(wide),
+                   zeros(narrow, max_blocks), zeros(wide), zeros(wide), zeros(wide) - 1, zeros(wide), zeros(narrow))

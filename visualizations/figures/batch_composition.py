@@ -1,0 +1,32 @@
+"""Batch composition: how each step spends its token budget."""
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from nanovllm.tracing.trace import Trace
+from visualizations import theme
+
+
+def plot_batch_composition(trace: Trace, *, ax: Axes | None = None) -> Figure:
+    """Tokens computed in each step, stacked by sequence, against the budget: dark prompt tokens, light decodes."""
+    fig, ax = theme.canvas(ax, 10, 2.9)
+    m = theme.mode()
+    wide, gap = (0.82, 0.5) if len(trace) <= 90 else (1.0, 0)  # no gaps where they would be finer than a pixel
+    for record in trace:
+        bottom = 0
+        for s in record.scheduled:
+            ax.bar(record.step, s["num_tokens"], wide, bottom, color=theme.phase_colour(s["seq_id"], s["phase"]),
+                   edgecolor=m.paper, linewidth=gap, gid=f"{s['phase']}-{s['seq_id']}")
+            bottom += s["num_tokens"]
+    budget = trace[0].token_budget
+    ax.axhline(budget, color=m.ink, linewidth=1.1, linestyle=(0, (5, 3)), gid="budget")
+    ax.annotate(f"budget: {budget} tokens", (1, budget), (-2, 3), xycoords=("axes fraction", "data"),
+                textcoords="offset points", ha="right", va="bottom", fontsize=9, color=m.ink)
+    ax.set(xlabel="step", ylabel="tokens computed", xlim=(trace[0].step - 0.7, trace[-1].step + 0.7), ylim=(0, budget * 1.16))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    prefill, decode = (sum(getattr(r, f"num_{kind}_tokens") for r in trace) for kind in ("prefill", "decode"))
+    steps = sum(1 for r in trace if r.num_prefill_tokens)
+    theme.title(ax, "What each step computed", f"{prefill} prompt tokens (dark) fit in {steps} of {len(trace)} steps; "
+                f"the {decode} tokens fed back (light) take all the others.")
+    return fig

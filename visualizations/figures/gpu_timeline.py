@@ -1,0 +1,72 @@
+"""One step on the machine: what the host launches, and what the GPU does meanwhile."""
+
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from nanovllm.tracing.trace import Trace
+from nanovllm.utils.checks import check
+from visualizations import theme
+
+HEIGHT = 0.66
+
+
+def plot_gpu_timeline(runs: Mapping[str, tuple[Trace, int]], *, ax: Axes | None = None) -> Figure:
+    """A pair of lanes for each run, on one time axis: the host's launches above, the device's work below.
+
+    runs: {name: (trace recorded with profile=True, index of the record)}, such as the same decode step run eagerly and as
+    a CUDA graph. A trace recorded without a GPU has operators instead of kernels, and one lane.
+    Raises ValueError for a trace without operations in that step.
+    """
+    fig, ax = theme.canvas(ax, 10.4, 1.15 * len(runs) + 1.7)
+    m = theme.mode()
+    lanes, longest, words = [], 0.0, []
+    for name, (trace, index) in runs.items():
+        record = trace[index]
+        launches, work = operations_of(trace, record)
+        check(bool(work), f"operations of step {record.step} in {name!r}", 0, "at least one",
+              "record with llm.trace(profile=True)")
+        end = max(record.duration, max(o["time"] + o["duration"] for o in work) - record.time)
+        longest = max(longest, end)
+        device = "operators" if work[0]["track"].startswith("CPU") else "GPU"
+        # Launches are a lane of their own: a graph's is one call for all its kernels.
+        for kind, operations, colour in (("launches", launches, theme.GREY), (device, work, theme.HUES[0])):
+            if operations:
+                boxes = [Rectangle(((o["time"] - record.time) * 1e3, -len(lanes) - HEIGHT / 2), o["duration"] * 1e3, HEIGHT)
+                         for o in operations]
+                ax.add_collection(PatchCollection(boxes, facecolor=colour, edgecolor=m.paper, linewidth=0.25,
+                                                  gid=f"{kind}-{name}"))
+                lanes.append(f"{name}: {kind}")
+        top = -len(lanes) + (2.5 if launches else 1.5)
+        ax.plot([end * 1e3] * 2, [-len(lanes) + 0.5, top], color=m.ink, linewidth=1.1, gid=f"end-{name}")
+        busy = busy_seconds(work)
+        ax.annotate(f"{end * 1e3:.2f} ms", (end * 1e3, -len(lanes) + 1), (5, 0), textcoords="offset points", va="center",
+                    fontsize=9.5, color=m.ink, fontweight="bold")
+        what = "kernels" if device == "GPU" else "operators"
+        words.append(f"{name}: {len(work)} {what}, busy {busy / end:.0%} of {end * 1e3:.2f} ms")
+    ax.set_yticks([-i for i in range(len(lanes))], lanes, color=m.ink)
+    ax.tick_params(axis="y", length=0)
+    ax.set(xlabel="milliseconds since the step began", xlim=(0, longest * 1e3 * 1.12), ylim=(-len(lanes) + 0.4, 0.6))
+    theme.title(ax, "One step on the machine", "; ".join(words) + ".")
+    return fig
+
+
+def operations_of(trace: Trace, record) -> tuple[list[dict], list[dict]]:
+    """What was launched while the step's own launch phase ran, and the device's work from then until the next step's."""
+    later = [r.phases["launch"][0] for r in trace if r.step == record.step + 1 and "launch" in r.phases]
+    start, end = record.phases["launch"][0], later[0] if later else record.time + record.duration
+    inside = [o for o in trace.operations if start <= o["time"] < end]
+    return [o for o in inside if o["track"] == "launches"], [o for o in inside if o["track"] != "launches"]
+
+
+def busy_seconds(operations: list[dict]) -> float:
+    """Seconds in which at least one of them ran."""
+    total, until = 0.0, float("-inf")
+    for o in sorted(operations, key=lambda o: o["time"]):
+        end = o["time"] + o["duration"]
+        total += max(0.0, end - max(until, o["time"]))
+        until = max(until, end)
+    return total

@@ -1,0 +1,54 @@
+"""The request timeline: a Gantt chart of sequences against steps."""
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from nanovllm.tracing.trace import Trace
+from visualizations import theme
+
+BAR = 0.62
+
+
+def plot_request_timeline(trace: Trace, *, ax: Axes | None = None) -> Figure:
+    """A row a sequence, a column a step: waiting (thin line), prompt chunks (dark, with their length), decodes (light).
+
+    A strike through a cell marks a preemption; the dot behind the last cell says that the sequence finished.
+    """
+    ids = sorted({i for r in trace for i in (*(s["seq_id"] for s in r.scheduled), *r.waiting, *r.preempted)})
+    rows = {seq_id: len(ids) - 1 - place for place, seq_id in enumerate(ids)}
+    row = min(0.42, max(0.1, 5.5 / max(len(ids), 1)))  # inches
+    fig, ax = theme.canvas(ax, 10, row * len(ids) + 1.5)
+    m = theme.mode()
+    few = len(trace) <= 45 and row > 0.3  # room for the number of tokens inside a cell
+    wide = 0.92 if len(trace) <= 90 else 1.0  # no gaps where they would be finer than a pixel
+    for record in trace:
+        x = record.step
+        ran = {s["seq_id"] for s in record.scheduled}
+        for s in record.scheduled:
+            y = rows[s["seq_id"]]
+            colour = theme.phase_colour(s["seq_id"], s["phase"])
+            ax.add_patch(Rectangle((x - wide / 2, y - BAR / 2), wide, BAR, facecolor=colour, edgecolor="none",
+                                   gid=f"{s['phase']}-{s['seq_id']}"))
+            if few and s["phase"] == "prefill":
+                ax.text(x, y, str(s["num_tokens"]), ha="center", va="center", fontsize=8, color=theme.text_on(colour))
+        for seq_id in record.waiting:
+            if seq_id not in ran and seq_id not in record.preempted:
+                ax.plot([x - 0.5, x + 0.5], [rows[seq_id]] * 2, color=m.muted, linewidth=1.4, gid=f"waiting-{seq_id}")
+        for seq_id in record.preempted:
+            y = rows[seq_id]
+            ax.add_patch(Rectangle((x - wide / 2, y - BAR / 2), wide, BAR, facecolor=m.paper, edgecolor=m.muted, linewidth=0.8))
+            ax.plot([x - 0.46, x + 0.46], [y + BAR / 2, y - BAR / 2], color=m.ink, linewidth=2, gid=f"preempted-{seq_id}")
+        for end in record.finished:
+            ax.plot(x + 0.75, rows[end["seq_id"]], marker="o", markersize=5, color=theme.sequence_colour(end["seq_id"]),
+                    gid=f"finished-{end['seq_id']}")
+    every = -(-len(ids) // round(row * len(ids) / 0.17)) if ids else 1  # room for the words
+    ax.set_yticks([rows[i] for i in ids[::every]], [f"sequence {i}" for i in ids[::every]], color=m.ink)
+    ax.set(xlabel="step", xlim=(trace[0].step - 0.7, trace[-1].step + 1.2), ylim=(-0.6, len(ids) - 0.4))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    preemptions = sum(len(r.preempted) for r in trace)
+    struck = f"struck: preempted ({preemptions}); " if preemptions else ""
+    theme.title(ax, "Who ran when", "Dark: prompt chunks" + (" and their lengths" if few else "")
+                + f"; light: one generated token each; thin line: waiting; {struck}dot: the end.")
+    return fig

@@ -17,6 +17,7 @@ import nbformat
 from ipywidgets.embed import embed_data
 from sphinx.cmd.build import build_main
 
+from chapters.book import reference
 from visualizations.explorers.base import HERE as EXPLORERS
 from visualizations.explorers.base import SAVED, json_script, reopened
 
@@ -35,6 +36,12 @@ the arrow keys.
 :maxdepth: 1
 
 {pages}
+```
+
+```{{toctree}}
+:maxdepth: 1
+
+reference/index
 ```
 """
 
@@ -63,6 +70,7 @@ def lay_out(chapters: list[Path], pages: Path) -> None:
     for chapter in chapters:
         page = with_explorers(nbformat.read(chapter, 4))
         (pages / chapter.name).write_text(json.dumps(page), encoding="utf-8")
+    reference.write_pages(pages / "reference")
     (pages / "index.md").write_text(INDEX.format(pages="\n".join(chapter.stem for chapter in chapters)), encoding="utf-8")
 
 

@@ -1,8 +1,12 @@
 """Sphinx's settings for the book. `build.py` lays out the pages and runs it."""
 
+from chapters.book.docstrings import to_rst
+
 project = html_title = "How an LLM inference engine works"
 author = "the nano-vllm course"
-extensions = ["myst_nb"]
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the signature is enough; docstrings say shapes and units
 nb_execution_mode = "off"  # the committed outputs are shown; the tests run every chapter
 nb_merge_streams = True
 nb_ipywidgets_js = {}  # explorers bring what they need (see build.py); the default would come from a CDN
@@ -15,3 +19,10 @@ html_context = {"default_mode": "auto"}
 html_static_path = ["static"]
 html_css_files = ["book.css"]
 html_show_copyright = False
+
+
+def setup(app):
+    def process(app, what, name, obj, options, lines):
+        lines[:] = to_rst(lines)
+
+    app.connect("autodoc-process-docstring", process)

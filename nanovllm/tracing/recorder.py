@@ -43,6 +43,7 @@ class Recorder:
         self._trace.ended(seq)
 
     def stepped(self, step: Step) -> None:
+        """Append the step's record."""
         times, began = step.timestamps, self._trace.began
         phases = {name: [start - began, end - start] for name, (start, end) in zip(PHASES, itertools.pairwise(times))}
         self._trace.append(StepRecord.of_step(self._engine.scheduler, step.number, times[0] - began, times[-1] - times[0],

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from typing import Any
 
 from nanovllm.server import KEY_VARIABLE
 
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="compute every prompt anew")
 
 
-def serve(model: str | None = None, api_key: str | None = None, **settings) -> None:
+def serve(model: str | None = None, api_key: str | None = None, **settings: Any) -> None:
     """Serve until SIGINT or SIGTERM. Raises ValueError for what cannot be served."""
     try:
         import fastapi  # noqa: F401

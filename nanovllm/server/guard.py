@@ -3,7 +3,7 @@
 import hmac
 
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanovllm.server.errors import error_response
 
@@ -40,7 +40,7 @@ class Guard:
         """`receive` that gives up on a body whose length was not announced when it grows too large."""
         read = 0
 
-        async def counted():
+        async def counted() -> Message:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))

@@ -1,11 +1,11 @@
 """What Prometheus may ask a server: who runs and waits, how many tokens, how long they took, how full the cache is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.outputs import RequestOutput
@@ -24,10 +24,10 @@ class Metrics:
         self._engine = engine
         self.registry = CollectorRegistry()
 
-        def counter(name, text, labels=()):
+        def counter(name: str, text: str, labels: Sequence[str] = ()) -> Counter:
             return Counter(f"nanovllm_{name}", text, labels, registry=self.registry)
 
-        def histogram(name, text):
+        def histogram(name: str, text: str) -> Histogram:
             return Histogram(f"nanovllm_{name}", text, registry=self.registry, buckets=SECONDS)
 
         self.requests = counter("requests", "Requests that ended, by finish reason of their first sample.", ("finish_reason",))
@@ -49,6 +49,8 @@ class Metrics:
         self.generated_tokens.inc(output.usage.completion_tokens)
         for sample in output.outputs:
             times = sample.timings
+            if times is None:
+                continue
             for histogram, seconds in ((self.queued, times.queued), (self.first_token, times.time_to_first_token),
                                        (self.total, times.total)):
                 if seconds is not None:
@@ -84,7 +86,7 @@ class CountResponses:
         self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def counted(message):
+        async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self.metrics.responses.labels(str(message["status"])).inc()
             await send(message)

@@ -2,8 +2,10 @@
 
 import asyncio
 import socket
+from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from nanovllm.async_llm import AsyncLLM
 from nanovllm.server import KEY_VARIABLE
@@ -13,7 +15,7 @@ from nanovllm.utils.checks import check
 LOOPBACK = ("127.0.0.1", "::1")
 
 
-def run(model: str | None, engine_settings: dict, *, host: str, port: int, api_key: str | None, max_queue: int,
+def run(model: str | None, engine_settings: dict[str, Any], *, host: str, port: int, api_key: str | None, max_queue: int,
         max_body_bytes: int, shutdown_seconds: float, log_level: str, served_model_name: str | None = None) -> None:
     """Load the model and serve it until SIGINT or SIGTERM. Raises ValueError for what cannot be served."""
     check(api_key != "", "api_key", api_key, "at least one character", f"unset {KEY_VARIABLE} to serve everybody")
@@ -38,18 +40,18 @@ class Server(uvicorn.Server):
     app: what `create_app` made. shutdown_seconds: the grace, from SIGINT or SIGTERM on.
     """
 
-    def __init__(self, app, shutdown_seconds: float, log_level: str):
+    def __init__(self, app: FastAPI, shutdown_seconds: float, log_level: str):
         # What uvicorn itself cancels leaves a traceback; its later deadline is for a client that reads nothing any more.
         super().__init__(uvicorn.Config(app, log_level=log_level, timeout_graceful_shutdown=int(shutdown_seconds) + 5))
-        self._llm, self._shutdown_seconds = app.state.llm, shutdown_seconds
+        self._llm, self._shutdown_seconds = app.state.server.llm, shutdown_seconds
 
-    async def startup(self, sockets=None) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        for listener in sockets:
+        for listener in sockets or ():
             host, port = listener.getsockname()[:2]
             print(f"Listening on http://{f'[{host}]' if ':' in host else host}:{port}/v1", flush=True)
 
-    async def shutdown(self, sockets=None) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         ending = asyncio.create_task(self._end_requests())
         try:
             await super().shutdown(sockets)

@@ -15,22 +15,26 @@ from nanovllm.server.replies import CompletionReply
 T = TypeVar("T")
 
 
-class HungUp(Exception):
+class ClientDisconnected(Exception):
     """The client closed its connection before it had its answer."""
 
 
-async def unless_hung_up(receive: Receive, work: Awaitable[T]) -> T:
-    """Await `work`; when the client hangs up first, cancel it and raise HungUp. The body must have been read already."""
-    async def hang_up():
+async def unless_disconnected(receive: Receive, work: Awaitable[T]) -> T:
+    """Await `work`; when the client disconnects first, cancel it and raise ClientDisconnected.
+
+    The body must have been read already.
+    """
+    async def disconnect() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    tasks = asyncio.ensure_future(work), asyncio.ensure_future(hang_up())
+    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(disconnect())
+    tasks: tuple[asyncio.Future[T], asyncio.Future[None]] = working, waiting
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
-            raise HungUp
-        return tasks[0].result()
+        if not working.done():
+            raise ClientDisconnected
+        return working.result()
     finally:
         for task in tasks:
             task.cancel()
@@ -40,7 +44,7 @@ async def unless_hung_up(receive: Receive, work: Awaitable[T]) -> T:
 class EventStream(Response):
     """Requests that run, as server-sent events: a chunk for each delta, whichever request it comes from.
 
-    Owns the requests: whatever ends the response, a client that hangs up above all, aborts those that still run.
+    Owns the requests: whatever ends the response, a client that disconnects above all, aborts those that still run.
     """
 
     media_type = "text/event-stream"
@@ -53,9 +57,9 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await unless_hung_up(receive, self._write(send))
+            await unless_disconnected(receive, self._write(send))
             await send({"type": "http.response.body", "body": b""})
-        except HungUp:
+        except ClientDisconnected:
             pass
         finally:
             for request in self._requests:

@@ -27,7 +27,7 @@ from nanovllm.kernels.paged_decode import Tuning
 from nanovllm.kernels.sample import draw
 from nanovllm.layers.attention import select_backend
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
-from nanovllm.models.qwen3_fused import FusedQwen3
+from nanovllm.models.fused import FusedModel
 
 DECODE = [(Tuning(*numbers), False) for numbers in ((64, 4, 3, 4), (64, 4, 5, 2), (64, 4, 5, 3), (64, 2, 5, 3), (64, 4, 7, 2),
                                                     (32, 2, 5, 4), (128, 4, 3, 2), (32, 2, 5, 3), (32, 2, 3, 4))]
@@ -50,7 +50,7 @@ def compile_variant(index: int) -> None:
     """Run one variant on a single layer, so that its kernels are in Triton's cache on disk."""
     shape = SimpleNamespace(**workloads.SHAPE | {"num_hidden_layers": 1})
     backend = select_backend("triton", device="cuda", dtype=torch.bfloat16, head_dim=shape.head_dim, block_size=256)
-    model = FusedQwen3(Qwen3ForCausalLM(shape, backend, device="cuda", dtype=torch.bfloat16))
+    model = FusedModel(Qwen3ForCausalLM(shape, backend, device="cuda", dtype=torch.bfloat16))
     cache = torch.zeros(1, 2, 8, 256, shape.num_key_value_heads, shape.head_dim, dtype=torch.bfloat16, device="cuda")
     graphs = DecodeGraphs(model, draw, row_state, cache, max_num_seqs=256, max_model_len=4096, capture=False)
     if index < len(DECODE):

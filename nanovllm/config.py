@@ -7,18 +7,16 @@ from types import SimpleNamespace
 
 import torch
 
+from nanovllm.models.registry import model_class
 from nanovllm.utils.checks import check
 
 OFFLINE_MODEL = Path(__file__).parent / "assets" / "offline"
 DRAFT_MODEL = Path(__file__).parent / "assets" / "draft"
-SUPPORTED_ARCHITECTURES = ("Qwen3ForCausalLM",)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LOAD_FORMATS = ("auto", "dummy")
-# What a config.json must say, and what it means when it does not say the rest: the defaults of Qwen3's own configuration.
+# What a config.json must say, unless its family has a default for it.
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "num_key_value_heads", "max_position_embeddings")
-MODEL_DEFAULTS = {"head_dim": 128, "hidden_act": "silu", "rms_norm_eps": 1e-6, "attention_bias": False,
-                  "tie_word_embeddings": False, "eos_token_id": None}
 BACKENDS = ("auto", "torch", "triton", "flash_attn")
 
 
@@ -137,15 +135,18 @@ def load_hf_config(folder: Path, needs_weights: bool = True) -> SimpleNamespace:
         values = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}: not valid JSON ({error}); copy the model again.") from error
-    architectures = values.get("architectures") or []
-    check(any(a in SUPPORTED_ARCHITECTURES for a in architectures), "architectures", architectures,
-          f"one of {SUPPORTED_ARCHITECTURES}", "use a dense Qwen3 model")
+    family = model_class(values.get("architectures") or [])
     check(not needs_weights or any(folder.glob("*.safetensors")) or (folder / "model.safetensors.index.json").is_file(),
           "model", str(folder), "a folder with *.safetensors weights", "save or download the weights in safetensors format")
-    missing = [name for name in REQUIRED if values.get(name) is None]
+    missing = [name for name in REQUIRED if values.get(name) is None and name not in family.config_defaults]
     check(not missing, "config.json", f"without {', '.join(missing)}", "complete", "copy the model's own config.json again")
     stored = values.get("dtype") or values.get("torch_dtype") or "bfloat16"
-    return SimpleNamespace(**MODEL_DEFAULTS | values | {"dtype": getattr(torch, stored)})
+    config = SimpleNamespace(**family.config_defaults | values | {"dtype": getattr(torch, stored)})
+    # Two keys that may be null in any family, with one meaning in all.
+    config.head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+    config.num_key_value_heads = config.num_key_value_heads or config.num_attention_heads
+    family.check_config(config)
+    return config
 
 
 def _check_count(name: str, value) -> None:

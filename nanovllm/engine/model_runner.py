@@ -19,6 +19,7 @@ from nanovllm.layers.logits_processors import LogitsProcessors
 from nanovllm.layers.sampler import Sampler, SamplingBatch
 from nanovllm.layers.tensor_parallel import TensorParallel
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
+from nanovllm.models.registry import model_class
 from nanovllm.utils.context import Context
 from nanovllm.utils.loader import load_weights, random_weights
 
@@ -63,7 +64,7 @@ class ModelRunner:
         self.eos_token_ids, self.vocab_size = config.eos_token_ids, hf.vocab_size
         self.backend = select_backend(config.attention_backend, device=self.device, dtype=self.dtype,
                                       head_dim=hf.head_dim, block_size=self.block_size)
-        model = Qwen3ForCausalLM(hf, self.backend, tp, device=self.device, dtype=self.dtype)
+        model = model_class(hf.architectures)(hf, self.backend, tp, device=self.device, dtype=self.dtype)
         if config.load_format == "dummy":
             random_weights(model)
         else:
@@ -194,9 +195,9 @@ class ModelRunner:
             return model, Sampler(), row_state
         from nanovllm.kernels import row_state as row_kernels
         from nanovllm.kernels.sample import draw
-        from nanovllm.models.qwen3_fused import FusedQwen3
+        from nanovllm.models.fused import FusedModel
 
-        return FusedQwen3(model), Sampler(draw), row_kernels
+        return FusedModel(model), Sampler(draw), row_kernels
 
     def decode_graphs(self, config: Config, capture: bool = True) -> DecodeGraphs:
         most = min(config.max_num_seqs, config.max_num_batched_tokens)  # no step has room for more

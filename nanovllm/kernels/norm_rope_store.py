@@ -87,7 +87,7 @@ def norm_rope_store(
     result, which comes back as `[num_tokens, num_heads, head_dim]`, a view. positions: `[num_tokens]`. q_weight,
     k_weight: `[head_dim]`. cos, sin: `[max_positions, head_dim / 2]` float32. k_cache, v_cache: `[num_blocks,
     block_size, num_kv_heads, head_dim]`, contiguous. slot_mapping: `[num_tokens]` int64; -1 is not stored. stream: the
-    residual stream, `[num_tokens, hidden_size]`, when the projection was given it as it is (see `models/qwen3_fused.py`):
+    residual stream, `[num_tokens, hidden_size]`, when the projection was given it as it is (see `models/fused.py`):
     everything is multiplied by 1 / rms of its row first.
     ValueError if a layout does not hold.
     """

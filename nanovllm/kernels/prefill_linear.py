@@ -7,7 +7,7 @@ what they do not move (benchmarks/NOTES.md). A tile is one head wide, so that a 
 
 The operands come through the tensor memory accelerator (Hopper and later), which copies a tile at a single instruction.
 The norm before a projection is 1 / rms of a token's row times weights, and those are folded into the projection (see
-`models/qwen3_fused.py`): `inverse_rms` computes the first, once for all tiles of a row.
+`models/fused.py`): `inverse_rms` computes the first, once for all tiles of a row.
 """
 
 import torch

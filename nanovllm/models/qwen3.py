@@ -1,4 +1,7 @@
-"""Qwen3, dense: the decoder-only transformer that this engine runs."""
+"""Qwen3, dense: the decoder-only transformer that this engine runs. Its relatives build other layers of the same parts."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -14,17 +17,21 @@ from nanovllm.utils.context import Context
 
 
 class Qwen3Attention(nn.Module):
-    """Grouped-query attention (Ainslie et al. 2023) with a norm on every query and key head before RoPE."""
+    """Grouped-query attention (Ainslie et al. 2023) with a norm on every query and key head before RoPE.
 
-    def __init__(self, config, backend: AttentionBackend, rotary: RotaryEmbedding, tp: TensorParallel, **factory):
+    qkv_bias, o_bias: whether the projections add one; as the config's attention_bias says, but for relatives of Qwen3.
+    head_norms: False in families that turn queries and keys as they are.
+    """
+
+    def __init__(self, config: Any, backend: AttentionBackend | None, rotary: RotaryEmbedding, tp: TensorParallel, *,
+                 qkv_bias: bool, o_bias: bool, head_norms: bool = True, **factory: Any):
         super().__init__()
         self.head_dim = config.head_dim  # not hidden_size / heads: in Qwen3 the two are independent
         self.qkv_proj = QKVParallelLinear(config.hidden_size, config.num_attention_heads, config.num_key_value_heads,
-                                          self.head_dim, config.attention_bias, tp, **factory)
-        self.o_proj = RowParallelLinear(config.num_attention_heads * self.head_dim, config.hidden_size,
-                                        config.attention_bias, tp, **factory)
-        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps, **factory)
-        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps, **factory)
+                                          self.head_dim, qkv_bias, tp, **factory)
+        self.o_proj = RowParallelLinear(config.num_attention_heads * self.head_dim, config.hidden_size, o_bias, tp, **factory)
+        self.q_norm, self.k_norm = (RMSNorm(self.head_dim, config.rms_norm_eps, **factory) if head_norms else nn.Identity()
+                                    for _ in range(2))
         self.rotary = rotary
         self.attn = Attention(self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads, self.head_dim, self.head_dim**-0.5, backend)
 
@@ -39,11 +46,11 @@ class Qwen3Attention(nn.Module):
 class Qwen3MLP(nn.Module):
     """SwiGLU feed-forward: gate and up in one product, then down."""
 
-    def __init__(self, config, tp: TensorParallel, **factory):
+    def __init__(self, config: Any, tp: TensorParallel, bias: bool = False, **factory: Any):
         super().__init__()
         size = config.intermediate_size
-        self.gate_up_proj = ColumnParallelLinear(config.hidden_size, {"gate": size, "up": size}, False, tp, **factory)
-        self.down_proj = RowParallelLinear(size, config.hidden_size, False, tp, **factory)
+        self.gate_up_proj = ColumnParallelLinear(config.hidden_size, {"gate": size, "up": size}, bias, tp, **factory)
+        self.down_proj = RowParallelLinear(size, config.hidden_size, bias, tp, **factory)
         self.act_fn = SiluAndMul()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,10 +60,9 @@ class Qwen3MLP(nn.Module):
 class Qwen3DecoderLayer(nn.Module):
     """Attention, then feed-forward, each behind a norm and added to the residual stream."""
 
-    def __init__(self, config, backend: AttentionBackend, rotary: RotaryEmbedding, tp: TensorParallel, **factory):
+    def __init__(self, config: Any, attention: Qwen3Attention, mlp: nn.Module, **factory: Any):
         super().__init__()
-        self.self_attn = Qwen3Attention(config, backend, rotary, tp, **factory)
-        self.mlp = Qwen3MLP(config, tp, **factory)
+        self.self_attn, self.mlp = attention, mlp
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, **factory)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, **factory)
 
@@ -70,15 +76,15 @@ class Qwen3DecoderLayer(nn.Module):
 
 
 class Qwen3Model(nn.Module):
-    """Embedding, layers, final norm."""
+    """Embedding, layers, final norm. make_layer: (index, rotary embedding) -> layer."""
 
-    def __init__(self, config, backend: AttentionBackend, tp: TensorParallel, **factory):
+    def __init__(self, config: Any, make_layer: Callable[[int, RotaryEmbedding], nn.Module], tp: TensorParallel,
+                 **factory: Any):
         super().__init__()
         rotary = RotaryEmbedding(config.head_dim, config.max_position_embeddings, rope_theta(config),
                                  device=factory.get("device"))
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size, tp, **factory)
-        self.layers = nn.ModuleList(Qwen3DecoderLayer(config, backend, rotary, tp, **factory)
-                                    for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(make_layer(index, rotary) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, **factory)
 
     def forward(self, input_ids: Tensor, positions: Tensor, kv_cache: Tensor, context: Context) -> Tensor:
@@ -91,25 +97,48 @@ class Qwen3Model(nn.Module):
 class Qwen3ForCausalLM(nn.Module):
     """The model and its head. Owns the weights; the KV cache and the batch's layout are handed to every call.
 
+    A relative of Qwen3 inherits all of it and says what differs: how it makes a layer, what its config means by a key that
+    is not there, what it cannot compute.
+
     packed_modules: checkpoint names whose tensors are parts of one packed weight here.
+    config_defaults: what a config.json says that leaves the key out, as transformers' class for the family has it.
 
     Raises ValueError for configurations it would compute wrongly (scaled RoPE, sliding windows, other activations).
     """
 
-    packed_modules = {"q_proj": ("qkv_proj", "q"), "k_proj": ("qkv_proj", "k"), "v_proj": ("qkv_proj", "v"),
-                      "gate_proj": ("gate_up_proj", "gate"), "up_proj": ("gate_up_proj", "up")}
+    packed_modules: ClassVar = {"q_proj": ("qkv_proj", "q"), "k_proj": ("qkv_proj", "k"), "v_proj": ("qkv_proj", "v"),
+                                "gate_proj": ("gate_up_proj", "gate"), "up_proj": ("gate_up_proj", "up")}
+    config_defaults: ClassVar = {"head_dim": 128, "hidden_act": "silu", "rms_norm_eps": 1e-6, "attention_bias": False,
+                                 "tie_word_embeddings": False, "eos_token_id": None}
 
-    def __init__(self, config, backend: AttentionBackend, tp: TensorParallel = TensorParallel(), *, device=None, dtype=None):
+    def __init__(self, config: Any, backend: AttentionBackend | None, tp: TensorParallel = TensorParallel(), *,
+                 device: Any = None, dtype: Any = None):
         super().__init__()
-        check(config.hidden_act == "silu", "hidden_act", config.hidden_act, "'silu'", "use a Qwen3 checkpoint")
-        check(not getattr(config, "use_sliding_window", False), "use_sliding_window", True, "False",
-              "use a checkpoint with full attention")
+        self.check_config(config)
         factory = dict(device=device, dtype=dtype)
-        self.model = Qwen3Model(config, backend, tp, **factory)
+
+        def make_layer(index: int, rotary: RotaryEmbedding) -> Qwen3DecoderLayer:
+            return self.make_layer(index, config, backend, rotary, tp, **factory)
+
+        self.model = Qwen3Model(config, make_layer, tp, **factory)
         self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, tp, **factory)
         self.tied = bool(config.tie_word_embeddings)
         if self.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
+
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        """Raise ValueError for what this family would compute wrongly."""
+        check(config.hidden_act == "silu", "hidden_act", config.hidden_act, "'silu'", "use a checkpoint with this activation")
+        check(not getattr(config, "use_sliding_window", False), "use_sliding_window", True, "False",
+              "use a checkpoint with full attention")
+
+    def make_layer(self, index: int, config: Any, backend: AttentionBackend | None, rotary: RotaryEmbedding,
+                   tp: TensorParallel, **factory: Any) -> Qwen3DecoderLayer:
+        """Layer number `index`."""
+        bias = bool(config.attention_bias)
+        attention = Qwen3Attention(config, backend, rotary, tp, qkv_bias=bias, o_bias=bias, **factory)
+        return Qwen3DecoderLayer(config, attention, Qwen3MLP(config, tp, **factory), **factory)
 
     def forward(self, input_ids: Tensor, positions: Tensor, kv_cache: Tensor, context: Context) -> Tensor:
         """input_ids, positions: [num_tokens]; kv_cache: [num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim].

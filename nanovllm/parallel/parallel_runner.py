@@ -10,7 +10,7 @@ from nanovllm.config import Config
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.sequence import Sequence
 from nanovllm.layers.tensor_parallel import TensorParallel
-from nanovllm.models.qwen3 import Qwen3ForCausalLM
+from nanovllm.models.registry import model_class
 from nanovllm.parallel.step_message import StepWriter
 from nanovllm.parallel.worker_group import START_LIMIT, WorkerGroup
 from nanovllm.utils.interrupts import uninterrupted
@@ -38,7 +38,8 @@ class ParallelRunner:
     def __init__(self, config: Config):
         self.size = config.tensor_parallel_size
         # What cannot be divided is refused here, by the layers themselves, before any process is started.
-        Qwen3ForCausalLM(config.hf_config, None, TensorParallel(0, self.size), device="meta")
+        hf = config.hf_config
+        model_class(hf.architectures)(hf, None, TensorParallel(0, self.size), device="meta")
         self.device, self.dtype, self.block_size = config.device, config.dtype, config.kvcache_block_size
         self._looks_ahead = config.async_scheduling
         self._writer = StepWriter()

@@ -7,13 +7,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+Destination = tuple[str, str, object]  # the module's name, its parameter's, and which part of that a tensor fills
+
 
 def load_weights(model: nn.Module, folder: str | Path) -> None:
     """Fill the model's parameters from the safetensors files of a Hugging Face folder, one tensor at a time.
 
     A model says what is packed by `packed_modules` (checkpoint name -> (module, part)); the module that holds a
     parameter says which slice a tensor fills (`target`) and which share of it is this rank's (`share`). Anything else,
-    such as a norm, takes its tensor whole. Tensors are cast to the parameter's dtype.
+    such as a norm, takes its tensor whole. A module whose parameters are named otherwise in a checkpoint lists their names,
+    and the part that each fills (`checkpoint_names`). Tensors are cast to the parameter's dtype.
 
     Raises ValueError naming the tensor or the file when one is missing, unexpected, misshapen or unreadable. A model
     that raised holds uninitialised memory and must not be used.
@@ -21,7 +24,8 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     folder = Path(folder)
     packed = getattr(model, "packed_modules", {})
     tied_head = getattr(model, "tied", False)
-    missing = _expected_names(model, packed)
+    destinations = _destinations(model, packed)
+    missing = set(destinations)
     if tied_head:
         missing.discard("lm_head.weight")
     with torch.no_grad():
@@ -31,7 +35,7 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
             if name not in missing:
                 raise ValueError(f"{file}: unexpected tensor {name!r}: this model has no place for it; "
                                  "check that config.json belongs to these weights.")
-            _fill(model, packed, file, name, tensor)
+            _fill(model, destinations[name], file, name, tensor)
             missing.remove(name)
     if missing:
         first = sorted(missing)
@@ -53,11 +57,9 @@ def random_weights(model: nn.Module, deviation: float = 0.02) -> None:
                 parameter.normal_(0, deviation, generator=generator)
 
 
-def _fill(model: nn.Module, packed: dict, file: Path, name: str, tensor: torch.Tensor) -> None:
-    module_name, parameter_name = name.rsplit(".", 1)
-    parent, _, last = module_name.rpartition(".")
-    holder, part = packed.get(last, (last, None))
-    module = model.get_submodule(f"{parent}.{holder}" if parent else holder)
+def _fill(model: nn.Module, destination: Destination, file: Path, name: str, tensor: torch.Tensor) -> None:
+    module_name, parameter_name, part = destination
+    module = model.get_submodule(module_name)
     if hasattr(module, "target"):
         target, (dim, index, count) = module.target(parameter_name, part), module.share(parameter_name, part)
     else:
@@ -71,18 +73,23 @@ def _fill(model: nn.Module, packed: dict, file: Path, name: str, tensor: torch.T
     target.copy_(tensor.narrow(dim, index * size, size))
 
 
-def _expected_names(model: nn.Module, packed: dict) -> set[str]:
-    """The checkpoint's name of everything that must be filled."""
+def _destinations(model: nn.Module, packed: dict) -> dict[str, Destination]:
+    """The checkpoint's name of everything that must be filled, and where each goes."""
     parts_of = {}
-    for name, (holder, _) in packed.items():
-        parts_of.setdefault(holder, []).append(name)
-    names = set()
+    for name, (holder, part) in packed.items():
+        parts_of.setdefault(holder, []).append((name, part))
+    destinations = {}
     for name, _ in model.named_parameters(remove_duplicate=False):
         module_name, parameter_name = name.rsplit(".", 1)
         parent, _, last = module_name.rpartition(".")
-        for original in parts_of.get(last, [last]):
-            names.add(".".join(filter(None, (parent, original, parameter_name))))
-    return names
+        module = model.get_submodule(module_name)
+        if hasattr(module, "checkpoint_names"):
+            for original, part in module.checkpoint_names(parameter_name):
+                destinations[f"{module_name}.{original}"] = module_name, parameter_name, part
+            continue
+        for original, part in parts_of.get(last, [(last, None)]):
+            destinations[".".join(filter(None, (parent, original, parameter_name)))] = module_name, parameter_name, part
+    return destinations
 
 
 def _tensors(folder: Path):

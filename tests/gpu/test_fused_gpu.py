@@ -16,7 +16,7 @@ from nanovllm.layers import noise, sampler
 from nanovllm.layers.attention import select_backend
 from nanovllm.layers.rotary_embedding import RotaryEmbedding
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
-from nanovllm.models.qwen3_fused import FEW_TOKENS, FusedQwen3
+from nanovllm.models.fused import FEW_TOKENS, FusedModel
 from tests.layers.paged_cases import paged_case
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -160,7 +160,7 @@ def test_the_fused_model_in_a_graph_is_as_near_to_float32_as_the_plain_model(num
         for parameter in model.parameters():
             parameter.normal_(0, 0.02) if parameter.ndim > 1 else parameter.normal_(1, 0.1)
         plain, exact = deepcopy(model), deepcopy(model).float()  # before its norms are folded into its weights
-        fused = FusedQwen3(model)
+        fused = FusedModel(model)
         lengths = torch.randint(1, 300, (num_seqs,)).tolist()
         case = paged_case([(1, length) for length in lengths], num_decodes=num_seqs, num_heads=16, num_kv_heads=8, head_dim=128,
                           block_size=64, dtype=torch.bfloat16, device="cuda")  # fmt: skip

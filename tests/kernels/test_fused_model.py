@@ -17,7 +17,7 @@ CONFIG = SimpleNamespace(**TINY | {"intermediate_size": 128, "hidden_act": "silu
 @torch.inference_mode()
 def errors(seed, sequences, bias, device, prompt_tokens=None) -> tuple[float, float]:
     """Of the plain model's and the fused model's logits, against float32. prompt_tokens: what is a long prompt to it."""
-    from nanovllm.models.qwen3_fused import FusedQwen3
+    from nanovllm.models.fused import FusedModel
 
     dtype = torch.bfloat16 if device == "cuda" else torch.float16  # the interpreter does not compute bfloat16 correctly
     torch.manual_seed(seed)
@@ -41,7 +41,7 @@ def errors(seed, sequences, bias, device, prompt_tokens=None) -> tuple[float, fl
 
     expected = logits(exact, cache.float())
     plain = error(model)
-    fused = FusedQwen3(model)  # which folds the norms into the model's weights
+    fused = FusedModel(model)  # which folds the norms into the model's weights
     fused.prompt_tokens = prompt_tokens or fused.prompt_tokens
     return plain, error(fused)
 
@@ -62,11 +62,11 @@ def test_a_long_prompt_costs_no_accuracy(device):
 
 
 def test_a_model_that_does_not_fit_the_tiles_goes_without(device):
-    from nanovllm.models.qwen3_fused import FusedQwen3
+    from nanovllm.models.fused import FusedModel
 
     def prompt_tokens(**overrides):
         config = SimpleNamespace(**vars(CONFIG) | overrides)
-        return FusedQwen3(Qwen3ForCausalLM(config, TritonBackend(), device=device, dtype=torch.float16)).prompt_tokens
+        return FusedModel(Qwen3ForCausalLM(config, TritonBackend(), device=device, dtype=torch.float16)).prompt_tokens
 
     assert prompt_tokens() == 1024
     assert min(prompt_tokens(**odd) for odd in ({"intermediate_size": 32}, {"hidden_size": 48}, {"attention_bias": True})) > 1e9

@@ -26,8 +26,8 @@ from nanovllm.kernels import linear, paged_decode, row_state
 from nanovllm.kernels.paged_decode import Tuning
 from nanovllm.kernels.sample import draw
 from nanovllm.layers.attention import select_backend
-from nanovllm.models.qwen3 import Qwen3ForCausalLM
 from nanovllm.models.fused import FusedModel
+from nanovllm.models.qwen3 import Qwen3ForCausalLM
 
 DECODE = [(Tuning(*numbers), False) for numbers in ((64, 4, 3, 4), (64, 4, 5, 2), (64, 4, 5, 3), (64, 2, 5, 3), (64, 4, 7, 2),
                                                     (32, 2, 5, 4), (128, 4, 3, 2), (32, 2, 5, 3), (32, 2, 3, 4))]

@@ -1,4 +1,4 @@
-"""Any family of `models/` in few launches: the plain modules' `forward`, with a kernel for each stretch between two products."""
+"""Any family of `models/` in few launches: what the plain modules compute, with a kernel for each stretch between products."""
 
 import sys
 from typing import Any

@@ -15,8 +15,8 @@ from nanovllm.kernels.silu_and_mul import silu_and_mul
 from nanovllm.layers import noise, sampler
 from nanovllm.layers.attention import select_backend
 from nanovllm.layers.rotary_embedding import RotaryEmbedding
-from nanovllm.models.qwen3 import Qwen3ForCausalLM
 from nanovllm.models.fused import FEW_TOKENS, FusedModel
+from nanovllm.models.qwen3 import Qwen3ForCausalLM
 from tests.layers.paged_cases import paged_case
 
 DTYPES = [torch.float32, torch.bfloat16]

@@ -34,7 +34,8 @@ FLOORS = [
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 WITHOUT_TORCH = ("nanovllm.engine.sequence", "nanovllm.engine.block_manager", "nanovllm.engine.scheduler",
                  "nanovllm.engine.scheduled_batch", "nanovllm.engine.listener", "nanovllm.engine.decode_rows",
-                 "nanovllm.tracing.trace", "nanovllm.fleet.simulation")
+                 "nanovllm.tracing.trace", "nanovllm.fleet.simulation",
+                 "nanovllm.fleet.router", "nanovllm.fleet.simulated_fleet")
 
 
 def module_of(path: Path) -> str:

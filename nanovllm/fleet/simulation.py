@@ -4,8 +4,9 @@ Chapters 02 to 05 watch scheduling and memory, where what a token says does not 
 microseconds. Everything else is the engine's own: the same classes, the same decisions, the same trace.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
+from typing import Any
 
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduled_batch import ScheduledBatch
@@ -52,7 +53,7 @@ class Simulation:
         self._settings = {"num_blocks": num_blocks, "max_num_batched_tokens": max_num_batched_tokens,
                           "max_num_seqs": max_num_seqs}
         self._fixed = (block_size, enable_prefix_caching, max_model_len, scheduler_cls, block_manager_cls, seconds)
-        self._journal: list[tuple[int, str, tuple]] = []  # (before which step, "add" or "abort", arguments)
+        self._journal: list[tuple[int, str, tuple[Any, ...]]] = []  # (before which step, "add" or "abort", arguments)
         self._ids = {word: i for i, word in enumerate(WORDS)}
         self._words = dict(enumerate(WORDS))
         self._num_requests = 0
@@ -135,7 +136,7 @@ class Simulation:
     # ---- changing one's mind
 
     @property
-    def settings(self) -> dict[str, dict]:
+    def settings(self) -> dict[str, dict[str, int]]:
         """What can be changed while it runs: {name: {"value", "low", "high"}}."""
         longest = max((len(tokens) + params.max_tokens - 1 for _, what, (_, tokens, params) in self._adds()), default=1)
         blocks = -(-longest // self._fixed[0])
@@ -191,10 +192,10 @@ class Simulation:
 
     # ---- the journal
 
-    def _adds(self):
+    def _adds(self) -> Iterator[tuple[int, str, tuple[Any, ...]]]:
         return (entry for entry in self._journal if entry[1] == "add")
 
-    def _note(self, at: int | None, what: str, arguments: tuple) -> None:
+    def _note(self, at: int | None, what: str, arguments: tuple[Any, ...]) -> None:
         at = len(self.trace) if at is None else max(at, len(self.trace))
         self._journal.append((at, what, arguments))
         self._journal[self._done:] = sorted(self._journal[self._done:], key=lambda entry: entry[0])

@@ -1,18 +1,24 @@
 """What an engine is built from: its model's description and its own limits, checked before anything is allocated."""
 
-import json
+import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
+from nanovllm.errors import CheckpointError
 from nanovllm.models.registry import model_class
+from nanovllm.utils.checkpoint import quantization_method, read_json, weight_files
 from nanovllm.utils.checks import check
 
 OFFLINE_MODEL = Path(__file__).parent / "assets" / "offline"
 DRAFT_MODEL = Path(__file__).parent / "assets" / "draft"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Other spellings that config.json files have. Weights stored in float64 are computed in float32.
+STORED_DTYPES = DTYPES | {"fp32": torch.float32, "float": torch.float32, "float64": torch.float32, "double": torch.float32,
+                          "fp16": torch.float16, "half": torch.float16, "bf16": torch.bfloat16}
 LOAD_FORMATS = ("auto", "dummy")
 # What a config.json must say, unless its family has a default for it.
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -81,7 +87,7 @@ class Config:
             check(self.device.index + self.tensor_parallel_size <= torch.cuda.device_count(), "tensor_parallel_size",
                   self.tensor_parallel_size, f"at most {torch.cuda.device_count() - self.device.index}, the GPUs that torch "
                   f"sees from {self.device} on", "every rank needs one of its own: lower it, or use device='cpu'")
-        self.model = Path(OFFLINE_MODEL if self.model is None else self.model).expanduser()
+        self.model = _folder(self.model)
         self.hf_config = load_hf_config(self.model, needs_weights=self.load_format == "auto")
         self.dtype = self._resolve_dtype()
         self.eos_token_ids = self._find_eos_token_ids()
@@ -109,21 +115,46 @@ class Config:
             if self.device.type == "cpu":
                 return torch.float32
             return self.hf_config.dtype
-        dtype = DTYPES.get(self.dtype, self.dtype)
+        dtype = DTYPES.get(self.dtype, self.dtype) if isinstance(self.dtype, str) else self.dtype
         check(dtype in DTYPES.values(), "dtype", self.dtype, f"'auto' or one of {tuple(DTYPES)}", "use 'auto'")
         return dtype
 
     def _find_eos_token_ids(self) -> tuple[int, ...]:
-        """generation_config.json may list more end tokens than config.json: Qwen3 ends at either of two."""
-        eos = self.hf_config.eos_token_id
-        file = self.model / "generation_config.json"
-        if file.is_file():
-            eos = json.loads(file.read_text()).get("eos_token_id", eos)
-        return tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (eos,)
+        """generation_config.json may list more end tokens than config.json: Qwen3 ends at either of two.
+
+        Tokens outside the vocabulary, which some files name, can never be drawn and are left out with a warning.
+        """
+        file, eos = self.model / "config.json", self.hf_config.eos_token_id
+        other = self.model / "generation_config.json"
+        if other.is_file() and (named := read_json(other).get("eos_token_id")) is not None:
+            file, eos = other, named
+        eos = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        if not all(isinstance(token, int) and not isinstance(token, bool) for token in eos):
+            raise CheckpointError(f"{file}: eos_token_id={eos!r}: must be a token id or a list of them; copy it again.")
+        inside = tuple(dict.fromkeys(token for token in eos if 0 <= token < self.hf_config.vocab_size))
+        if outside := [token for token in eos if token not in inside]:
+            warnings.warn(f"{file}: eos_token_id {outside} is outside the vocabulary of {self.hf_config.vocab_size} tokens and "
+                          "never ends a request", stacklevel=5)
+        return inside
+
+
+def _folder(model: str | Path | None) -> Path:
+    """The model's folder, by a path that has a name and goes on naming it when the working directory changes."""
+    if model is None:
+        return OFFLINE_MODEL
+    check(isinstance(model, (str, os.PathLike)) and str(model) != "", "model", model, "a folder in Hugging Face format",
+          "download the model first and pass the folder; no model means the offline one")
+    try:
+        path = Path(model).expanduser()
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"model={model!r}: {error}; pass the whole path of the folder.") from error
+    return path.resolve() if path.name in ("", "..") else path.absolute()
 
 
 def load_hf_config(folder: Path, needs_weights: bool = True) -> SimpleNamespace:
-    """Read config.json, by the names that it uses. Raises ValueError unless the folder holds a model we implement.
+    """Read config.json, by the names that it uses; a null is as good as nothing.
+
+    Raises CheckpointError unless the folder holds a model we implement, with weights that we read.
 
     As plain values: transformers would say the same of the file, and takes a second or two to import.
     """
@@ -131,20 +162,29 @@ def load_hf_config(folder: Path, needs_weights: bool = True) -> SimpleNamespace:
           "download the model first and pass the folder; no model means the offline one")
     file = folder / "config.json"
     check(file.is_file(), "model", str(folder), "a folder with a config.json", "pass the folder the model was saved in")
-    try:
-        values = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not valid JSON ({error}); copy the model again.") from error
-    family = model_class(values.get("architectures") or [])
-    check(not needs_weights or any(folder.glob("*.safetensors")) or (folder / "model.safetensors.index.json").is_file(),
-          "model", str(folder), "a folder with *.safetensors weights", "save or download the weights in safetensors format")
-    missing = [name for name in REQUIRED if values.get(name) is None and name not in family.config_defaults]
+    values = {name: value for name, value in read_json(file).items() if value is not None}
+    architectures = values.get("architectures", [])
+    family = model_class(architectures if isinstance(architectures, list) else [architectures])
+    if needs_weights:
+        if method := quantization_method(folder, values):
+            raise CheckpointError(f"{folder}: its weights are quantized ({method}), which is not implemented; "
+                                  "use the original checkpoint.")
+        weight_files(folder)
+    # As transformers has it in every family.
+    values = {"num_key_value_heads": values.get("num_attention_heads")} | family.config_defaults | values
+    missing = [name for name in REQUIRED if values.get(name) is None]
     check(not missing, "config.json", f"without {', '.join(missing)}", "complete", "copy the model's own config.json again")
-    stored = values.get("dtype") or values.get("torch_dtype") or "bfloat16"
-    config = SimpleNamespace(**family.config_defaults | values | {"dtype": getattr(torch, stored)})
-    # Two keys that may be null in any family, with one meaning in all.
-    config.head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
-    config.num_key_value_heads = config.num_key_value_heads or config.num_attention_heads
+    if values.get("head_dim") is None:
+        values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
+    for name in (*REQUIRED, "head_dim"):
+        _check_count(f"{file}: {name}", values[name])
+    eps = values["rms_norm_eps"]
+    check(isinstance(eps, (int, float)) and 0 < eps < 1, f"{file}: rms_norm_eps", eps, "a number between 0 and 1",
+          "copy the model's own config.json again")
+    stored = values.get("dtype", values.get("torch_dtype", "bfloat16"))
+    dtype = STORED_DTYPES.get(stored.removeprefix("torch.")) if isinstance(stored, str) else None
+    check(dtype is not None, f"{file}: dtype", stored, f"one of {tuple(STORED_DTYPES)}", "copy the model's own file again")
+    config = SimpleNamespace(**values | {"dtype": dtype})
     family.check_config(config)
     return config
 

@@ -1,13 +1,18 @@
 """From safetensors files to the model's parameters, with every tensor accounted for."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from nanovllm.errors import CheckpointError
+from nanovllm.utils.checkpoint import tensors
+
 Destination = tuple[str, str, object]  # the module's name, its parameter's, and which part of that a tensor fills
+# Buffers that older versions of transformers saved, and every version computes anew.
+COMPUTED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def load_weights(model: nn.Module, folder: str | Path) -> None:
@@ -18,29 +23,44 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     such as a norm, takes its tensor whole. A module whose parameters are named otherwise in a checkpoint lists their names,
     and the part that each fills (`checkpoint_names`). Tensors are cast to the parameter's dtype.
 
-    Raises ValueError naming the tensor or the file when one is missing, unexpected, misshapen or unreadable. A model
-    that raised holds uninitialised memory and must not be used.
+    Names are taken as transformers takes them: with or without the "model." that a base model saves without, and buffers
+    that are computed anew are passed over. A model that ties its head to the embedding takes the head from the file all
+    the same when that holds another one, and its embedding from the head when that is all there is.
+
+    Raises CheckpointError naming the tensor or the file when one is missing, unexpected, there twice, misshapen or
+    unreadable. A model that raised holds uninitialised memory and must not be used.
     """
     folder = Path(folder)
     packed = getattr(model, "packed_modules", {})
     tied_head = getattr(model, "tied", False)
     destinations = _destinations(model, packed)
     missing = set(destinations)
-    if tied_head:
-        missing.discard("lm_head.weight")
+    head: tuple[Path, torch.Tensor] | None = None
     with torch.no_grad():
-        for file, name, tensor in _tensors(folder):
-            if tied_head and name == "lm_head.weight":  # some writers save the shared table twice
+        for file, stored_name, tensor in tensors(folder):
+            if stored_name.endswith(COMPUTED):
                 continue
+            names = (stored_name, f"model.{stored_name}", stored_name.removeprefix("model."))
+            name = next((name for name in names if name in destinations), None)
+            if name is None:
+                raise CheckpointError(f"{file}: unexpected tensor {stored_name!r}: this model has no place for it; "
+                                      "check that config.json belongs to these weights.")
             if name not in missing:
-                raise ValueError(f"{file}: unexpected tensor {name!r}: this model has no place for it; "
-                                 "check that config.json belongs to these weights.")
-            _fill(model, destinations[name], file, name, tensor)
+                raise CheckpointError(f"{file}: tensor {stored_name!r} is there twice; keep one file of each tensor.")
             missing.remove(name)
+            if tied_head and name == HEAD:
+                head = file, tensor
+            else:
+                _fill(model, destinations[name], file, name, tensor)
+        if tied_head:
+            missing.discard(HEAD)
+            if head is not None:
+                _fill_tied_head(model, destinations[HEAD], *head, alone=TABLE in missing)
+                missing.discard(TABLE)
     if missing:
         first = sorted(missing)
-        raise ValueError(f"{folder}: {len(first)} tensors are missing, among them {', '.join(first[:5])}; "
-                         "copy or download all of the checkpoint's files.")
+        raise CheckpointError(f"{folder}: {len(first)} tensors are missing, among them {', '.join(first[:5])}; "
+                              "copy or download all of the checkpoint's files.")
 
 
 def random_weights(model: nn.Module, deviation: float = 0.02) -> None:
@@ -57,6 +77,21 @@ def random_weights(model: nn.Module, deviation: float = 0.02) -> None:
                 parameter.normal_(0, deviation, generator=generator)
 
 
+def _fill_tied_head(model: nn.Module, destination: Destination, file: Path, tensor: torch.Tensor, alone: bool) -> None:
+    """A head that the files hold although config.json ties it. alone: they hold no embedding, which is then the head.
+
+    Some writers save the shared table twice. Where the two differ, config.json is wrong, and both are used, as
+    transformers does.
+    """
+    head: Any = model.get_submodule("lm_head")
+    table = model.get_submodule("model.embed_tokens").weight
+    if not alone:
+        head.weight = nn.Parameter(torch.empty_like(table), requires_grad=False)
+    _fill(model, destination, file, HEAD, tensor)
+    if not alone and torch.equal(head.weight, table):
+        head.weight = table
+
+
 def _fill(model: nn.Module, destination: Destination, file: Path, name: str, tensor: torch.Tensor) -> None:
     module_name, parameter_name, part = destination
     module = model.get_submodule(module_name)
@@ -68,8 +103,8 @@ def _fill(model: nn.Module, destination: Destination, file: Path, name: str, ten
     whole[dim] *= count
     # The whole tensor, before the cut: a share of one that is too large would fit.
     if list(tensor.shape) != whole:
-        raise ValueError(f"{file}: tensor {name!r} has shape {list(tensor.shape)}: must be {whole}; "
-                         "check that config.json belongs to these weights.")
+        raise CheckpointError(f"{file}: tensor {name!r} has shape {list(tensor.shape)}: must be {whole}; "
+                              "check that config.json belongs to these weights.")
     target.copy_(tensor.narrow(dim, index * size, size))
 
 
@@ -90,27 +125,3 @@ def _destinations(model: nn.Module, packed: dict) -> dict[str, Destination]:
         for original, part in parts_of.get(last, [(last, None)]):
             destinations[".".join(filter(None, (parent, original, parameter_name)))] = module_name, parameter_name, part
     return destinations
-
-
-def _tensors(folder: Path):
-    """Every (file, name, tensor) of the folder: of the index where there is one, else of all *.safetensors files."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            files = [folder / file for file in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index}: not an index of weights ({type(error).__name__}: {error}); "
-                             "copy or download it again.") from error
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder}: no *.safetensors files; save or download the weights in safetensors format.")
-    for file in files:
-        if not file.is_file():
-            raise ValueError(f"{file}: the index names this file, but it is missing; copy or download it.")
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():
-                    yield file, name, tensors.get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(f"{file}: not a complete safetensors file ({error}); copy or download it again.") from error

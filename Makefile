@@ -22,7 +22,7 @@ export TOKENIZERS_PARALLELISM := false
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
-	@echo "make notebooks  run every chapter and write its outputs back    make lint   ruff"
+	@echo "make notebooks  run every chapter and write its outputs back    make lint   ruff and mypy"
 	@echo "make book       the course as a web site, in build/book"
 	@echo "make model      train the offline model again                   make clean  remove what make made"
 
@@ -66,6 +66,7 @@ film: $(READY) browser
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 model: $(READY)
 	$(BIN)/python -m training $(MODEL_ARGS)
@@ -83,5 +84,5 @@ browser:
 	fi
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

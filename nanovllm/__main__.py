@@ -43,8 +43,9 @@ def _tail(text: str) -> str:
 def steps_table(trace: Trace, head: int = 6, tail: int = 4) -> str:
     """The first and last steps of a run, a row each, and its totals."""
     columns = ("step", "prompt tokens", "decode tokens", "running", "waiting", "blocks in use", "ms")
-    rows = [(r.step, r.num_prefill_tokens, r.num_decode_tokens, len(r.running), len(r.waiting), r.num_blocks_in_use,
-             f"{r.duration * 1e3:.1f}") for r in trace]
+    rows: list[tuple[object, ...]] = [
+        (r.step, r.num_prefill_tokens, r.num_decode_tokens, len(r.running), len(r.waiting), r.num_blocks_in_use,
+         f"{r.duration * 1e3:.1f}") for r in trace]
     hidden = len(rows) - head - tail
     shown = rows if hidden <= 0 else rows[:head] + [("…",) * len(columns)] + rows[-tail:]
     lines = ["  ".join(f"{cell!s:>{len(name)}}" for cell, name in zip(row, columns)) for row in (columns, *shown)]

@@ -5,12 +5,13 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any, cast
 
 from nanovllm.errors import QueueFull, RequestFailed
-from nanovllm.llm import LLM, Prompt
+from nanovllm.llm import LLM, Messages, Prompt
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.serving.engine_thread import EngineThread, News
+from nanovllm.serving.engine_thread import EngineThread, RequestUpdate
 from nanovllm.serving.request import Delta, Request
 from nanovllm.utils.checks import check
 
@@ -31,15 +32,15 @@ class AsyncLLM:
     """
 
     def __init__(self, model: str | Path | LLM | None = None, *, max_queued: int | None = None,
-                 on_output: Callable[[RequestOutput], None] | None = None, **settings):
+                 on_output: Callable[[RequestOutput], None] | None = None, **settings: Any):
         check(max_queued is None or (isinstance(max_queued, int) and max_queued >= 1), "max_queued", max_queued,
               "None or a whole number, 1 or more", "a request waits at least until the next step")
         check(not (isinstance(model, LLM) and settings), "settings", settings, "empty for an LLM that is already there",
               "pass them to LLM(...)")
         self._owns_llm = not isinstance(model, LLM)
-        self.llm = LLM(model, **settings) if self._owns_llm else model
+        self.llm = model if isinstance(model, LLM) else LLM(model, **settings)
         self.max_queued, self.on_output = max_queued, on_output
-        self._thread = EngineThread(self.llm.engine, _deliver, max_queued)
+        self._thread: EngineThread[AsyncRequest] = EngineThread(self.llm.engine, _deliver, max_queued)
         weakref.finalize(self, self._thread.stop)
 
     def __repr__(self) -> str:
@@ -48,7 +49,7 @@ class AsyncLLM:
     async def __aenter__(self) -> "AsyncLLM":
         return self
 
-    async def __aexit__(self, *exc_info) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
     @property
@@ -83,7 +84,7 @@ class AsyncLLM:
             async for delta in request:
                 yield delta
 
-    async def chat(self, messages: list[dict], sampling_params: SamplingParams | None = None, **template_arguments
+    async def chat(self, messages: Messages, sampling_params: SamplingParams | None = None, **template_arguments: Any
                    ) -> RequestOutput:
         """Continue one conversation in the model's own chat format; see `LLM.chat`."""
         return await self.generate(self.llm.render_chat(messages, **template_arguments), sampling_params)
@@ -110,14 +111,14 @@ class AsyncRequest:
         self.loop = asyncio.get_running_loop()
         self._llm = llm
         self._deltas: deque[Delta] = deque()
-        self._news, self._ended = asyncio.Event(), asyncio.Event()
+        self._updated, self._ended = asyncio.Event(), asyncio.Event()
         self._output: RequestOutput | None = None
         self._error: RequestFailed | None = None
 
     async def __aenter__(self) -> "AsyncRequest":
         return self
 
-    async def __aexit__(self, *exc_info) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         self.abort()
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
@@ -125,8 +126,8 @@ class AsyncRequest:
             if self._deltas:
                 yield self._deltas.popleft()
             else:
-                self._news.clear()
-                await self._news.wait()
+                self._updated.clear()
+                await self._updated.wait()
         if self._error:
             raise self._error
 
@@ -135,37 +136,40 @@ class AsyncRequest:
         await self._ended.wait()
         if self._error:
             raise self._error
-        return self._output
+        return cast(RequestOutput, self._output)  # set together with `_ended`
 
     def abort(self) -> None:
         """End it now, if it still runs: its blocks are free before the next step."""
         if not self._ended.is_set():
             self._llm._thread.abort(self)
 
-    def receive(self, news: News) -> None:
+    def receive(self, update: "Update") -> None:
         """Take in what the engine's thread reports. Runs in the event loop."""
-        self._deltas += news.deltas
-        self._output, self._error = news.output, news.error
-        if news.output or news.error:
+        self._deltas += update.deltas
+        self._output, self._error = update.output, update.error
+        if update.output or update.error:
             self._ended.set()
-        self._news.set()
-        if news.output and self._llm.on_output:
-            self.loop.call_soon(self._llm.on_output, news.output)
+        self._updated.set()
+        if update.output and self._llm.on_output:
+            self.loop.call_soon(self._llm.on_output, update.output)
 
 
-def _deliver(news: list[News]) -> None:
-    """Hand a step's news to the event loops of those who wait: one wake-up a loop, however many wait there."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[News]] = {}
-    for item in news:
-        by_loop.setdefault(item.follower.loop, []).append(item)
+Update = RequestUpdate[AsyncRequest]
+
+
+def _deliver(updates: list[Update]) -> None:
+    """Hand a step's updates to the event loops of the requests: one wake-up per loop, however many requests it has."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Update]] = {}
+    for update in updates:
+        by_loop.setdefault(update.handle.loop, []).append(update)
     for loop, items in by_loop.items():
         try:
             loop.call_soon_threadsafe(_receive_all, items)
-        except RuntimeError:  # the loop is closed, so nobody listens any more
-            for item in items:
-                item.follower.abort()
+        except RuntimeError:  # the loop is closed, so nothing waits for them any more
+            for update in items:
+                update.handle.abort()
 
 
-def _receive_all(news: list[News]) -> None:
-    for item in news:
-        item.follower.receive(item)
+def _receive_all(updates: list[Update]) -> None:
+    for update in updates:
+        update.handle.receive(update)

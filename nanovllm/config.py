@@ -5,6 +5,7 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from nanovllm.errors import CheckpointError
 from nanovllm.models.registry import model_class
 from nanovllm.utils.checkpoint import quantization_method, read_json, weight_files
 from nanovllm.utils.checks import check
+from nanovllm.utils.resolved import Resolved
 
 OFFLINE_MODEL = Path(__file__).parent / "assets" / "offline"
 DRAFT_MODEL = Path(__file__).parent / "assets" / "draft"
@@ -47,7 +49,7 @@ class Config:
     Raises ValueError naming the setting, its value, the limit and the remedy.
     """
 
-    model: str | Path | None = None
+    model: Resolved[str | Path | None, Path] = Resolved(None)
     max_num_batched_tokens: int = 16384
     max_num_seqs: int = 512
     max_model_len: int = 4096
@@ -55,24 +57,25 @@ class Config:
     tensor_parallel_size: int = 1
     worker_timeout: float = 8.0
     enforce_eager: bool = False
-    async_scheduling: bool | None = None
-    kvcache_block_size: int | None = None
+    async_scheduling: Resolved[bool | None, bool] = Resolved(None)
+    kvcache_block_size: Resolved[int | None, int] = Resolved(None)
     num_kvcache_blocks: int | None = None
-    device: str | torch.device = "auto"
-    dtype: str | torch.dtype = "auto"
+    device: Resolved[str | torch.device, torch.device] = Resolved("auto")
+    dtype: Resolved[str | torch.dtype, torch.dtype] = Resolved("auto")
     attention_backend: str = "auto"
     enable_prefix_caching: bool = True
     seed: int | None = None
     load_format: str = "auto"
-    hf_config: object = field(init=False, repr=False)
+    hf_config: SimpleNamespace = field(init=False, repr=False)
     eos_token_ids: tuple[int, ...] = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        given: dict[str, Any] = vars(self).copy()
         for name in ("max_num_batched_tokens", "max_num_seqs", "max_model_len"):
-            _check_count(name, getattr(self, name))
+            _check_count(name, given[name])
         for name in ("kvcache_block_size", "num_kvcache_blocks"):
-            if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name))
+            if given[name] is not None:
+                _check_count(name, given[name])
         check(isinstance(self.gpu_memory_utilization, (int, float)) and 0 < self.gpu_memory_utilization <= 1,
               "gpu_memory_utilization", self.gpu_memory_utilization, "in (0, 1]", "it is a share of the GPU's memory")
         _check_count("tensor_parallel_size", self.tensor_parallel_size)
@@ -82,41 +85,28 @@ class Config:
               "use 'auto' for the best one present")
         check(self.load_format in LOAD_FORMATS, "load_format", self.load_format, f"one of {LOAD_FORMATS}",
               "use 'auto' to read the folder's weights")
-        self.device = self._resolve_device()
+        self.device = _device(given["device"])
         if self.device.type == "cuda":
             check(self.device.index + self.tensor_parallel_size <= torch.cuda.device_count(), "tensor_parallel_size",
                   self.tensor_parallel_size, f"at most {torch.cuda.device_count() - self.device.index}, the GPUs that torch "
                   f"sees from {self.device} on", "every rank needs one of its own: lower it, or use device='cpu'")
-        self.model = _folder(self.model)
+        self.model = _folder(given["model"])
         self.hf_config = load_hf_config(self.model, needs_weights=self.load_format == "auto")
-        self.dtype = self._resolve_dtype()
+        self.dtype = self._resolve_dtype(given["dtype"])
         self.eos_token_ids = self._find_eos_token_ids()
         self.max_model_len = min(self.max_model_len, self.hf_config.max_position_embeddings)
-        if self.async_scheduling is None:
+        if given["async_scheduling"] is None:
             self.async_scheduling = self.device.type == "cuda"
-        if self.kvcache_block_size is None:
+        if given["kvcache_block_size"] is None:
             self.kvcache_block_size = 256 if self.device.type == "cuda" else 16
 
-    def _resolve_device(self) -> torch.device:
-        if self.device == "auto":
-            return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-        try:
-            device = torch.device(self.device)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(f"device={self.device!r}: must be 'auto', 'cpu' or 'cuda[:n]'; use 'auto'.") from error
-        if device.type == "cuda":
-            check(torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(), "device", self.device,
-                  f"one of the {torch.cuda.device_count()} CUDA devices torch sees", "use device='cpu' or 'auto'")
-            device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-        return device
-
-    def _resolve_dtype(self) -> torch.dtype:
-        if self.dtype == "auto":  # a CPU multiplies float32 fastest, and exactly
-            if self.device.type == "cpu":
-                return torch.float32
-            return self.hf_config.dtype
-        dtype = DTYPES.get(self.dtype, self.dtype) if isinstance(self.dtype, str) else self.dtype
-        check(dtype in DTYPES.values(), "dtype", self.dtype, f"'auto' or one of {tuple(DTYPES)}", "use 'auto'")
+    def _resolve_dtype(self, given: str | torch.dtype) -> torch.dtype:
+        if given == "auto":  # a CPU multiplies float32 fastest, and exactly
+            stored: torch.dtype = self.hf_config.dtype
+            return torch.float32 if self.device.type == "cpu" else stored
+        dtype = DTYPES.get(given) if isinstance(given, str) else given
+        if dtype is None or dtype not in DTYPES.values():
+            check(False, "dtype", given, f"'auto' or one of {tuple(DTYPES)}", "use 'auto'")
         return dtype
 
     def _find_eos_token_ids(self) -> tuple[int, ...]:
@@ -149,6 +139,20 @@ def _folder(model: str | Path | None) -> Path:
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"model={model!r}: {error}; pass the whole path of the folder.") from error
     return path.resolve() if path.name in ("", "..") else path.absolute()
+
+
+def _device(given: str | torch.device) -> torch.device:
+    if given == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(given)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={given!r}: must be 'auto', 'cpu' or 'cuda[:n]'; use 'auto'.") from error
+    if device.type == "cuda":
+        check(torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(), "device", given,
+              f"one of the {torch.cuda.device_count()} CUDA devices torch sees", "use device='cpu' or 'auto'")
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+    return device
 
 
 def load_hf_config(folder: Path, needs_weights: bool = True) -> SimpleNamespace:
@@ -189,6 +193,6 @@ def load_hf_config(folder: Path, needs_weights: bool = True) -> SimpleNamespace:
     return config
 
 
-def _check_count(name: str, value) -> None:
+def _check_count(name: str, value: object) -> None:
     check(isinstance(value, int) and not isinstance(value, bool) and value >= 1, name, value, "a whole number, 1 or more",
           "pass a positive int")

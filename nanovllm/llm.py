@@ -2,22 +2,24 @@
 
 import traceback
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields
+from pathlib import Path
+from typing import Any, cast, overload
 
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from nanovllm.config import Config
 from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.runner import Runner
-from nanovllm.layers.sampler import SamplingBatch
+from nanovllm.layers.sampler import Sample
 from nanovllm.outputs import RequestOutput
 from nanovllm.parallel.parallel_runner import ParallelRunner
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.serving.request import Request
+from nanovllm.serving.tokenizer import Tokenizer, require_tokenizer
 from nanovllm.tracing.profiling import profiled
 from nanovllm.tracing.recorder import Recorder
 from nanovllm.tracing.trace import Trace
@@ -27,6 +29,9 @@ from nanovllm.utils.interrupts import uninterrupted
 CONFIG_FIELDS = [f.name for f in fields(Config) if f.init]
 ENGINE_PARTS = ("scheduler_cls", "block_manager_cls")
 Prompt = str | list[int]
+Prompts = list[str] | list[list[int]] | list[Prompt] | tuple[Prompt, ...]
+PerPrompt = list[SamplingParams] | tuple[SamplingParams, ...]
+Messages = list[dict[str, Any]]
 
 
 class LLM:
@@ -40,7 +45,7 @@ class LLM:
     Raises ValueError for a setting that cannot be served.
     """
 
-    def __init__(self, model=None, **settings):
+    def __init__(self, model: str | Path | None = None, **settings: Any):
         check_keywords("LLM", settings, (*CONFIG_FIELDS, *ENGINE_PARTS, "sampler"))
         parts = {name: settings.pop(name) for name in ENGINE_PARTS if name in settings}
         sampler = settings.pop("sampler", None)
@@ -63,14 +68,14 @@ class LLM:
     def __enter__(self) -> "LLM":
         return self
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Free the weights and the cache. May be called any number of times."""
         self._finalizer()
 
-    def generate(self, prompts: Prompt | list[Prompt], sampling_params: SamplingParams | list[SamplingParams] | None = None,
+    def generate(self, prompts: str | Prompts, sampling_params: SamplingParams | PerPrompt | None = None,
                  use_tqdm: bool = True, priority: int | list[int] = 0) -> list[RequestOutput]:
         """Serve the prompts together; returns one output a prompt, in order.
 
@@ -89,7 +94,14 @@ class LLM:
             _abort(requests)
         return [request.output() for request in requests]
 
-    def stream(self, prompts: Prompt | list[Prompt], sampling_params: SamplingParams | list[SamplingParams] | None = None
+    @overload
+    def stream(self, prompts: str, sampling_params: SamplingParams | PerPrompt | None = None) -> Iterator[str]: ...
+
+    @overload
+    def stream(self, prompts: Prompts, sampling_params: SamplingParams | PerPrompt | None = None
+               ) -> Iterator[tuple[int, str]]: ...
+
+    def stream(self, prompts: str | Prompts, sampling_params: SamplingParams | PerPrompt | None = None
                ) -> Iterator[str] | Iterator[tuple[int, str]]:
         """Yield text as it is generated: pieces of text for one prompt; (index, piece) for a list served together.
 
@@ -97,36 +109,36 @@ class LLM:
         n > 1; leaving the loop early aborts what still runs.
         """
         requests = self._requests(prompts, sampling_params)
-        self._require_tokenizer("stream")
+        require_tokenizer(self.tokenizer, self.config.model, "stream")
         for request in requests:
             check(request.params.n == 1, "n", request.params.n, "1 in stream",
                   "pass the prompt n times, with a seed each, and follow the pieces by their index")
         pieces = self._stream(requests)
-        return pieces if isinstance(prompts, list) else (piece for _, piece in pieces)
+        return (piece for _, piece in pieces) if isinstance(prompts, str) else pieces
 
-    def chat(self, messages: list[dict] | list[list[dict]],
-             sampling_params: SamplingParams | list[SamplingParams] | None = None, use_tqdm: bool = True,
-             **template_arguments) -> list[RequestOutput]:
+    def chat(self, messages: Messages | list[Messages], sampling_params: SamplingParams | PerPrompt | None = None,
+             use_tqdm: bool = True, **template_arguments: Any) -> list[RequestOutput]:
         """Continue one conversation, or each of a list, in the model's own chat format.
 
         messages: [{"role": "system" | "user" | "assistant", "content": text}, ...]. Further keywords go to the model's
         chat template.
         """
-        conversations = [messages] if messages and isinstance(messages[0], dict) else messages
+        conversations: list[Any] = [messages] if messages and isinstance(messages[0], dict) else messages
         prompts = [self.render_chat(conversation, **template_arguments) for conversation in conversations]
         return self.generate(prompts, sampling_params, use_tqdm)
 
-    def render_chat(self, messages: list[dict], **template_arguments) -> str:
+    def render_chat(self, messages: Messages, **template_arguments: Any) -> str:
         """The text that the model's chat template makes of a conversation, ready for the assistant's turn."""
-        self._require_tokenizer("chat")
+        tokenizer = require_tokenizer(self.tokenizer, self.config.model, "chat")
         for message in messages if isinstance(messages, list) and messages else [messages]:
             check(isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content")),
                   "message", message, "a dict with a 'role' and a 'content', both texts",
                   'pass [{"role": "user", "content": "Hello"}]')
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_arguments)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_arguments)
 
     @contextmanager
-    def trace(self, path=None, *, max_records: int | None = None, profile: bool = False) -> Iterator[Trace]:
+    def trace(self, path: str | Path | None = None, *, max_records: int | None = None, profile: bool = False
+              ) -> Iterator[Trace]:
         """Record every step inside the `with` block: `with llm.trace() as trace: llm.generate(...)`.
 
         path: a file that takes the records while the run goes on; max_records: how many of the newest stay in memory.
@@ -178,7 +190,8 @@ class LLM:
         finally:
             _abort(requests)
 
-    def _requests(self, prompts, sampling_params, priority=0) -> list[Request]:
+    def _requests(self, prompts: str | Prompts, sampling_params: SamplingParams | PerPrompt | None,
+                  priority: int | list[int] = 0) -> list[Request]:
         """A request for every prompt, each checked before any is queued, so that a bad one harms no other."""
         check(self._finalizer.alive, "LLM", self.config.model.name, "open", "it was closed; make a new one")
         if isinstance(prompts, str):
@@ -196,12 +209,8 @@ class LLM:
                   f"pass one {name} for all, or a list as long as prompts")
         return [Request(self.engine, self.tokenizer, *each) for each in zip(prompts, sampling_params, priority)]
 
-    def _require_tokenizer(self, what: str) -> None:
-        check(self.tokenizer is not None, "model", str(self.config.model), f"a folder with a tokenizer.json for {what}",
-              "add the tokenizer's files, or pass lists of token ids to generate()")
 
-
-def _make_runner(config: Config, sampler: Callable[[Tensor, SamplingBatch], Tensor] | None) -> Runner:
+def _make_runner(config: Config, sampler: Sample | None) -> Runner:
     """The model on its device, or on several."""
     if config.tensor_parallel_size > 1:
         check(sampler is None, "sampler", sampler, "None with tensor_parallel_size > 1",
@@ -213,12 +222,12 @@ def _make_runner(config: Config, sampler: Callable[[Tensor, SamplingBatch], Tens
     return runner
 
 
-def _load_tokenizer(folder):
+def _load_tokenizer(folder: Path) -> Tokenizer | None:
     """The folder's tokenizer; None when it has none (random weights for benchmarks): prompts are then token ids."""
     if not (folder / "tokenizer.json").is_file():
         return None
     from transformers import AutoTokenizer
-    return AutoTokenizer.from_pretrained(folder)
+    return cast(Tokenizer, AutoTokenizer.from_pretrained(folder))
 
 
 def _release(engine: LLMEngine) -> None:

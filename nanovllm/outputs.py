@@ -1,7 +1,7 @@
 """What a request hands back."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Logprob(NamedTuple):
@@ -82,20 +82,43 @@ class RequestOutput:
     usage: Usage
     prompt_logprobs: list[dict[int, Logprob] | None] | None = field(default=None, repr=False)
 
-    text = property(lambda self: self.outputs[0].text)
-    token_ids = property(lambda self: self.outputs[0].token_ids)
-    finish_reason = property(lambda self: self.outputs[0].finish_reason)
-    stop_reason = property(lambda self: self.outputs[0].stop_reason)
-    logprobs = property(lambda self: self.outputs[0].logprobs)
-    timings = property(lambda self: self.outputs[0].timings)
-    num_preemptions = property(lambda self: self.outputs[0].num_preemptions)
-    num_cached_tokens = property(lambda self: self.usage.cached_tokens)
+    @property
+    def text(self) -> str:
+        return self.outputs[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.outputs[0].token_ids
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self.outputs[0].finish_reason
+
+    @property
+    def stop_reason(self) -> str | int | None:
+        return self.outputs[0].stop_reason
+
+    @property
+    def logprobs(self) -> list[dict[int, Logprob]] | None:
+        return self.outputs[0].logprobs
+
+    @property
+    def timings(self) -> Timings | None:
+        return self.outputs[0].timings
+
+    @property
+    def num_preemptions(self) -> int:
+        return self.outputs[0].num_preemptions
+
+    @property
+    def num_cached_tokens(self) -> int:
+        return self.usage.cached_tokens
 
     @property
     def is_finished(self) -> bool:
         return all(output.finish_reason is not None for output in self.outputs)
 
-    def __getitem__(self, key: str):
+    def __getitem__(self, key: str) -> Any:
         names = [name for name in dir(self) if not name.startswith("_")]
         if key not in names:
             raise KeyError(f"{key!r}: a RequestOutput has {', '.join(names)}")

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import isfinite
+from typing import Any, Self, TypeGuard
 
 from nanovllm.utils.checks import check, check_keywords
 
@@ -59,11 +60,11 @@ class SamplingParams:
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
 
-    def __new__(cls, *args, **fields):
+    def __new__(cls, *args: Any, **fields: Any) -> Self:
         check_keywords("SamplingParams", fields, cls.__dataclass_fields__)
         return object.__new__(cls)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
         for name, value in (("stop", stop), ("stop_token_ids", self.stop_token_ids or ())):
             check(isinstance(value, (list, tuple, set, frozenset)), name, value, "a list", "pass a list")
@@ -145,9 +146,9 @@ class SamplingParams:
                   f"None or a whole number from 0 to {MAX_LOGPROBS}", "ask for fewer")
 
 
-def _is_int(value) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)

@@ -157,5 +157,6 @@ class BlockManager:
                 raise RuntimeError(f"block {block}: {count} sequences are to write it")
 
     def _forget(self, block: int) -> None:
-        del self._cached[self.hashes[block]]
-        self.hashes[block] = None
+        block_hash, self.hashes[block] = self.hashes[block], None
+        if block_hash is not None:
+            del self._cached[block_hash]

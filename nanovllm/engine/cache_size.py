@@ -1,6 +1,5 @@
 """How large the KV cache is: the bytes of a block, and how many blocks the device's memory leaves room for."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nanovllm.config import Config
+from nanovllm.models.causal_lm import CausalLM
 from nanovllm.utils.checks import check
 from nanovllm.utils.context import Context
 
@@ -37,11 +37,8 @@ class CacheShape:
                            dtype=self.dtype, device=device)
 
 
-def fit_blocks(model: Callable, shape: CacheShape, config: Config) -> int:
-    """As many blocks as the memory holds, at least one request of max_model_len, at most what all could ever use.
-
-    model: called as a model's `forward` is, and asked for logits.
-    """
+def fit_blocks(model: CausalLM, shape: CacheShape, config: Config) -> int:
+    """As many blocks as the memory holds, at least one request of max_model_len, at most what all could ever use."""
     per_seq = -(-config.max_model_len // shape.block_size)
     useful = per_seq * config.max_num_seqs
     if config.device.type == "cpu":
@@ -55,7 +52,7 @@ def fit_blocks(model: Callable, shape: CacheShape, config: Config) -> int:
 
 
 @torch.inference_mode()
-def _free_memory(model: Callable, shape: CacheShape, config: Config) -> int:
+def _free_memory(model: CausalLM, shape: CacheShape, config: Config) -> int:
     """Bytes left for the cache: our share of the card, less our weights and the peak of the largest step.
 
     Counts only this engine's own memory, and never more than is free: another process on the card is its own affair.
@@ -90,4 +87,5 @@ def _graph_memory(config: Config) -> int:
     """Bytes that the decode graphs will hold for good: the logits of the largest batch, and a little of everything else."""
     if config.enforce_eager:
         return 0
-    return config.max_num_seqs * config.hf_config.vocab_size * config.dtype.itemsize + GRAPH_BYTES
+    vocab_size: int = config.hf_config.vocab_size
+    return config.max_num_seqs * vocab_size * config.dtype.itemsize + GRAPH_BYTES

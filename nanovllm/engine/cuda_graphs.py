@@ -6,7 +6,7 @@ exactly, with the same sizes and the same addresses, and so everything that chan
 tensors: the rows of `layers.row_state`. Sizes are met by padding, a graph for each of a few batch sizes.
 """
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,8 +14,18 @@ from torch import Tensor
 from nanovllm.engine.decode_rows import DecodeRows
 from nanovllm.engine.scheduled_batch import ScheduledSequence
 from nanovllm.engine.step_inputs import send
+from nanovllm.layers.sampler import Draw
+from nanovllm.models.causal_lm import CausalLM
 from nanovllm.utils.context import Context
 from nanovllm.utils.row_state import RowState
+
+
+class RowKernels(Protocol):
+    """The module that changes the rows on the device: `layers.row_state`, or its twin in `kernels`."""
+
+    def write_rows(self, state: RowState, records: Tensor, entries: Tensor, drawn: Tensor) -> None: ...
+
+    def advance(self, state: RowState, num_rows: int, block_size: int) -> None: ...
 
 
 def batch_sizes(most: int) -> list[int]:
@@ -34,13 +44,11 @@ class DecodeGraphs:
     of memory, as only one runs at a time. Weights and cache stay the model runner's, and must stay where they are: the
     graphs know their addresses.
 
-    model: called as `Qwen3ForCausalLM` is, and asked for logits. draw: as `layers.sampler.draw`. row_kernels: the module
-    with `advance` and `write_rows`, `layers.row_state` or its twin in `kernels`. capture: False runs the same step
-    without graphs, on any device.
+    capture: False runs the same step without graphs, on any device.
     """
 
-    def __init__(self, model: Callable, draw: Callable, row_kernels, kv_cache: Tensor, *, max_num_seqs: int,
-                 max_model_len: int, capture: bool = True):
+    def __init__(self, model: CausalLM, draw: Draw, row_kernels: RowKernels, kv_cache: Tensor, *,
+                 max_num_seqs: int, max_model_len: int, capture: bool = True):
         self.block_size, self.max_model_len = kv_cache.shape[3], max_model_len
         max_blocks = -(-max_model_len // self.block_size)
         self.rows = DecodeRows(batch_sizes(max_num_seqs), self.block_size, max_blocks)
@@ -57,9 +65,9 @@ class DecodeGraphs:
         Row `rows.row_of[seq_id]` of `state` and of the logits is the sequence's; the token it draws is in `state.drawn`.
         drawn, drawn_by: the tokens last drawn, if any, and where each sequence's stands among them.
         """
-        size, records, entries = self.rows.assign(items, drawn_by)
-        if len(records) or len(entries):
-            records, entries = send((records, entries), self.state.drawn.device)
+        size, *changes = self.rows.assign(items, drawn_by)
+        if any(len(change) for change in changes):
+            records, entries = send(changes, self.state.drawn.device)
             self._kernels.write_rows(self.state, records, entries, self.state.drawn if drawn is None else drawn)
         if size not in self._graphs:
             return self._step(size)

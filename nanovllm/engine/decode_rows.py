@@ -58,7 +58,8 @@ class DecodeRows:
         starts, rows = np.array([item.start for item in items]), self.rows
         fresh = self._cached[rows] != starts
         grown = (starts % self.block_size == 0) & ~fresh
-        records, entries = [], []
+        records: list[tuple[int, ...]] = []
+        entries: list[tuple[int, int]] = []
         for i in np.flatnonzero(fresh).tolist():
             row = int(rows[i])
             records.append(self._record(row, items[i], drawn_by))
@@ -103,7 +104,7 @@ class DecodeRows:
         self._cached[row] = UNKNOWN
 
     @staticmethod
-    def _record(row: int, item: ScheduledSequence, drawn_by: dict[int, int]) -> tuple:
+    def _record(row: int, item: ScheduledSequence, drawn_by: dict[int, int]) -> tuple[int, ...]:
         """In the order of `utils.row_state.RECORD`."""
         seq = item.seq
         token = -1 - drawn_by[seq.seq_id] if seq.num_pending_tokens else seq.token_ids[-1]

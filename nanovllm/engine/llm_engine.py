@@ -94,7 +94,7 @@ class LLMEngine:
     def new_sequence(self, prompt_token_ids: list[int], params: SamplingParams, priority: int = 0) -> Sequence:
         """A sequence with an id of its own, not queued yet."""
         seq = Sequence(next(self._ids), prompt_token_ids, params, priority)
-        if seq.seed is None:
+        if params.seed is None:
             seq.seed = self._seeds.getrandbits(63)
         return seq
 
@@ -152,11 +152,11 @@ class LLMEngine:
                 self._roll_back()
             error.add_note(f"in step {self.num_steps} of {self!r}, which was rolled back")
             raise
-        if all(item.seq.is_finished for step in self._under_way for item in step.batch.items):
+        if all(item.seq.is_finished for later in self._under_way for item in later.batch.items):
             self._under_way.clear()  # nobody waits for it
-        step = Step(self.num_steps, oldest.batch, token_ids, finished, oldest.timestamps)
+        ended = Step(self.num_steps, oldest.batch, token_ids, finished, oldest.timestamps)
         for listener in self._listeners:
-            listener.stepped(step)
+            listener.stepped(ended)
         self.num_steps += 1
         return finished
 

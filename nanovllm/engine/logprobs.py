@@ -36,25 +36,24 @@ class LogprobReport:
 def sampled_report(batch: ScheduledBatch, logits: Tensor, token_ids: Tensor) -> list[LogprobReport]:
     """Of the tokens just drawn: none or one report. logits: [num_sampled, vocab_size], as the model gave them."""
     sampled = [item for item in batch.items if item.samples]
-    asking = [row for row, item in enumerate(sampled) if item.seq.sampling_params.logprobs is not None]
-    if not asking:
+    wanted = {row: k for row, item in enumerate(sampled) if (k := item.seq.sampling_params.logprobs) is not None}
+    if not wanted:
         return []
-    k = max(sampled[row].seq.sampling_params.logprobs for row in asking)
-    rows = torch.tensor(asking, device=logits.device)
-    owners = [(sampled[row].seq, sampled[row].start + sampled[row].num_tokens) for row in asking]
-    return [LogprobReport(owners, top_logprobs(logits[rows], token_ids[rows], k))]
+    rows = torch.tensor(list(wanted), device=logits.device)
+    owners = [(sampled[row].seq, sampled[row].start + sampled[row].num_tokens) for row in wanted]
+    return [LogprobReport(owners, top_logprobs(logits[rows], token_ids[rows], max(wanted.values())))]
 
 
 def prompt_reports(batch: ScheduledBatch, hidden: Tensor, compute_logits: Callable[[Tensor], Tensor]) -> list[LogprobReport]:
     """Of the prompts' tokens that this step predicts anew, in chunks. hidden: [num_tokens, hidden_size], of the whole step."""
     rows, owners, k, first = [], [], 0, 0
     for item in batch.items:
-        seq = item.seq
-        if seq.sampling_params.prompt_logprobs is not None:
+        seq, wanted = item.seq, item.seq.sampling_params.prompt_logprobs
+        if wanted is not None:
             known = range(item.start, min(item.start + item.num_tokens, seq.num_prompt_tokens - 1))  # the next is prompt
             rows += [first + position - item.start for position in known]
             owners += [(seq, position + 1) for position in known]
-            k = max(k, seq.sampling_params.prompt_logprobs)
+            k = max(k, wanted)
         first += item.num_tokens
     reports = []
     for start in range(0, len(rows), CHUNK_ROWS):

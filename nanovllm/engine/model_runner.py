@@ -1,14 +1,14 @@
 """From scheduled sequences to the exact tensors of a step, through the model, to sampled tokens."""
 
 import gc
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
 from nanovllm.config import Config
 from nanovllm.engine.cache_size import CacheShape, fit_blocks
-from nanovllm.engine.cuda_graphs import DecodeGraphs
+from nanovllm.engine.cuda_graphs import DecodeGraphs, RowKernels
 from nanovllm.engine.logprobs import LogprobReport, prompt_reports, sampled_report
 from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from nanovllm.engine.step_inputs import Layout, StepInputs, send
@@ -16,8 +16,9 @@ from nanovllm.layers import row_state
 from nanovllm.layers.attention import select_backend
 from nanovllm.layers.attention_backends import import_error
 from nanovllm.layers.logits_processors import LogitsProcessors
-from nanovllm.layers.sampler import Sampler, SamplingBatch
+from nanovllm.layers.sampler import Sample, Sampler, SamplingBatch
 from nanovllm.layers.tensor_parallel import TensorParallel
+from nanovllm.models.causal_lm import CausalLM
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
 from nanovllm.models.registry import model_class
 from nanovllm.utils.context import Context
@@ -36,7 +37,7 @@ class Launched:
         self._reports, self._rows = reports, rows
         for report in reports:
             report.fetch()
-        self._arrived = None
+        self._arrived: torch.cuda.Event | None = None
         if token_ids.is_cuda:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
@@ -47,7 +48,8 @@ class Launched:
             self._arrived.synchronize()
         for report in self._reports:
             report.deliver()
-        return self._token_ids.tolist() if self._rows is None else self._token_ids.numpy()[self._rows].tolist()
+        token_ids: list[int] = (self._token_ids if self._rows is None else self._token_ids.numpy()[self._rows]).tolist()
+        return token_ids
 
 
 class ModelRunner:
@@ -69,10 +71,13 @@ class ModelRunner:
             random_weights(model)
         else:
             load_weights(model, config.model)
-        self.model, self.sampler, self._row_kernels = self._fastest_form(model.eval())
-        self._own_sampler, self.graphs = self.sampler, None
-        self.reset()
-        num_kv_heads = model.model.layers[0].self_attn.attn.num_kv_heads
+        self.model, self._own_sampler, self._row_kernels = self._fastest_form(model.eval())
+        self.sampler: Sample = self._own_sampler  # may be replaced
+        self.graphs: DecodeGraphs | None = None
+        self._drawn: torch.Tensor | None = None  # the tokens last drawn
+        self._drawn_by: dict[int, int] = {}      # by seq_id, where its token stands among them
+        first_layer: Any = model.model.layers[0]
+        num_kv_heads = first_layer.self_attn.attn.num_kv_heads
         self.cache_shape = CacheShape(hf.num_hidden_layers, self.block_size, num_kv_heads, hf.head_dim, self.dtype)
         self.bytes_per_block = self.cache_shape.bytes_per_block
         self.num_blocks = (config.num_kvcache_blocks
@@ -104,7 +109,8 @@ class ModelRunner:
         self.reset()
         if self.graphs:
             gc.unfreeze()
-        self.model = self.kv_cache = self.graphs = self.sampler = self._own_sampler = None
+        for name in ("model", "kv_cache", "graphs", "sampler", "_own_sampler"):
+            setattr(self, name, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -117,7 +123,7 @@ class ModelRunner:
         """Enqueue a step and return at once."""
         if self.graphs:
             if all(item.samples and item.num_tokens == 1 for item in batch.items):
-                return self._launch_decode(batch.items)
+                return self._launch_decode(self.graphs, batch.items)
             self.graphs.rows.invalidate()
         inputs = self.prepare(batch)
         hidden = self.forward(inputs)
@@ -130,10 +136,10 @@ class ModelRunner:
         self._drawn_by = {item.seq.seq_id: i for i, item in enumerate(item for item in batch.items if item.samples)}
         return Launched(token_ids, reports + sampled_report(batch, logits, token_ids))
 
-    def _launch_decode(self, items: list[ScheduledSequence]) -> Launched:
+    def _launch_decode(self, graphs: DecodeGraphs, items: list[ScheduledSequence]) -> Launched:
         """A step of one token each: the graph draws for all, and rows that ask for more draw again from its logits."""
-        logits = self.graphs.launch(items, self._drawn, self._drawn_by)
-        state, rows = self.graphs.state, self.graphs.rows
+        logits = graphs.launch(items, self._drawn, self._drawn_by)
+        state, rows = graphs.state, graphs.rows
         self._drawn, self._drawn_by = state.drawn, rows.row_of
         apart = rows.apart if self.sampler is self._own_sampler else list(range(len(items)))
         reports = []
@@ -163,15 +169,15 @@ class ModelRunner:
     def prepare(self, batch: ScheduledBatch) -> StepInputs:
         """The step's tensors on the device, with the tokens that only the device knows put in their places."""
         layout = Layout.of(batch.items, self.block_size)
-        drawn = np.array([self._drawn_by[seq_id] for seq_id in layout.owners], np.int64)
-        input_ids, positions, cu_seqlens_q, context_lens, block_tables, slot_mapping, last_rows, pending, drawn = send(
+        source = np.array([self._drawn_by[seq_id] for seq_id in layout.owners], np.int64)
+        input_ids, positions, cu_seqlens_q, context_lens, block_tables, slot_mapping, last_rows, pending, source_rows = send(
             (layout.input_ids, layout.positions, layout.cu_seqlens_q, layout.context_lens, layout.block_tables,
-             layout.slot_mapping, layout.last_rows, layout.pending, drawn), self.device)
+             layout.slot_mapping, layout.last_rows, layout.pending, source), self.device)
         context = Context(
             cu_seqlens_q, context_lens, block_tables, slot_mapping, max_seqlen_q=max(item.num_tokens for item in batch.items),
             max_seqlen_k=int(layout.context_lens.max()), num_decodes=batch.num_decodes, last_rows=last_rows)
-        if layout.owners:
-            input_ids[pending] = self._drawn[drawn]
+        if self._drawn is not None and layout.owners:
+            input_ids[pending] = self._drawn[source_rows]
         sampled = [item for item in batch.items if item.samples]
         sampling = self._sampling(sampled, input_ids[context.last_rows]) if sampled else None
         return StepInputs(input_ids, positions, context, sampling)
@@ -189,7 +195,7 @@ class ModelRunner:
         offsets = [length - prompt for length, prompt in zip(lengths, num_prompt_tokens)]
         return SamplingBatch.from_params(params, [item.seq.seed for item in items], offsets, self.device, processors)
 
-    def _fastest_form(self, model: Qwen3ForCausalLM) -> tuple[Callable, Sampler, object]:
+    def _fastest_form(self, model: Qwen3ForCausalLM) -> tuple[CausalLM, Sampler, RowKernels]:
         """Model, sampler and what moves decode rows: with our kernels, or plain for the `torch` attention backend."""
         if self.backend.name == "torch" or import_error("triton"):
             return model, Sampler(), row_state

@@ -16,7 +16,7 @@ class ScheduledSequence:
     samples: bool = field(init=False)    # reaches the last token, so the next can be drawn; unfinished chunks do not
     is_decode: bool = field(init=False)  # feeds back one generated token, as against (re)computing a prompt
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.samples = self.start + self.num_tokens == len(self.seq.token_ids) + self.seq.num_pending_tokens
         self.is_decode = self.samples and self.num_tokens == 1 and self.start >= self.seq.num_prompt_tokens
 

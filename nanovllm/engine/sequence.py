@@ -35,7 +35,7 @@ class Sequence:
     finish_reason: "stop", "length", "abort" or "error" once it has ended; stop_reason: the stop token it met.
     logprobs: {position: ([token, the likeliest tokens], their log-probabilities, the token's rank)}, where asked for.
     arrived_at, scheduled_at, token_times: when it was made, first ran and drew each token, by `time.perf_counter`.
-    seed: what its draws are computed from; the engine gives one to a request that brings none.
+    seed: what its draws are computed from; the engine picks one for a request that brings none.
     """
 
     __slots__ = ("seq_id", "priority", "place", "token_ids", "num_prompt_tokens", "num_computed_tokens", "num_pending_tokens",
@@ -56,7 +56,7 @@ class Sequence:
         self.block_table: list[int] = []
         self.status = SequenceStatus.WAITING
         self.sampling_params = sampling_params or SamplingParams()
-        self.seed = self.sampling_params.seed
+        self.seed = self.sampling_params.seed or 0
         self.finish_reason: str | None = None
         self.stop_reason: int | None = None
         self.num_preemptions = 0

@@ -70,7 +70,8 @@ def norm_linear(x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: fl
     return _launch(x, residual, norm_weight, eps, weight, gated)
 
 
-def _launch(x, residual, norm_weight, eps, weight, gated) -> tuple[Tensor, Tensor]:
+def _launch(x: Tensor, residual: Tensor | None, norm_weight: Tensor | None, eps: float, weight: Tensor, gated: bool
+            ) -> tuple[Tensor, Tensor]:  # fmt: skip
     num_tokens, in_features = x.shape
     out_features = len(weight) // 2 if gated else len(weight)
     width = triton.next_power_of_2(in_features)

@@ -104,4 +104,4 @@ def norm_rope_store(
         KV_ROWS=triton.next_power_of_2(num_kv_heads),
         STREAM_BLOCK=0 if stream is None else triton.next_power_of_2(stream.shape[1]), PDL=pdl, launch_pdl=pdl, num_warps=4,
     )  # fmt: skip
-    return qkv[:, : num_heads * head_dim].unflatten(1, (num_heads, head_dim))
+    return qkv[:, : num_heads * head_dim].view(len(qkv), num_heads, head_dim)

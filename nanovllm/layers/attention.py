@@ -83,7 +83,7 @@ def select_backend(
     Raises ValueError, naming what is missing and the remedy, when `name` is unknown or cannot
     run with this device, dtype, head size or block size.
     """
-    kinds = {"triton": TritonBackend, "flash_attn": FlashAttnBackend, "torch": TorchBackend}
+    kinds: dict[str, type[AttentionBackend]] = {"triton": TritonBackend, "flash_attn": FlashAttnBackend, "torch": TorchBackend}
     device = torch.device(device)
     if name == "auto":
         # The interpreter is for checking kernels, so a CPU never gets Triton unasked.

@@ -8,6 +8,9 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+from nanovllm.utils.context import Context
 
 
 def import_error(module: str) -> str | None:
@@ -32,14 +35,14 @@ class TorchBackend:
 
     name = "torch"
 
-    def store(self, k, v, k_cache, v_cache, slot_mapping):
+    def store(self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
         stored = slot_mapping >= 0
         if not bool(stored.all()):
             k, v, slot_mapping = k[stored], v[stored], slot_mapping[stored]
         k_cache.view(-1, *k_cache.shape[2:]).index_copy_(0, slot_mapping, k)
         v_cache.view(-1, *v_cache.shape[2:]).index_copy_(0, slot_mapping, v)
 
-    def attend(self, q, k_cache, v_cache, context, scale):
+    def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, context: Context, scale: float) -> Tensor:
         block_size, num_kv_heads = k_cache.shape[1:3]
         out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
         rows = pairwise(context.cu_seqlens_q.tolist())
@@ -82,15 +85,15 @@ class TritonBackend:
 
     name = "triton"
 
-    def __init__(self):
+    def __init__(self) -> None:
         from nanovllm.kernels import kv_store, paged_decode, paged_prefill
 
         self.store = kv_store.store_kv
         self._decode = paged_decode.paged_decode
         self._prefill = paged_prefill.paged_prefill
-        self._arrived = None  # counters at zero, between any two launches
+        self._arrived: Tensor | None = None  # counters at zero, between any two launches
 
-    def attend(self, q, k_cache, v_cache, context, scale):
+    def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, context: Context, scale: float) -> Tensor:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         n = context.num_decodes
         if n > 0:
@@ -114,7 +117,7 @@ class FlashAttnBackend:
 
     name = "flash_attn"
 
-    def __init__(self):
+    def __init__(self) -> None:
         import flash_attn
 
         self._decode = flash_attn.flash_attn_with_kvcache
@@ -126,7 +129,7 @@ class FlashAttnBackend:
         else:
             self.store = TorchBackend().store
 
-    def attend(self, q, k_cache, v_cache, context, scale):
+    def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, context: Context, scale: float) -> Tensor:
         n, num_tokens = context.num_decodes, q.shape[0]
         lengths, tables = context.context_lens, context.block_tables
         parts = []

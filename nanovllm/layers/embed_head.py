@@ -13,7 +13,8 @@ class VocabParallelEmbedding(nn.Module):
     weight: [vocab_size / ranks, hidden_size].
     """
 
-    def __init__(self, vocab_size: int, hidden_size: int, tp: TensorParallel, *, device=None, dtype=None):
+    def __init__(self, vocab_size: int, hidden_size: int, tp: TensorParallel, *, device: torch.device | str | None = None,
+                 dtype: torch.dtype | None = None):
         super().__init__()
         rows = tp.shard("vocab_size", vocab_size)
         self.weight = nn.Parameter(torch.empty(rows, hidden_size, device=device, dtype=dtype), requires_grad=False)

@@ -10,7 +10,7 @@ class RMSNorm(nn.Module):
     Never writes to its inputs: in float32 the upcast of x *is* x, and an in-place update would corrupt the residual.
     """
 
-    def __init__(self, size: int, eps: float, *, device=None, dtype=None):
+    def __init__(self, size: int, eps: float, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size, device=device, dtype=dtype), requires_grad=False)
         self.eps = eps

@@ -101,7 +101,7 @@ def _penalties(penalized: list[int], params: list[SamplingParams], histories: li
     is_output = (position >= prompt[:, None]) & (position <= lengths[:, None])
     history = history.to(device, non_blocking=True).scatter_(1, lengths[:, None].to(device), last_tokens[rows][:, None])
 
-    def column(name):
+    def column(name: str) -> Tensor:
         return torch.tensor([[getattr(params[row], name)] for row in penalized], dtype=torch.float32, device=device)
 
     return Penalties(rows, history, is_output.to(device), column("repetition_penalty"), column("presence_penalty"),

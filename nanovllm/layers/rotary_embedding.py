@@ -1,5 +1,7 @@
 """Rotary position embedding: each pair of channels turns with the token's position."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,7 @@ class RotaryEmbedding(nn.Module):
     neighbouring positions far out. One instance a model, no global.
     """
 
-    def __init__(self, head_dim: int, max_positions: int, theta: float, *, device=None):
+    def __init__(self, head_dim: int, max_positions: int, theta: float, *, device: torch.device | str | None = None):
         super().__init__()
         # On the CPU, so that every device holds the same table; in float32, the angles checkpoints were trained with.
         frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, device="cpu").float() / head_dim)
@@ -31,7 +33,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
 
 
-def rope_theta(config) -> float:
+def rope_theta(config: Any) -> float:
     """The base of a Hugging Face config, in either spelling (`rope_theta`, `rope_parameters`).
 
     Raises ValueError for scaled RoPE, which this engine does not implement: ignoring it would change every answer.
@@ -39,6 +41,6 @@ def rope_theta(config) -> float:
     parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     check(kind == "default", "rope_type", kind, "'default'", "use a checkpoint without RoPE scaling")
-    theta = parameters.get("rope_theta", getattr(config, "rope_theta", None))
+    theta: Any = parameters.get("rope_theta", getattr(config, "rope_theta", None))
     check(theta is not None, "rope_theta", theta, "given in config.json", "add rope_theta to the model's config")
     return float(theta)

@@ -1,7 +1,8 @@
 """From scores to tokens: one draw a row, each row by its own rules."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from nanovllm.layers.logits_processors import LogitsProcessors
 from nanovllm.layers.noise import gumbel_noise
 from nanovllm.sampling_params import SamplingParams
+
+Draw = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # logits, temperatures, seeds, offsets -> token ids: see `draw`
 
 
 @dataclass(slots=True)
@@ -41,13 +44,13 @@ class SamplingBatch:
     processors: LogitsProcessors | None = None
 
     @classmethod
-    def from_params(cls, params: list[SamplingParams], seeds: list[int], offsets: list[int], device="cpu",
+    def from_params(cls, params: list[SamplingParams], seeds: list[int], offsets: list[int], device: torch.device | str = "cpu",
                     processors: LogitsProcessors | None = None) -> "SamplingBatch":
         """params, seeds, offsets: one for each row."""
         if all(p.greedy for p in params):
             return cls(processors=processors)
 
-        def tensor(values, dtype):
+        def tensor(values: Iterable[Any], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
         filtered = [(row, p) for row, p in enumerate(params) if p.filtered]
@@ -63,6 +66,9 @@ class SamplingBatch:
                 filters.min_p = tensor([[p.min_p] for p in asked], torch.float32)
         return cls(tensor([p.temperature for p in params], torch.float32), tensor(seeds, torch.int64),
                    tensor(offsets, torch.int64), filters, processors)
+
+
+Sample = Callable[[Tensor, SamplingBatch], Tensor]  # logits [num_rows, vocab_size], batch -> token ids [num_rows] int64
 
 
 def draw(logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: Tensor) -> Tensor:
@@ -84,7 +90,7 @@ class Sampler(nn.Module):
     pass, by `draw` or its twin in `kernels/sample.py`.
     """
 
-    def __init__(self, draw: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = draw):
+    def __init__(self, draw: Draw = draw):
         super().__init__()
         self.draw = draw
 
@@ -92,14 +98,15 @@ class Sampler(nn.Module):
         """logits: [num_rows, vocab_size] -> token ids [num_rows] int64. Never waits for the device."""
         if batch.processors is not None:
             logits = batch.processors(logits)
-        if batch.temperatures is None:
+        temperatures, seeds, offsets = batch.temperatures, batch.seeds, batch.offsets
+        if temperatures is None or seeds is None or offsets is None:
             return logits.argmax(-1)
-        tokens = self.draw(logits, batch.temperatures, batch.seeds, batch.offsets)
+        tokens = self.draw(logits, temperatures, seeds, offsets)
         if batch.filters is not None:
             rows = batch.filters.rows
-            temperatures = batch.temperatures[rows]
-            scores = filter_logits(logits[rows].float() / temperatures[:, None], batch.filters)
-            tokens[rows] = self.draw(scores, torch.ones_like(temperatures), batch.seeds[rows], batch.offsets[rows])
+            own = temperatures[rows]
+            scores = filter_logits(logits[rows].float() / own[:, None], batch.filters)
+            tokens[rows] = self.draw(scores, torch.ones_like(own), seeds[rows], offsets[rows])
         return tokens
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from nanovllm.utils.checks import check
@@ -25,10 +26,9 @@ class TensorParallel:
               "choose a size that divides it")
         return total // self.size
 
-    def smallest(self, value: int, device) -> int:
+    def smallest(self, value: int, device: torch.device) -> int:
         """The least of the ranks' values. device: where their tensors live."""
         if self.size > 1:
-            import torch
             import torch.distributed as dist
             least = torch.tensor(value, device=device)
             dist.all_reduce(least, dist.ReduceOp.MIN, group=self.group)
@@ -46,7 +46,6 @@ class TensorParallel:
         """Every rank's tensor, joined along `dim` in rank order."""
         if self.size == 1:
             return tensor
-        import torch
         import torch.distributed as dist
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(parts, tensor.contiguous(), group=self.group)

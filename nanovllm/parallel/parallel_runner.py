@@ -9,6 +9,7 @@ import torch
 from nanovllm.config import Config
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.sequence import Sequence
+from nanovllm.layers.attention_backends import TorchBackend
 from nanovllm.layers.tensor_parallel import TensorParallel
 from nanovllm.models.registry import model_class
 from nanovllm.parallel.step_message import StepWriter
@@ -39,7 +40,7 @@ class ParallelRunner:
         self.size = config.tensor_parallel_size
         # What cannot be divided is refused here, by the layers themselves, before any process is started.
         hf = config.hf_config
-        model_class(hf.architectures)(hf, None, TensorParallel(0, self.size), device="meta")
+        model_class(hf.architectures)(hf, TorchBackend(), TensorParallel(0, self.size), device="meta")
         self.device, self.dtype, self.block_size = config.device, config.dtype, config.kvcache_block_size
         self._looks_ahead = config.async_scheduling
         self._writer = StepWriter()
@@ -94,6 +95,7 @@ class ParallelRunner:
         if launched.step in self._unreported:  # the last of several, after which nothing was launched
             self.workers.post("collect", launched.step)
             self._unreported.remove(launched.step)
+        token_ids: list[int]
         (token_ids, logprobs), *others = self.workers.replies("tokens", launched.step)
         if any(theirs != token_ids for theirs, _ in others):
             self.workers.fail("ranks drew different tokens, which is a bug in the engine", launched.step)

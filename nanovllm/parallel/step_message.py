@@ -27,7 +27,7 @@ class StepWriter:
     A message holds what changed: in a decode step that is one token a sequence, however long the sequences are.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._known: dict[int, tuple[Sequence, int, list[int]]] = {}  # seq_id -> (it, tokens sent, block table sent)
 
     def write(self, batch: ScheduledBatch) -> StepMessage:
@@ -49,7 +49,7 @@ class StepWriter:
 class StepReader:
     """Turns messages back into batches. Owns a sequence for each one of the caller's: its twin, as of the last message."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._sequences: dict[int, Sequence] = {}
 
     def read(self, message: StepMessage) -> ScheduledBatch:

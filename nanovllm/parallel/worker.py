@@ -11,11 +11,17 @@ import threading
 import time
 import traceback
 from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
+from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.parallel.channel import Channel, wait
 from nanovllm.parallel.heartbeat import Heartbeat
 from nanovllm.parallel.processes import mapped_shared_memory
 from nanovllm.parallel.step_message import StepReader
+
+if TYPE_CHECKING:  # they import torch: see `_start`
+    from nanovllm.config import Config
+    from nanovllm.engine.model_runner import Launched
 
 PERIOD = 0.25  # seconds between two beats
 BUSY_SHARE = 0.01  # of that time on a CPU makes a process busy; one that waits for a message uses none
@@ -43,7 +49,7 @@ class Worker:
         self.step = 0
         self.reader = StepReader()
         self._messages: list[bytes] = []
-        self.under_way = {}  # step -> what the runner launched, and its batch
+        self.under_way: dict[int, tuple[Launched, ScheduledBatch]] = {}  # step -> what the runner launched, and its batch
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def serve(self) -> None:
@@ -61,7 +67,7 @@ class Worker:
             while True:
                 self._next_message()
 
-    def _answer(self, what: str, step: int, message) -> bool:
+    def _answer(self, what: str, step: int, message: Any) -> bool:
         """Do what one message asks for; False when that is to end."""
         self.step = step
         if what == "step":
@@ -95,16 +101,18 @@ class Worker:
                 seq.logprobs.clear()
         self._say("tokens", step, (token_ids, logprobs))
 
-    def _start(self, config, num_threads: int) -> None:
+    def _start(self, config: "Config", num_threads: int) -> None:
         """Join the other ranks, and load this one's share of the model."""
         import torch
         import torch.distributed as dist
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
         from nanovllm.engine.model_runner import ModelRunner
         from nanovllm.layers.tensor_parallel import TensorParallel
 
         torch.set_num_threads(num_threads)
-        backend, options = "gloo", {}
+        backend = "gloo"
+        options: dict[str, Any] = {}
         if config.device.type == "cuda":
             config.device = torch.device("cuda", config.device.index + self.rank)
             torch.cuda.set_device(config.device)
@@ -112,8 +120,8 @@ class Worker:
         if sys.platform == "linux":  # all ranks are on this machine: nothing needs to leave it, nor a host's name be known
             for library in ("GLOO", "NCCL"):
                 os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
-        own = {"is_master": True, "master_listen_fd": self.listener} if self.rank == 0 else {"is_master": False}
-        store = dist.TCPStore("127.0.0.1", self.port, timeout=FOR_EVER, wait_for_workers=False, **own)
+        own: dict[str, Any] = {"is_master": True, "master_listen_fd": self.listener} if self.rank == 0 else {"is_master": False}
+        store = TCPStore("127.0.0.1", self.port, timeout=FOR_EVER, wait_for_workers=False, **own)
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=FOR_EVER, **options)
         self.runner = ModelRunner(config, TensorParallel(self.rank, self.size))
         if config.device.type == "cuda":
@@ -134,10 +142,10 @@ class Worker:
             knobs.runtime.jit_cache_hook = self._compiling
             knobs.runtime.jit_post_compile_hook = self._compiled
 
-    def _compiling(self, **kernel) -> None:
+    def _compiling(self, **kernel: Any) -> None:
         self.compiling_until = time.monotonic() + COMPILE_LIMIT
 
-    def _compiled(self, **kernel) -> None:
+    def _compiled(self, **kernel: Any) -> None:
         self.compiling_until = 0.0
         self.heartbeat.progress(self.rank)
 
@@ -152,7 +160,7 @@ class Worker:
                 return self._messages.pop(0)
             wait([self.channel], None)
 
-    def _say(self, what: str, step: int, content) -> None:
+    def _say(self, what: str, step: int, content: object) -> None:
         self.channel.post(pickle.dumps((what, step, content)))
         while not self.channel.is_flushed:
             wait([self.channel], None)
@@ -172,7 +180,7 @@ class Worker:
         os.kill(os.getpid(), signal.SIGKILL)  # no cleaning up: another thread may be stuck in what would be cleaned
 
 
-def main(arguments: dict) -> None:
+def main(arguments: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the caller
     Worker(**arguments).serve()
     os._exit(0)

@@ -11,7 +11,7 @@ import tempfile
 import time
 import weakref
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from nanovllm.parallel.channel import Channel, wait
 from nanovllm.parallel.heartbeat import Heartbeat
@@ -22,6 +22,8 @@ GLANCE = 0.2  # seconds between two looks at the workers while waiting for them
 FAREWELL = 3.0  # seconds a worker gets to go by itself
 START_LIMIT = 120.0  # seconds without a sign of life while a worker starts: a slow disk may hold it up
 LAST_WORDS = 2000  # characters of a dead worker's output that go into the error
+
+Reply = tuple[str, int, Any]  # what it is, the step that it belongs to, its content
 
 
 class WorkerGroup:
@@ -40,10 +42,10 @@ class WorkerGroup:
     def __init__(self, size: int, timeout: float):
         self.size, self.timeout = size, timeout
         self.failure: str | None = None
-        self._processes: list[subprocess.Popen] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._channels: list[Channel] = []
         self._logs: list[BinaryIO] = []
-        self._replies: list[list[tuple]] = [[] for _ in range(size)]
+        self._replies: list[list[Reply]] = [[] for _ in range(size)]
         self.shared_memory: set[str] = set()
         page = tempfile.TemporaryFile()
         page.truncate(mmap.PAGESIZE)
@@ -64,7 +66,7 @@ class WorkerGroup:
     def are_alive(self) -> bool:
         return self.close.alive
 
-    def post(self, what: str, step: int, content=None) -> None:
+    def post(self, what: str, step: int, content: object = None) -> None:
         """Send every rank one message. Raises RuntimeError when the workers are gone."""
         self._require_workers()
         with uninterrupted():
@@ -72,7 +74,7 @@ class WorkerGroup:
             for channel in self._channels:
                 channel.post(message)
 
-    def replies(self, what: str, step: int, limit: float | None = None) -> list:
+    def replies(self, what: str, step: int, limit: float | None = None) -> list[Any]:
         """Wait for what every rank has to say of a step, and return it in rank order.
 
         Answers to earlier steps, which an interrupt kept from being read, are dropped. Raises RuntimeError, after it has
@@ -80,7 +82,7 @@ class WorkerGroup:
         """
         self._require_workers()
         began = time.monotonic()
-        while not all(self._find(rank, what, step) for rank in range(self.size)):
+        while None in (found := [self._find(rank, what, step) for rank in range(self.size)]):
             wait(self._channels, GLANCE)
             with uninterrupted():
                 for channel, replies in zip(self._channels, self._replies):
@@ -93,12 +95,11 @@ class WorkerGroup:
             if verdict := self.dead() or self._hung(began, limit or self.timeout):
                 self.fail(verdict, step)
         with uninterrupted():
-            found = [self._find(rank, what, step)[2] for rank in range(self.size)]
             for replies in self._replies:
                 replies[:] = [reply for reply in replies if reply[1] > step]
-        return found
+        return [reply[2] for reply in found if reply]
 
-    def _find(self, rank: int, what: str, step: int) -> tuple | None:
+    def _find(self, rank: int, what: str, step: int) -> Reply | None:
         return next((reply for reply in self._replies[rank] if reply[:2] == (what, step)), None)
 
     def _start(self, rank: int, page: BinaryIO, listener: socket.socket) -> None:
@@ -149,15 +150,15 @@ class WorkerGroup:
             reason = f"ended when {self.failure}" if self.failure else "closed"
             raise RuntimeError(f"the workers of this engine were {reason}; make a new LLM.")
 
-    def fail(self, reason: str, step: int, raised: tuple[str, str, str] | None = None) -> None:
+    def fail(self, reason: str, step: int, raised: tuple[str, str, str] | None = None) -> NoReturn:
         """End all workers at once, and raise what happened. raised: (type, message, traceback) of an exception of theirs."""
         self.failure = reason
         words = [_last_words(log) for log in self._logs]
         _kill(self._processes, self.shared_memory)
         self.close()
         when = f"in step {step}" if step else "while it was starting"
-        error = RuntimeError(f"{reason}, {when}. All {self.size} workers were ended, and the KV cache is lost with them: "
-                             "make a new LLM.")
+        error: Exception = RuntimeError(f"{reason}, {when}. All {self.size} workers were ended, and the KV cache is lost with "
+                                        "them: make a new LLM.")
         if raised and raised[0] == "ValueError" and not step:  # a setting that only they could judge
             error = ValueError(raised[1])
         if raised:
@@ -174,7 +175,7 @@ def _last_words(log: BinaryIO) -> str:
     return log.read().decode(errors="replace").strip()
 
 
-def _kill(processes: list[subprocess.Popen], shared_memory: set[str]) -> None:
+def _kill(processes: list[subprocess.Popen[bytes]], shared_memory: set[str]) -> None:
     """End those that still run, whatever they do, after a look at what they cannot unlink any more."""
     for process in processes:
         if process.poll() is None:
@@ -183,7 +184,7 @@ def _kill(processes: list[subprocess.Popen], shared_memory: set[str]) -> None:
         process.kill()
 
 
-def _end(processes: list[subprocess.Popen], channels: list[Channel], logs: list[BinaryIO], shared_memory: set[str],
+def _end(processes: list[subprocess.Popen[bytes]], channels: list[Channel], logs: list[BinaryIO], shared_memory: set[str],
          owner: int) -> None:
     """End the workers, by word and then by force, and remove what they leave. Returns within seconds, whatever they do."""
     if os.getpid() != owner:
@@ -205,5 +206,7 @@ def _end(processes: list[subprocess.Popen], channels: list[Channel], logs: list[
                 pass  # a driver holds it; killed it is, and it will go when the driver lets it
         for file in shared_memory:
             Path(file).unlink(missing_ok=True)
-        for thing in (*channels, *logs):
-            thing.close()
+        for channel in channels:
+            channel.close()
+        for log in logs:
+            log.close()

@@ -1,5 +1,7 @@
 """Tokens back to text, a piece at a time, without ever splitting a character."""
 
+from nanovllm.serving.tokenizer import Tokenizer
+
 
 class IncrementalDetokenizer:
     """Turns a growing list of token ids into text deltas.
@@ -9,7 +11,7 @@ class IncrementalDetokenizer:
     only once it does not end in the replacement character that stands for an unfinished one.
     """
 
-    def __init__(self, tokenizer, skip_special_tokens: bool = True):
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True):
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
         self._ids: list[int] = []

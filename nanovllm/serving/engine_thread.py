@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.sequence import SequenceStatus
@@ -11,40 +11,44 @@ from nanovllm.outputs import RequestOutput
 from nanovllm.serving.request import Delta, Request
 
 
-class Follower(Protocol):
-    """Whoever waits for a request. wants_deltas: tell it of every token, not of the end alone."""
+class RequestHandle(Protocol):
+    """What the caller keeps of a request that it queued. wants_deltas: report every token, not the end alone."""
 
     request: Request
     wants_deltas: bool
 
 
-class News(NamedTuple):
-    """What happened to a follower's request. output is there once it has ended; error too, when it ended badly."""
+Handle = TypeVar("Handle", bound=RequestHandle)
 
-    follower: Follower
+
+class RequestUpdate(NamedTuple, Generic[Handle]):
+    """What a request gained. output: set once it has ended. error: set, too, when it ended badly."""
+
+    handle: Handle
     deltas: list[Delta]
     output: RequestOutput | None = None
     error: RequestFailed | None = None
 
 
-class EngineThread:
+class EngineThread(Generic[Handle]):
     """Steps one engine in a background thread.
 
     Owns the thread and, from then on, the engine: nobody else may call it. `submit`, `abort` and `stop` may be called
-    from any thread; they leave a note, and the thread reads its notes between two steps. What happened goes out through
-    `deliver`, which the thread calls once a step. It knows neither asyncio nor HTTP.
+    from any thread; they queue a command, and the thread runs its commands between two steps. Updates go out through
+    `deliver`, which the thread calls once per step. It knows neither asyncio nor HTTP.
 
     max_queued: most samples that may wait for their first step; None sets no limit.
     """
 
-    def __init__(self, engine: LLMEngine, deliver: Callable[[list[News]], None], max_queued: int | None = None):
+    def __init__(self, engine: LLMEngine, deliver: Callable[[list[RequestUpdate[Handle]]], None],
+                 max_queued: int | None = None):
         self._engine = engine
         self._deliver = deliver
         self._max_queued = max_queued
         self._changed = threading.Condition()
-        self._notes: list[tuple[str, Follower]] = []
-        self._followers: dict[Follower, None] = {}  # in order of arrival
-        self._news: list[News] = []
+        self._commands: list[tuple[Literal["submit", "abort"], Handle]] = []
+        self._handles: dict[Handle, None] = {}  # in order of arrival
+        self._updates: list[RequestUpdate[Handle]] = []
         self._stopping = False
         self._error: BaseException | None = None
         self.num_queued = 0
@@ -63,18 +67,18 @@ class EngineThread:
             raise QueueFull(f"{self.num_queued} samples wait and {num_samples} more would pass max_queued={self._max_queued}; "
                             "ask again later")
 
-    def submit(self, follower: Follower) -> None:
-        """Queue the follower's request, and tell it what becomes of it. Raises as `check_room` does."""
+    def submit(self, handle: Handle) -> None:
+        """Queue the handle's request, and deliver its updates. Raises as `check_room` does."""
         with self._changed:
-            self.check_room(follower.request.params.n)
-            self.num_queued += follower.request.params.n
-            self._notes.append(("submit", follower))
+            self.check_room(handle.request.params.n)
+            self.num_queued += handle.request.params.n
+            self._commands.append(("submit", handle))
             self._changed.notify()
 
-    def abort(self, follower: Follower) -> None:
-        """End the follower's request, if it still runs, before the next step."""
+    def abort(self, handle: Handle) -> None:
+        """End the handle's request, if it still runs, before the next step."""
         with self._changed:
-            self._notes.append(("abort", follower))
+            self._commands.append(("abort", handle))
             self._changed.notify()
 
     def stop(self) -> None:
@@ -88,36 +92,36 @@ class EngineThread:
     def _run(self) -> None:
         reason = "the engine was closed"
         try:
-            while self._read_notes():
+            while self._run_commands():
                 if self._engine.has_unfinished:
                     self._step()
-                self._look_around()
-                self._send()
-        except BaseException as error:  # whatever it is, nobody may be left waiting for a thread that is gone
+                self._collect_updates()
+                self._deliver_updates()
+        except BaseException as error:  # whatever it is, no caller may be left waiting for a thread that has ended
             self._error, reason = error, f"the engine's thread broke down: {error!r}"
         with self._changed:
             self._stopping = True
-            self._followers |= dict.fromkeys(follower for note, follower in self._notes if note == "submit")
-        for follower in list(self._followers):
-            self._fail(follower, reason, self._error)
-        self._send()
+            self._handles |= dict.fromkeys(handle for command, handle in self._commands if command == "submit")
+        for handle in list(self._handles):
+            self._fail(handle, reason, self._error)
+        self._deliver_updates()
 
-    def _read_notes(self) -> bool:
-        """Sleep until there is something to do, and queue and abort what was asked for; False when asked to stop."""
+    def _run_commands(self) -> bool:
+        """Wait for commands or unfinished requests, and run the commands. False once `stop` was called."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._notes or self._engine.has_unfinished)
+            self._changed.wait_for(lambda: self._stopping or self._commands or self._engine.has_unfinished)
             if self._stopping:
                 return False
-            notes, self._notes = self._notes, []
-        for note, follower in notes:
+            commands, self._commands = self._commands, []
+        for command, handle in commands:
             try:
-                if note == "submit":
-                    self._followers[follower] = None
-                    follower.request.submit()
-                elif follower in self._followers:
-                    follower.request.abort()
+                if command == "submit":
+                    self._handles[handle] = None
+                    handle.request.submit()
+                elif handle in self._handles:
+                    handle.request.abort()
             except Exception as error:
-                self._fail(follower, f"the request could not be queued: {error!r}", error)
+                self._fail(handle, f"the request could not be queued: {error!r}", error)
         return True
 
     def _step(self) -> None:
@@ -125,53 +129,53 @@ class EngineThread:
         try:
             self._engine.step()
         except Exception as error:
-            affected = [follower for follower in self._followers
-                        if any(seq.status is SequenceStatus.RUNNING for seq in follower.request.sequences)]
-            if not (affected or self._followers):
-                raise  # the engine fails without any request of ours: it would do so for ever
-            for follower in affected or list(self._followers):
-                self._fail(follower, f"a step of the engine failed: {error!r}", error)
+            affected = [handle for handle in self._handles
+                        if any(seq.status is SequenceStatus.RUNNING for seq in handle.request.sequences)]
+            if not (affected or self._handles):
+                raise  # the engine fails without any request of ours, and would do so for ever
+            for handle in affected or list(self._handles):
+                self._fail(handle, f"a step of the engine failed: {error!r}", error)
 
-    def _look_around(self) -> None:
-        """Note what became of every request."""
-        for follower in list(self._followers):
-            request = follower.request
+    def _collect_updates(self) -> None:
+        """Take the new tokens of every request, and the output of those that have ended."""
+        for handle in list(self._handles):
+            request = handle.request
             try:
-                look = follower.wants_deltas or request.watches_text or request.has_run
-                deltas = request.advance() if look else []
+                is_due = handle.wants_deltas or request.watches_text or request.has_run
+                deltas = request.advance() if is_due else []
                 output = request.output() if request.is_finished else None
             except Exception as error:
-                self._fail(follower, f"the request's text could not be made: {error!r}", error)
+                self._fail(handle, f"the request's text could not be made: {error!r}", error)
                 continue
             if deltas or output:
-                self._news.append(News(follower, deltas, output))
+                self._updates.append(RequestUpdate(handle, deltas, output))
             if output:
-                del self._followers[follower]
+                del self._handles[handle]
         self._count_queued()
 
     def _count_queued(self) -> None:
         with self._changed:
             if self.num_queued:  # only `submit` adds to it
-                submitted = [follower for note, follower in self._notes if note == "submit"]
-                self.num_queued = sum(follower.request.params.n for follower in submitted) + sum(
-                    seq.scheduled_at is None for follower in self._followers for seq in follower.request.sequences)
+                submitted = [handle for command, handle in self._commands if command == "submit"]
+                self.num_queued = sum(handle.request.params.n for handle in submitted) + sum(
+                    seq.scheduled_at is None for handle in self._handles for seq in handle.request.sequences)
 
-    def _fail(self, follower: Follower, message: str, cause: BaseException | None) -> None:
+    def _fail(self, handle: Handle, message: str, cause: BaseException | None) -> None:
         """End a request with an error: an exception of its own, since two tasks cannot raise the same one."""
-        self._followers.pop(follower, None)
+        self._handles.pop(handle, None)
         error = RequestFailed(message)
         error.__cause__ = cause
         output = None
         try:
-            if follower.request.sequences:
-                follower.request.abort("error")
-                follower.request.advance()
-                output = follower.request.output()
+            if handle.request.sequences:
+                handle.request.abort("error")
+                handle.request.advance()
+                output = handle.request.output()
         except Exception as second:  # what broke may break again, and must not keep the first error from its caller
             error.add_note(f"and then: {second!r}")
-        self._news.append(News(follower, [], output, error))
+        self._updates.append(RequestUpdate(handle, [], output, error))
 
-    def _send(self) -> None:
-        news, self._news = self._news, []
-        if news:
-            self._deliver(news)
+    def _deliver_updates(self) -> None:
+        updates, self._updates = self._updates, []
+        if updates:
+            self._deliver(updates)

@@ -10,6 +10,7 @@ from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput, Timings, 
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.serving.detokenizer import IncrementalDetokenizer
 from nanovllm.serving.stop_strings import StopStrings
+from nanovllm.serving.tokenizer import Tokenizer, require_tokenizer
 from nanovllm.utils.checks import check
 from nanovllm.utils.interrupts import uninterrupted
 
@@ -42,8 +43,8 @@ class Request:
     Raises ValueError, with nothing queued, when the request could not be served to its end.
     """
 
-    def __init__(self, engine: LLMEngine, tokenizer, prompt: str | list[int], params: SamplingParams | None = None,
-                 priority: int = 0):
+    def __init__(self, engine: LLMEngine, tokenizer: Tokenizer | None, prompt: str | list[int],
+                 params: SamplingParams | None = None, priority: int = 0):
         params = params or SamplingParams()
         check(isinstance(params, SamplingParams), "sampling_params", params, "SamplingParams", "pass a SamplingParams")
         self.engine, self.tokenizer, self.params, self.priority = engine, tokenizer, params, priority
@@ -128,15 +129,13 @@ class Request:
 
     def _encode(self, text: str) -> list[int]:
         check(text != "", "prompt", text, "at least one character", "pass a non-empty prompt")
-        check(self.tokenizer is not None, "model", str(self.engine.config.model),
-              "a folder with a tokenizer.json for a text prompt", "add the tokenizer's files, or pass lists of token ids")
-        return self.tokenizer.encode(text)
+        return require_tokenizer(self.tokenizer, self.engine.config.model, "a text prompt").encode(text)
 
 
 class _Sample:
     """One sample's tokens and text, as far as the request has looked."""
 
-    def __init__(self, index: int, seq: Sequence, tokenizer):
+    def __init__(self, index: int, seq: Sequence, tokenizer: Tokenizer | None):
         p = seq.sampling_params
         self.index, self.seq = index, seq
         self.token_ids: list[int] = []
@@ -201,11 +200,11 @@ class _Sample:
         return [_entry(self.seq, start + i, k, self._tokenizer) for i in range(first, len(self.token_ids))]
 
 
-def _entry(seq: Sequence, position: int, k: int, tokenizer) -> dict[int, Logprob]:
+def _entry(seq: Sequence, position: int, k: int, tokenizer: Tokenizer | None) -> dict[int, Logprob]:
     """The token at a position, and the k likeliest there."""
     token_ids, logprobs, rank = seq.logprobs[position]
 
-    def logprob(i, rank):
+    def logprob(i: int, rank: int) -> Logprob:
         return Logprob(logprobs[i], rank, tokenizer.decode([token_ids[i]]) if tokenizer else None)
 
     return {token_ids[0]: logprob(0, rank)} | {token_ids[i]: logprob(i, i) for i in range(1, k + 1)}

@@ -4,22 +4,31 @@ Spans on one track may nest but must not cross. Steps of a pipelined engine over
 earliest, where the one before it on its track ended.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
+from nanovllm.tracing.step_record import StepRecord
+
 SEQUENCES, ENGINE, PROFILER = 1, 2, 3  # process ids, which Perfetto shows as groups of tracks
 STEPS, PHASES = 1, 2                   # thread ids of the engine's tracks
 FIRST_SEQUENCE = 1000                  # the thread of sequence 0: ids must be unique in the file, and 0 is the idle thread
 FIRST_PROFILED = 10
 
 
-def perfetto_events(trace) -> list[dict]:
-    """Events in order of time, metadata first: spans ("X"), instants ("i") and counters ("C"), times in microseconds."""
+def perfetto_events(records: Iterable[StepRecord], arrivals: dict[int, float], operations: list[dict[str, Any]]
+                    ) -> list[dict[str, Any]]:
+    """Events in order of time, metadata first: spans ("X"), instants ("i") and counters ("C"), times in microseconds.
+
+    records, operations: of a `Trace`. arrivals: of its meta, seconds by seq_id.
+    """
     tracks = _Tracks()
     tracks.name(SEQUENCES, "sequences")
     tracks.name(ENGINE, "engine")
     tracks.name(ENGINE, "steps", STEPS)
     tracks.name(ENGINE, "host phases", PHASES)
-    waiting_since = {i: (max(0.0, arrival), "waiting") for i, arrival in trace.meta.get("arrivals", {}).items()}
+    waiting_since = {i: (max(0.0, arrival), "waiting") for i, arrival in arrivals.items()}
     reasons: dict[int, str] = {}
-    for r in trace:
+    for r in records:
         tokens = {"prefill": r.num_prefill_tokens, "decode": r.num_decode_tokens}
         tracks.span(ENGINE, STEPS, f"step {r.step}", r.time, r.duration, tokens)
         for name, (time, duration) in r.phases.items():
@@ -41,9 +50,9 @@ def perfetto_events(trace) -> list[dict]:
         tracks.counter("cache blocks", r.time, {name: r.blocks.count(name[0]) for name in ("used", "shared", "cached", "free")})
         tracks.counter("tokens in the step", r.time, tokens)
         tracks.counter("sequences", r.time, {"running": len(r.running), "waiting": len(r.waiting)})
-    for track in dict.fromkeys(o["track"] for o in trace.operations):
+    for track in dict.fromkeys(o["track"] for o in operations):
         tracks.profiled(track)
-    for o in sorted(trace.operations, key=lambda o: o["time"]):
+    for o in sorted(operations, key=lambda o: o["time"]):
         tracks.span(*tracks.profiled(o["track"]), o["name"], o["time"], o["duration"], {})
     tracks.events.sort(key=lambda e: (e["ph"] != "M", e.get("ts", 0)))
     return tracks.events
@@ -52,8 +61,8 @@ def perfetto_events(trace) -> list[dict]:
 class _Tracks:
     """Collects events, gives tracks their ids, and keeps spans of one track from crossing."""
 
-    def __init__(self):
-        self.events: list[dict] = []
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
         self._ends: dict[tuple[int, int], float] = {}
         self._profiled: dict[str, int] = {}
 
@@ -77,7 +86,7 @@ class _Tracks:
             self.name(PROFILER, track, self._profiled[track])
         return PROFILER, self._profiled[track]
 
-    def span(self, pid: int, tid: int, name: str, time: float, duration: float, args: dict) -> None:
+    def span(self, pid: int, tid: int, name: str, time: float, duration: float, args: dict[str, Any]) -> None:
         end = time + duration
         start = max(time, self._ends.get((pid, tid), 0.0))
         if end <= start:  # nothing of it is left to show, or the clock saw nothing pass
@@ -87,7 +96,7 @@ class _Tracks:
         self.events.append({"ph": "X", "pid": pid, "tid": tid, "name": name, "ts": ts,
                             "dur": round(round(end * 1e6, 3) - ts, 3), "args": args})
 
-    def instant(self, seq_id: int, name: str, time: float, args: dict) -> None:
+    def instant(self, seq_id: int, name: str, time: float, args: dict[str, Any]) -> None:
         pid, tid = self.sequence(seq_id)
         self.events.append({"ph": "i", "s": "t", "pid": pid, "tid": tid, "name": name, "ts": round(time * 1e6, 3),
                             "args": args})

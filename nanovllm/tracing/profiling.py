@@ -4,9 +4,10 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from nanovllm.tracing.trace import Trace
@@ -44,7 +45,7 @@ def profiled(trace: Trace, device: torch.device) -> Iterator[None]:
     trace.operations.sort(key=lambda operation: operation["time"])
 
 
-def _track(event, cuda: bool) -> str | None:
+def _track(event: Any, cuda: bool) -> str | None:
     if event.device_type == DeviceType.CUDA:
         return f"GPU {event.device_index}, stream {event.device_resource_id}"
     if cuda:

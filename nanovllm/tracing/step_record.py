@@ -1,7 +1,7 @@
 """One step of the engine as plain data. Imports no torch."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
@@ -32,12 +32,12 @@ class StepRecord:
     time: float
     duration: float
     token_budget: int
-    scheduled: list[dict]
+    scheduled: list[dict[str, Any]]
     left_waiting: dict[int, str]
     running: list[int]
     waiting: list[int]
     preempted: list[int]
-    finished: list[dict]
+    finished: list[dict[str, Any]]
     tokens: dict[int, int]
     hit_tokens: dict[int, int]
     block_tables: dict[int, list[int]]

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, overload
 
 from nanovllm.engine.sequence import Sequence
 from nanovllm.tracing.perfetto import perfetto_events
@@ -30,14 +31,14 @@ class Trace:
     It never looks into the engine: what is recorded is handed to it.
     """
 
-    meta: dict = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
     records: list[StepRecord] | PagedRecords = field(default_factory=list)
-    operations: list[dict] = field(default_factory=list)
+    operations: list[dict[str, Any]] = field(default_factory=list)
     max_records: int | None = field(default=None, compare=False)
     path: str | Path | None = field(default=None, compare=False)
     began: float = field(default=0.0, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self.max_records is None or self.max_records >= 1, "max_records", self.max_records, "1 or more, or None",
               "keep at least one record")
         self.meta.setdefault("prompts", {})
@@ -51,13 +52,19 @@ class Trace:
     def __iter__(self) -> Iterator[StepRecord]:
         return iter(self.records)
 
+    @overload
+    def __getitem__(self, step: int) -> StepRecord: ...
+
+    @overload
+    def __getitem__(self, step: slice) -> "Trace": ...
+
     def __getitem__(self, step: int | slice) -> "StepRecord | Trace":
         """One record, or for a slice a trace of these records and the requests in them: `trace[-100:]` is what figures of
         a long run take."""
         if not isinstance(step, slice):
             return self.records[step]
         records = self.records[step]
-        seen = set().union(*(record.seq_ids() for record in records))
+        seen: set[int] = set().union(*(record.seq_ids() for record in records))
         known = {name: {i: value for i, value in self.meta[name].items() if i in seen} for name in PER_REQUEST}
         return Trace(self.meta | known, records, self.operations)
 
@@ -75,11 +82,12 @@ class Trace:
 
     def append(self, record: StepRecord) -> None:
         """Take in a step; with `max_records` the oldest goes, and with it what is known of requests long gone."""
-        self.records.append(record)
+        records = self._in_memory()
+        records.append(record)
         if self._writer:
             self._writer.add(record, self.meta)
-        if self.max_records and len(self.records) > self.max_records:
-            del self.records[:-self.max_records]
+        if self.max_records and len(records) > self.max_records:
+            del records[:-self.max_records]
             if len(self.meta["prompts"]) > self._prune_above:
                 self._prune()
 
@@ -110,21 +118,27 @@ class Trace:
         meta, operations = read_head(path)
         return cls(meta, PagedRecords(path), operations)
 
-    def to_perfetto(self, path: str | Path | None = None) -> dict:
+    def to_perfetto(self, path: str | Path | None = None) -> dict[str, Any]:
         """The run as a JSON object that https://ui.perfetto.dev opens; with `path` also written there (.gz compresses).
 
         Tracks: one a sequence (waiting, prefill, decode, preempted, each with its reason), the steps, the host's phases,
         counters of the cache, the batch and the queues, and what a profiler saw beside them.
         """
-        data = {"traceEvents": perfetto_events(self), "displayTimeUnit": "ms"}
+        data = {"traceEvents": perfetto_events(self, self.meta["arrivals"], self.operations), "displayTimeUnit": "ms"}
         if path is not None:
             text = json.dumps(data, separators=(",", ":")).encode()
             Path(path).write_bytes(gzip.compress(text) if Path(path).suffix == ".gz" else text)
         return data
 
+    def _in_memory(self) -> list[StepRecord]:
+        """The records as a list that can grow. Raises TypeError for those of a loaded trace, which stay on disk."""
+        if isinstance(self.records, PagedRecords):
+            raise TypeError(f"{self!r} was loaded from a file and cannot grow; record a new one.")
+        return self.records
+
     def _prune(self) -> None:
         """Forget requests that no record speaks of; those newer than all records have yet to run."""
-        seen = set().union(*(record.seq_ids() for record in self.records))
+        seen: set[int] = set().union(*(record.seq_ids() for record in self.records))
         newest = max(seen, default=-1)
         for name in PER_REQUEST:
             self.meta[name] = {i: value for i, value in self.meta[name].items() if i in seen or i > newest}

@@ -8,11 +8,12 @@ changed since the line before. Any unzip shows all of it.
 import json
 import zipfile
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from itertools import accumulate, zip_longest
 from pathlib import Path
+from typing import Any, overload
 
 from nanovllm.tracing.step_record import StepRecord
 
@@ -35,11 +36,11 @@ class TraceWriter:
         self.path = Path(path)
         self._pending: list[StepRecord] = []
         self._num_pages = 0
-        self._requests: dict[str, dict] = {name: {} for name in PER_REQUEST}  # first seen in this page
+        self._requests: dict[str, dict[int, Any]] = {name: {} for name in PER_REQUEST}  # first seen in this page
         self._known: set[int] = set()     # sequences of the last record: whoever is not here is new
         self.path.unlink(missing_ok=True)
 
-    def add(self, record: StepRecord, meta: dict) -> None:
+    def add(self, record: StepRecord, meta: dict[str, Any]) -> None:
         # The newest record stays back: a request that is aborted after its step is still noted in it.
         if len(self._pending) > PAGE:
             self._write_page(meta, PAGE)
@@ -49,7 +50,7 @@ class TraceWriter:
         self._known = ids
         self._pending.append(record)
 
-    def close(self, meta: dict, operations: list[dict]) -> None:
+    def close(self, meta: dict[str, Any], operations: list[dict[str, Any]]) -> None:
         while self._pending or not self._num_pages:
             self._write_page(meta, PAGE)
         if operations:
@@ -59,9 +60,10 @@ class TraceWriter:
     def _zip(self) -> zipfile.ZipFile:
         return zipfile.ZipFile(self.path, "a", zipfile.ZIP_DEFLATED, compresslevel=6)
 
-    def _write_page(self, meta: dict, size: int) -> None:
+    def _write_page(self, meta: dict[str, Any], size: int) -> None:
         page, self._pending = self._pending[:size], self._pending[size:]
-        lines, before = [], None
+        lines: list[str] = []
+        before: dict[str, Any] | None = None
         for record in page:
             fields = asdict(record)
             lines.append(_json(_encode(fields, before)))
@@ -76,16 +78,22 @@ class TraceWriter:
         self._num_pages += 1
 
 
-class PagedRecords(Sequence):
+class PagedRecords(Sequence[StepRecord]):
     """The records of a trace on disk as a read-only list. Owns a few decoded pages, never the whole."""
 
     def __init__(self, path: str | Path):
         self._file = zipfile.ZipFile(path)
-        self._ends = list(accumulate(head["num_records"] for head in _page_heads(self._file)))
+        self._ends: list[int] = list(accumulate(head["num_records"] for head in _page_heads(self._file)))
         self._page = lru_cache(PAGES_IN_MEMORY)(self._read_page)
 
     def __len__(self) -> int:
         return self._ends[-1]
+
+    @overload
+    def __getitem__(self, i: int) -> StepRecord: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> list[StepRecord]: ...
 
     def __getitem__(self, i: int | slice) -> StepRecord | list[StepRecord]:
         if isinstance(i, slice):
@@ -94,20 +102,21 @@ class PagedRecords(Sequence):
         page = bisect_right(self._ends, i)
         return self._page(page)[i - (self._ends[page - 1] if page else 0)]
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         return all(a == b for a, b in zip_longest(self, other)) if isinstance(other, Sequence) else NotImplemented
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # how Python says that it has none
 
     def _read_page(self, page: int) -> list[StepRecord]:
-        records, before = [], None
+        records: list[StepRecord] = []
+        before: dict[str, Any] | None = None
         for line in self._file.read(f"pages/{page}.jsonl").splitlines():
             before = _decode(json.loads(line), before)
             records.append(StepRecord(**before))
         return records
 
 
-def read_head(path: str | Path) -> tuple[dict, list[dict]]:
+def read_head(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The meta and the profiled operations of a trace. Raises ValueError for another format."""
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: trace format version {_old_version(path)!r}: must be {FORMAT_VERSION}; "
@@ -125,7 +134,7 @@ def read_head(path: str | Path) -> tuple[dict, list[dict]]:
     return meta, _rows(operations)
 
 
-def _page_heads(file: zipfile.ZipFile):
+def _page_heads(file: zipfile.ZipFile) -> Iterator[dict[str, Any]]:
     names = set(file.namelist())
     page = 0
     while f"pages/{page}.json" in names:
@@ -133,11 +142,11 @@ def _page_heads(file: zipfile.ZipFile):
         page += 1
 
 
-def _encode(fields: dict, before: dict | None) -> dict:
+def _encode(fields: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
     """The fields of a record that changed; tables and blocks as what changed in them."""
-    line = {}
+    line: dict[str, Any] = {}
     for name, value in fields.items():
-        old = before[name] if before else None
+        old: Any = before[name] if before else None
         if before and value == old:
             continue
         if name == "scheduled":
@@ -151,12 +160,12 @@ def _encode(fields: dict, before: dict | None) -> dict:
     return line
 
 
-def _decode(line: dict, before: dict | None) -> dict:
+def _decode(line: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
     fields = dict(before or {})
     for name, value in line.items():
         if name == "scheduled":
             value = _rows(value)
-        elif name == "blocks" and not isinstance(value, str):
+        elif name == "blocks" and before and not isinstance(value, str):
             letters = list(before["blocks"])
             for i, letter in value:
                 letters[i] = letter
@@ -172,7 +181,7 @@ def _decode(line: dict, before: dict | None) -> dict:
     return fields
 
 
-def _tail(new, old):
+def _tail(new: Any, old: Any) -> Any:
     """A block table as [blocks kept, blocks after them]; numbers as they are."""
     if not isinstance(new, list):
         return new
@@ -180,28 +189,28 @@ def _tail(new, old):
     return [kept, new[kept:]]
 
 
-def _whole(new, old):
+def _whole(new: Any, old: Any) -> Any:
     return (old or [])[:new[0]] + new[1] if isinstance(new, list) else new
 
 
-def _columns(rows: list[dict], names: tuple[str, ...]) -> list:
+def _columns(rows: list[dict[str, Any]], names: tuple[str, ...]) -> list[Any]:
     """A list of alike dicts as one list a field: equal neighbours compress to almost nothing."""
     return [names, *([row[name] for row in rows] for name in names)]
 
 
-def _rows(columns: list) -> list[dict]:
+def _rows(columns: list[Any]) -> list[dict[str, Any]]:
     return [dict(zip(columns[0], row)) for row in zip(*columns[1:])] if columns else []
 
 
-def _int_keys(mapping: dict) -> dict:
+def _int_keys(mapping: dict[str, Any]) -> dict[int, Any]:
     return {int(key): value for key, value in mapping.items()}  # JSON turned them into strings
 
 
-def _json(value) -> str:
+def _json(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _old_version(path: str | Path):
+def _old_version(path: str | Path) -> object:
     try:
         return json.loads(Path(path).read_text()).get("version")
     except (ValueError, AttributeError, UnicodeDecodeError):

@@ -2,9 +2,18 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Literal, NoReturn, overload
 
 
-def check(ok: bool, name: str, value, limit: str, remedy: str) -> None:
+@overload
+def check(ok: Literal[False], name: str, value: object, limit: str, remedy: str) -> NoReturn: ...
+
+
+@overload
+def check(ok: bool, name: str, value: object, limit: str, remedy: str) -> None: ...
+
+
+def check(ok: bool, name: str, value: object, limit: str, remedy: str) -> None:
     """Raise ValueError "name=value: must be limit; remedy" unless `ok`. Unlike `assert`, it survives `python -O`."""
     if not ok:
         raise ValueError(f"{name}={value!r}: must be {limit}; {remedy}.")

@@ -2,6 +2,9 @@
 
 import signal
 import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 
 class uninterrupted:
@@ -15,7 +18,8 @@ class uninterrupted:
     _is_open = False  # of the main thread
 
     def __enter__(self) -> None:
-        self._previous, self._caught = None, None
+        self._previous: Callable[[int, FrameType | None], Any] | None = None
+        self._caught: tuple[int, FrameType | None] | None = None
         if threading.current_thread() is threading.main_thread() and not uninterrupted._is_open:
             previous = signal.getsignal(signal.SIGINT)
             if callable(previous):  # else nobody in Python listens
@@ -23,12 +27,12 @@ class uninterrupted:
                 signal.signal(signal.SIGINT, self._note)
                 uninterrupted._is_open = True
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         if self._previous is not None:
             uninterrupted._is_open = False
             signal.signal(signal.SIGINT, self._previous)
             if self._caught is not None:
                 self._previous(*self._caught)
 
-    def _note(self, signum, frame) -> None:
+    def _note(self, signum: int, frame: FrameType | None) -> None:
         self._caught = signum, frame

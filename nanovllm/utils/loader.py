@@ -9,6 +9,7 @@ from torch import nn
 from nanovllm.errors import CheckpointError
 from nanovllm.utils.checkpoint import tensors
 
+PackedModules = dict[str, tuple[str, object]]  # checkpoint name -> (module that holds it, which part of that)
 Destination = tuple[str, str, object]  # the module's name, its parameter's, and which part of that a tensor fills
 # Buffers that older versions of transformers saved, and every version computes anew.
 COMPUTED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
@@ -31,7 +32,7 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     unreadable. A model that raised holds uninitialised memory and must not be used.
     """
     folder = Path(folder)
-    packed = getattr(model, "packed_modules", {})
+    packed: PackedModules = getattr(model, "packed_modules", {})
     tied_head = getattr(model, "tied", False)
     destinations = _destinations(model, packed)
     missing = set(destinations)
@@ -84,7 +85,7 @@ def _fill_tied_head(model: nn.Module, destination: Destination, file: Path, tens
     transformers does.
     """
     head: Any = model.get_submodule("lm_head")
-    table = model.get_submodule("model.embed_tokens").weight
+    table = model.get_parameter(TABLE)
     if not alone:
         head.weight = nn.Parameter(torch.empty_like(table), requires_grad=False)
     _fill(model, destination, file, HEAD, tensor)
@@ -94,7 +95,7 @@ def _fill_tied_head(model: nn.Module, destination: Destination, file: Path, tens
 
 def _fill(model: nn.Module, destination: Destination, file: Path, name: str, tensor: torch.Tensor) -> None:
     module_name, parameter_name, part = destination
-    module = model.get_submodule(module_name)
+    module: Any = model.get_submodule(module_name)
     if hasattr(module, "target"):
         target, (dim, index, count) = module.target(parameter_name, part), module.share(parameter_name, part)
     else:
@@ -108,16 +109,16 @@ def _fill(model: nn.Module, destination: Destination, file: Path, name: str, ten
     target.copy_(tensor.narrow(dim, index * size, size))
 
 
-def _destinations(model: nn.Module, packed: dict) -> dict[str, Destination]:
+def _destinations(model: nn.Module, packed: PackedModules) -> dict[str, Destination]:
     """The checkpoint's name of everything that must be filled, and where each goes."""
-    parts_of = {}
+    parts_of: dict[str, list[tuple[str, object]]] = {}
     for name, (holder, part) in packed.items():
         parts_of.setdefault(holder, []).append((name, part))
-    destinations = {}
+    destinations: dict[str, Destination] = {}
     for name, _ in model.named_parameters(remove_duplicate=False):
         module_name, parameter_name = name.rsplit(".", 1)
         parent, _, last = module_name.rpartition(".")
-        module = model.get_submodule(module_name)
+        module: Any = model.get_submodule(module_name)
         if hasattr(module, "checkpoint_names"):
             for original, part in module.checkpoint_names(parameter_name):
                 destinations[f"{module_name}.{original}"] = module_name, parameter_name, part

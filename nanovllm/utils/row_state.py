@@ -34,8 +34,8 @@ class RowState:
     context_lens: Tensor
 
     @classmethod
-    def empty(cls, num_rows: int, max_blocks: int, device) -> "RowState":
-        def zeros(dtype, *shape):
+    def empty(cls, num_rows: int, max_blocks: int, device: torch.device | str) -> "RowState":
+        def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
             return torch.zeros(num_rows, *shape, dtype=dtype, device=device)
 
         narrow, wide = torch.int32, torch.int64

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,7 @@ from nanovllm.errors import CheckpointError
 from nanovllm.models.registry import model_class
 from nanovllm.utils.checkpoint import quantization_method, read_json, weight_files
 from nanovllm.utils.checks import check
+from nanovllm.utils.numbers import is_int, is_number, plain
 from nanovllm.utils.resolved import Resolved
 
 OFFLINE_MODEL = Path(__file__).parent / "assets" / "offline"
@@ -70,17 +71,25 @@ class Config:
     eos_token_ids: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        for setting in fields(self):
+            if setting.init:  # numpy's and torch's numbers, too
+                setattr(self, setting.name, plain(getattr(self, setting.name)))
         given: dict[str, Any] = vars(self).copy()
         for name in ("max_num_batched_tokens", "max_num_seqs", "max_model_len"):
             _check_count(name, given[name])
         for name in ("kvcache_block_size", "num_kvcache_blocks"):
             if given[name] is not None:
                 _check_count(name, given[name])
-        check(isinstance(self.gpu_memory_utilization, (int, float)) and 0 < self.gpu_memory_utilization <= 1,
+        check(is_number(self.gpu_memory_utilization) and 0 < self.gpu_memory_utilization <= 1,
               "gpu_memory_utilization", self.gpu_memory_utilization, "in (0, 1]", "it is a share of the GPU's memory")
         _check_count("tensor_parallel_size", self.tensor_parallel_size)
-        check(isinstance(self.worker_timeout, (int, float)) and self.worker_timeout >= 1, "worker_timeout", self.worker_timeout,
-              "1 second or more", "a busy machine needs some")
+        check(is_number(self.worker_timeout) and 1 <= self.worker_timeout <= 1e6, "worker_timeout", self.worker_timeout,
+              "1 to 1e6 seconds", "a busy machine needs some")
+        check(self.seed is None or is_int(self.seed), "seed", self.seed, "None or a whole number", "leave it out")
+        for name in ("enforce_eager", "enable_prefix_caching", "async_scheduling"):
+            value = given[name]
+            check(isinstance(value, bool) or (value is None and name == "async_scheduling"), name, value, "True or False",
+                  "pass a bool")
         check(self.attention_backend in BACKENDS, "attention_backend", self.attention_backend, f"one of {BACKENDS}",
               "use 'auto' for the best one present")
         check(self.load_format in LOAD_FORMATS, "load_format", self.load_format, f"one of {LOAD_FORMATS}",
@@ -194,5 +203,5 @@ def load_hf_config(folder: Path, needs_weights: bool = True) -> SimpleNamespace:
 
 
 def _check_count(name: str, value: object) -> None:
-    check(isinstance(value, int) and not isinstance(value, bool) and value >= 1, name, value, "a whole number, 1 or more",
+    check(is_int(value) and value >= 1, name, value, "a whole number, 1 or more",
           "pass a positive int")

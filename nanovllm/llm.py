@@ -25,6 +25,7 @@ from nanovllm.tracing.recorder import Recorder
 from nanovllm.tracing.trace import Trace
 from nanovllm.utils.checks import check, check_keywords
 from nanovllm.utils.interrupts import uninterrupted
+from nanovllm.utils.numbers import plain
 
 CONFIG_FIELDS = [f.name for f in fields(Config) if f.init]
 ENGINE_PARTS = ("scheduler_cls", "block_manager_cls")
@@ -194,15 +195,15 @@ class LLM:
                   priority: int | list[int] = 0) -> list[Request]:
         """A request for every prompt, each checked before any is queued, so that a bad one harms no other."""
         check(self._finalizer.alive, "LLM", self.config.model.name, "open", "it was closed; make a new one")
-        if isinstance(prompts, str):
-            prompts = [prompts]
+        prompts = [prompts] if isinstance(prompts, str) else plain(prompts)
         check(isinstance(prompts, (list, tuple)), "prompts", prompts, "a text, a list of texts or a list of lists of token ids",
               "pass one of those")
-        check(not any(isinstance(p, int) for p in prompts), "prompts", prompts, "a list of prompts",
+        check(not any(isinstance(plain(p), int) for p in prompts), "prompts", prompts, "a list of prompts",
               "wrap one prompt's token ids in a list: [[1, 2, 3]]")
-        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+        priority = plain(priority)
+        if not isinstance(sampling_params, (list, tuple)):
             sampling_params = [sampling_params or SamplingParams()] * len(prompts)
-        if isinstance(priority, int):
+        if not isinstance(priority, (list, tuple)):
             priority = [priority] * len(prompts)
         for name, values in (("sampling_params", sampling_params), ("priority", priority)):
             check(len(values) == len(prompts), f"len({name})", len(values), f"{len(prompts)}, one for each prompt",

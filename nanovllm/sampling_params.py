@@ -1,13 +1,16 @@
 """What a request asks for: how to draw its tokens, when to stop, and what to hand back."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import isfinite
-from typing import Any, Self, TypeGuard
+from typing import Any, Self
 
 from nanovllm.utils.checks import check, check_keywords
+from nanovllm.utils.numbers import FLOAT32_TINY, is_int, is_number, plain, shown
 
 MAX_LOGPROBS = 20  # what the OpenAI API and vLLM allow
+MAX_SAMPLES = 16384  # of one prompt, as in vLLM
+MIN_TEMPERATURE = 1e-5  # below it scores leave float32 before noise can matter: what is meant is 0, as in vLLM
+MAX_TEMPERATURE = 1e6  # by then every token is as likely as every other
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,13 +19,13 @@ class SamplingParams:
 
     Fields mean what they mean in vLLM; the filters apply in transformers' order.
 
-    temperature: 0 is greedy; otherwise logits are divided by it before the draw.
+    temperature: 0 is greedy, and so is what is below 1e-5; otherwise logits are divided by it before the draw. At most 1e6.
     top_k: keep the k most likely tokens; 0 or -1 keeps all.
     top_p: keep the smallest set of tokens whose probability reaches top_p (Holtzman et al. 2019, "nucleus").
     min_p: drop tokens less likely than min_p times the most likely one (Nguyen et al. 2024).
     seed: fixes the draws of this request, whatever else is in its batch; None: the engine picks one.
     repetition_penalty: logits of tokens in prompt or output are divided by it when positive and multiplied when
-        negative (Keskar et al. 2019, CTRL); 1 is off.
+        negative (Keskar et al. 2019, CTRL); in [1e-6, 1e6], 1 is off.
     presence_penalty, frequency_penalty: taken from the logits of tokens in the output, once, or as often as they
         occurred; in [-2, 2], 0 is off.
     logit_bias: {token id: a number in [-100, 100]}, added to the logits.
@@ -31,11 +34,13 @@ class SamplingParams:
     ignore_eos: do not end at the model's end-of-sequence tokens.
     stop: texts that end the request with `finish_reason` "stop"; what comes before stays.
     stop_token_ids: tokens that do the same. include_stop_str_in_output: keep what stopped it in the text.
-    n: how many samples to draw for the prompt; sample i draws as a request with seed + i would.
+    n: how many samples to draw for the prompt, 16,384 at most; sample i draws as a request with seed + i would.
     logprobs: report this many of the most likely tokens at each step, and the one drawn; 0..20, None is off. They are
         those of the model's own scores, before penalties, temperature and filters.
     prompt_logprobs: the same for the prompt's tokens.
     skip_special_tokens: leave the tokenizer's special tokens out of the text.
+
+    Numbers may be numpy's or torch's, lists may be arrays: they are kept as Python's own.
 
     Raises ValueError, naming the field, the value, the limit and the remedy; for an unknown field too.
     """
@@ -65,17 +70,24 @@ class SamplingParams:
         return object.__new__(cls)
 
     def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            object.__setattr__(self, name, plain(getattr(self, name)))
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
         for name, value in (("stop", stop), ("stop_token_ids", self.stop_token_ids or ())):
             check(isinstance(value, (list, tuple, set, frozenset)), name, value, "a list", "pass a list")
-            object.__setattr__(self, name, tuple(value))
+            object.__setattr__(self, name, tuple(map(plain, value)))
         if self.logit_bias is not None:
-            check(isinstance(self.logit_bias, dict), "logit_bias", self.logit_bias, "a dict from token id to number",
+            check(isinstance(self.logit_bias, Mapping), "logit_bias", self.logit_bias, "a dict from token id to number",
                   "pass {token_id: bias}")
-            object.__setattr__(self, "logit_bias", dict(self.logit_bias) or None)
+            bias = {plain(token): plain(value) for token, value in self.logit_bias.items()}
+            object.__setattr__(self, "logit_bias", bias or None)
         self._check_draw()
         self._check_end()
         self._check_report()
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            object.__setattr__(self, "temperature", 0.0)
+        # float32 would make 0 of it, which keeps no token at all.
+        object.__setattr__(self, "top_p", max(self.top_p, FLOAT32_TINY))
 
     @property
     def greedy(self) -> bool:
@@ -106,30 +118,30 @@ class SamplingParams:
         return {*self.stop_token_ids, *(() if self.ignore_eos else eos_token_ids)}
 
     def _check_draw(self) -> None:
-        check(_is_number(self.temperature) and 0 <= self.temperature, "temperature", self.temperature,
-              "a finite number, 0 or more", "use 0 for greedy decoding")
-        check(_is_int(self.top_k) and self.top_k >= -1, "top_k", self.top_k, "a whole number, -1 or more",
+        check(is_number(self.temperature) and 0 <= self.temperature <= MAX_TEMPERATURE, "temperature", self.temperature,
+              f"a number in [0, {MAX_TEMPERATURE:g}]", "use 0 for greedy decoding")
+        check(is_int(self.top_k) and -1 <= self.top_k < 2**31, "top_k", self.top_k, "a whole number in [-1, 2**31)",
               "use 0 to keep every token")
-        check(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]", "use 1 to keep every token")
-        check(_is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", self.min_p, "in [0, 1]", "use 0 to keep every token")
-        check(self.seed is None or (_is_int(self.seed) and 0 <= self.seed < 2**63), "seed", self.seed,
+        check(is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]", "use 1 to keep every token")
+        check(is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", self.min_p, "in [0, 1]", "use 0 to keep every token")
+        check(self.seed is None or (is_int(self.seed) and 0 <= self.seed < 2**63), "seed", self.seed,
               "None or a whole number in [0, 2**63)", "leave it out for unseeded draws")
-        check(_is_number(self.repetition_penalty) and self.repetition_penalty > 0, "repetition_penalty",
-              self.repetition_penalty, "a finite number above 0", "use 1 for none")
+        check(is_number(self.repetition_penalty) and 1e-6 <= self.repetition_penalty <= 1e6, "repetition_penalty",
+              self.repetition_penalty, "a finite number above 0, in [1e-6, 1e6]", "use 1 for none")
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
-            check(_is_number(value) and -2 <= value <= 2, name, value, "in [-2, 2]", "use 0 for none")
+            check(is_number(value) and -2 <= value <= 2, name, value, "in [-2, 2]", "use 0 for none")
         for token, bias in (self.logit_bias or {}).items():
-            check(_is_int(token) and token >= 0, "logit_bias token", token, "a token id, 0 or more", "pass {token_id: bias}")
-            check(_is_number(bias) and -100 <= bias <= 100, f"logit_bias[{token}]", bias, "in [-100, 100]",
+            check(is_int(token) and token >= 0, "logit_bias token", token, "a token id, 0 or more", "pass {token_id: bias}")
+            check(is_number(bias) and -100 <= bias <= 100, f"logit_bias[{shown(token)}]", bias, "in [-100, 100]",
                   "-100 all but forbids a token, 100 all but forces it")
 
     def _check_end(self) -> None:
-        check(_is_int(self.max_tokens) and self.max_tokens >= 1, "max_tokens", self.max_tokens,
+        check(is_int(self.max_tokens) and self.max_tokens >= 1, "max_tokens", self.max_tokens,
               "a whole number, 1 or more", "a request generates at least one token")
-        check(_is_int(self.min_tokens) and 0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens,
-              f"a whole number from 0 to max_tokens={self.max_tokens}", "lower it or raise max_tokens")
-        check(all(_is_int(t) and t >= 0 for t in self.stop_token_ids), "stop_token_ids", self.stop_token_ids,
+        check(is_int(self.min_tokens) and 0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens,
+              f"a whole number from 0 to max_tokens={shown(self.max_tokens)}", "lower it or raise max_tokens")
+        check(all(is_int(t) and t >= 0 for t in self.stop_token_ids), "stop_token_ids", self.stop_token_ids,
               "token ids, 0 or more", "pass a list of ints")
         check(all(isinstance(s, str) and s for s in self.stop), "stop", self.stop, "texts of at least one character",
               "pass a text or a list of texts")
@@ -137,18 +149,11 @@ class SamplingParams:
             check(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False", "pass a bool")
 
     def _check_report(self) -> None:
-        check(_is_int(self.n) and self.n >= 1, "n", self.n, "a whole number, 1 or more", "use 1 for one sample")
-        check(self.n == 1 or not self.greedy, "n", self.n, "1 with temperature 0",
+        check(is_int(self.n) and 1 <= self.n <= MAX_SAMPLES, "n", self.n, f"a whole number, 1 or more, {MAX_SAMPLES} at most",
+              "use 1 for one sample")
+        check(self.n == 1 or self.temperature >= MIN_TEMPERATURE, "n", self.n, "1 with temperature 0",
               "greedy samples are all alike: raise temperature or ask for one")
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
-            check(value is None or (_is_int(value) and 0 <= value <= MAX_LOGPROBS), name, value,
+            check(value is None or (is_int(value) and 0 <= value <= MAX_LOGPROBS), name, value,
                   f"None or a whole number from 0 to {MAX_LOGPROBS}", "ask for fewer")
-
-
-def _is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)

@@ -21,6 +21,7 @@ from nanovllm.engine.sequence import Sequence
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.utils.checks import check
 from nanovllm.utils.interrupts import uninterrupted
+from nanovllm.utils.numbers import as_token_ids, plain
 
 
 @dataclass(slots=True)
@@ -79,6 +80,9 @@ class LLMEngine:
         for token in _outside_vocabulary((*prompt_token_ids, *params.stop_token_ids, *(params.logit_bias or ())), vocab_size):
             check(isinstance(token, int) and 0 <= token < vocab_size, "token id", token,
                   f"a whole number in [0, {vocab_size}), the model's vocabulary", "encode the text with this model's tokenizer")
+        ending = params.ending_tokens(self.config.eos_token_ids) if params.min_tokens else ()
+        check(len(ending) < vocab_size, "stop_token_ids", params.stop_token_ids,
+              "fewer than all tokens with min_tokens above 0", "leave one that may be drawn before min_tokens")
 
     def add_request(self, prompt_token_ids: list[int], params: SamplingParams | None = None, priority: int = 0) -> Sequence:
         """Queue a request and return its sequence, to be watched while `step` fills it. Raises as `validate` does.
@@ -86,6 +90,7 @@ class LLMEngine:
         One sequence draws one sample, and knows no text: `n` and `stop` are `nanovllm.serving.request.Request`'s.
         """
         params = params or SamplingParams()
+        prompt_token_ids, priority = as_token_ids(prompt_token_ids), plain(priority)
         self.validate(prompt_token_ids, params, priority)
         seq = self.new_sequence(prompt_token_ids, params, priority)
         self.enqueue(seq)

@@ -6,6 +6,7 @@ from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence, SequenceStatus
 from nanovllm.utils.checks import check
+from nanovllm.utils.numbers import is_int
 
 STEPS_PER_PRIORITY = 64  # what one unit of priority is worth, in steps of waiting
 
@@ -55,7 +56,7 @@ class Scheduler:
 
         The last generated token is never fed back, so a request needs cache for one token less than its length.
         """
-        check(isinstance(priority, int) and abs(priority) <= 100, "priority", priority, "a whole number in [-100, 100]",
+        check(is_int(priority) and abs(priority) <= 100, "priority", priority, "a whole number in [-100, 100]",
               "use 0 for an ordinary request, less for one to be served sooner")
         check(num_prompt_tokens >= 1, "prompt length", num_prompt_tokens, "at least 1 token", "pass a non-empty prompt")
         check(num_prompt_tokens < self.max_model_len, "prompt length", num_prompt_tokens,

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.sequence import Sequence
+from nanovllm.errors import InvalidRequest
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput, Timings, Usage
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.serving.detokenizer import IncrementalDetokenizer
@@ -13,6 +14,7 @@ from nanovllm.serving.stop_strings import StopStrings
 from nanovllm.serving.tokenizer import Tokenizer, require_tokenizer
 from nanovllm.utils.checks import check
 from nanovllm.utils.interrupts import uninterrupted
+from nanovllm.utils.numbers import as_token_ids, plain, shown
 
 
 @dataclass(slots=True)
@@ -47,12 +49,12 @@ class Request:
                  params: SamplingParams | None = None, priority: int = 0):
         params = params or SamplingParams()
         check(isinstance(params, SamplingParams), "sampling_params", params, "SamplingParams", "pass a SamplingParams")
-        self.engine, self.tokenizer, self.params, self.priority = engine, tokenizer, params, priority
+        self.engine, self.tokenizer, self.params, self.priority = engine, tokenizer, params, plain(priority)
         self.prompt = prompt if isinstance(prompt, str) else None
-        self.prompt_token_ids = self._encode(prompt) if isinstance(prompt, str) else list(prompt)
+        self.prompt_token_ids = self._encode(prompt) if isinstance(prompt, str) else as_token_ids(prompt)
         check(tokenizer is not None or not params.stop, "stop", params.stop, "empty for a model without a tokenizer",
               "use stop_token_ids")
-        engine.validate(self.prompt_token_ids, params, priority)
+        engine.validate(self.prompt_token_ids, params, self.priority)
         self._samples: list[_Sample] = []
 
     def __repr__(self) -> str:
@@ -129,7 +131,14 @@ class Request:
 
     def _encode(self, text: str) -> list[int]:
         check(text != "", "prompt", text, "at least one character", "pass a non-empty prompt")
-        return require_tokenizer(self.tokenizer, self.engine.config.model, "a text prompt").encode(text)
+        tokenizer = require_tokenizer(self.tokenizer, self.engine.config.model, "a text prompt")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"prompt={shown(text)}: must be characters, and the one at {error.start} is half of a "
+                                 "surrogate pair, which stands for nothing alone; decode the text again with "
+                                 "errors='replace'.") from None
+        return tokenizer.encode(text)
 
 
 class _Sample:

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Literal, NoReturn, overload
 
+from nanovllm.utils.numbers import shown
+
 
 @overload
 def check(ok: Literal[False], name: str, value: object, limit: str, remedy: str) -> NoReturn: ...
@@ -16,7 +18,7 @@ def check(ok: bool, name: str, value: object, limit: str, remedy: str) -> None: 
 def check(ok: bool, name: str, value: object, limit: str, remedy: str) -> None:
     """Raise ValueError "name=value: must be limit; remedy" unless `ok`. Unlike `assert`, it survives `python -O`."""
     if not ok:
-        raise ValueError(f"{name}={value!r}: must be {limit}; {remedy}.")
+        raise ValueError(f"{name}={shown(value)}: must be {limit}; {remedy}.")
 
 
 def check_keywords(owner: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -7,6 +7,7 @@
     └── EngineError (RuntimeError)       the engine could not do what it was rightly asked for
         ├── QueueFull                    as many requests wait as may; ask again later
         └── RequestFailed                a request that was accepted could not be served to its end
+            └── NotFinite                ... because the model's scores for its next token are not numbers
 
 Each is a ValueError or a RuntimeError as well, and says the value, the limit and the remedy.
 """
@@ -38,3 +39,7 @@ class QueueFull(EngineError):
 
 class RequestFailed(EngineError):
     """A request that was accepted could not be served: a step failed (see `__cause__`), or the engine was closed."""
+
+
+class NotFinite(RequestFailed):
+    """The scores for a request's next token hold a NaN or an infinity, or every token is forbidden."""

@@ -1,5 +1,6 @@
 """The public face: text in, text out."""
 
+import logging
 import traceback
 import weakref
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from nanovllm.tracing.trace import Trace
 from nanovllm.utils.checks import check, check_keywords
 from nanovllm.utils.interrupts import uninterrupted
 from nanovllm.utils.numbers import plain
+
+logger = logging.getLogger("nanovllm")
 
 CONFIG_FIELDS = [f.name for f in fields(Config) if f.init]
 ENGINE_PARTS = ("scheduler_cls", "block_manager_cls")
@@ -84,6 +87,10 @@ class LLM:
         priority: likewise; less is served sooner, but waiting outweighs it in the end (see `Scheduler`).
         Raises ValueError, before anything is queued, when any of them cannot be served. When the call is interrupted
         or fails, its requests are aborted and their blocks freed; the engine stays usable.
+
+        A prompt that cannot be served to its end, because the model's scores for it are not finite, does not cost the
+        others their outputs: its own has finish_reason "error" and says why in `error`, and a warning is logged. When all
+        fail, the first one's RequestFailed is raised.
         """
         requests = self._requests(prompts, sampling_params, priority)
         try:
@@ -93,6 +100,7 @@ class LLM:
             self._run(requests, use_tqdm)
         finally:
             _abort(requests)
+        _report_failures(requests)
         return [request.output() for request in requests]
 
     @overload
@@ -107,7 +115,8 @@ class LLM:
         """Yield text as it is generated: pieces of text for one prompt; (index, piece) for a list served together.
 
         A piece never splits a character, nor holds the beginning of a stop string. Raises as `generate` does, and for
-        n > 1; leaving the loop early aborts what still runs.
+        n > 1; leaving the loop early aborts what still runs. When a prompt fails, the others go on, and its
+        RequestFailed is raised after their last piece.
         """
         requests = self._requests(prompts, sampling_params)
         require_tokenizer(self.tokenizer, self.config.model, "stream")
@@ -190,6 +199,9 @@ class LLM:
                     yield from ((i, piece) for piece in pieces)
         finally:
             _abort(requests)
+        for request in requests:
+            if request.error:
+                raise request.error
 
     def _requests(self, prompts: str | Prompts, sampling_params: SamplingParams | PerPrompt | None,
                   priority: int | list[int] = 0) -> list[Request]:
@@ -233,6 +245,16 @@ def _load_tokenizer(folder: Path) -> Tokenizer | None:
 
 def _release(engine: LLMEngine) -> None:
     engine.model_runner.close()
+
+
+def _report_failures(requests: list[Request]) -> None:
+    """Raise when all of them failed; warn when some did."""
+    errors = [request.error for request in requests if request.error is not None]
+    if errors and len(errors) == len(requests):
+        raise errors[0]
+    if errors:
+        logger.warning("%d of %d requests failed; their outputs have finish_reason 'error'. The first: %s", len(errors),
+                       len(requests), errors[0])
 
 
 def _abort(requests: list[Request]) -> None:

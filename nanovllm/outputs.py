@@ -48,6 +48,7 @@ class CompletionOutput:
         max_model_len), "abort" or "error"; None while it runs.
     stop_reason: the stop string or stop token it met; None at the end of sequence.
     logprobs: for each token a dict {token id: Logprob}, the drawn token among them; None when not asked for.
+    error: with finish_reason "error", what went wrong.
     """
 
     index: int
@@ -58,6 +59,7 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None = field(default=None, repr=False)
     num_preemptions: int = 0
     timings: Timings | None = None
+    error: str | None = None
 
     @property
     def cumulative_logprob(self) -> float | None:
@@ -71,7 +73,7 @@ class RequestOutput:
     """One request's samples. Answers both `out.text` and `out["text"]`, as scripts written for nano-vllm expect.
 
     outputs: the samples, `n` of them; text, token_ids, finish_reason, stop_reason, logprobs, timings and
-        num_preemptions are the first one's.
+        num_preemptions are the first one's. error: what went wrong with the first of them that ended with an error.
     prompt_logprobs: for each prompt token but the first (None) a dict {token id: Logprob}; None when not asked for.
     """
 
@@ -113,6 +115,10 @@ class RequestOutput:
     @property
     def num_cached_tokens(self) -> int:
         return self.usage.cached_tokens
+
+    @property
+    def error(self) -> str | None:
+        return next((output.error for output in self.outputs if output.finish_reason == "error"), None)
 
     @property
     def is_finished(self) -> bool:

@@ -119,6 +119,12 @@ class BlockManager:
         seq.block_table = []
         seq.num_computed_tokens = 0
 
+    def forget(self, seq: Sequence) -> None:
+        """Let nobody find the blocks that `seq` holds: their content is not to be trusted."""
+        for block in seq.block_table:
+            if self.hashes[block] is not None:
+                self._forget(block)
+
     def reset_prefix_cache(self) -> int:
         """Forget every cached content that no sequence holds; returns how many blocks that freed."""
         cached = [b for b in self._unreferenced if self.hashes[b] is not None]

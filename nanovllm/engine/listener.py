@@ -12,7 +12,7 @@ class Step:
     """A step that has ended.
 
     number: how many steps ended before it. batch: what ran. token_ids: the token drawn for each item that samples, in
-        order. finished: the sequences that these tokens ended.
+        order, below 0 where none could be. finished: the sequences that these tokens ended.
     timestamps: by `time.perf_counter`, when it began to schedule, to launch, to collect and to update, and when it ended.
     """
 

@@ -30,7 +30,7 @@ class LogprobReport:
     def deliver(self) -> None:
         """Note the numbers, which must be on the host by now, in each sequence's `logprobs`."""
         for (seq, position), *entry in zip(self.owners, *(column.tolist() for column in self.top)):
-            seq.logprobs[position] = tuple(entry)
+            seq.note_logprobs({position: tuple(entry)})
 
 
 def sampled_report(batch: ScheduledBatch, logits: Tensor, token_ids: Tensor) -> list[LogprobReport]:

@@ -16,7 +16,7 @@ from nanovllm.layers import row_state
 from nanovllm.layers.attention import select_backend
 from nanovllm.layers.attention_backends import import_error
 from nanovllm.layers.logits_processors import LogitsProcessors
-from nanovllm.layers.sampler import Sample, Sampler, SamplingBatch
+from nanovllm.layers.sampler import NOT_FINITE, Sample, Sampler, SamplingBatch, finite_rows
 from nanovllm.layers.tensor_parallel import TensorParallel
 from nanovllm.models.causal_lm import CausalLM
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
@@ -131,7 +131,7 @@ class ModelRunner:
         if inputs.sampling is None:  # nothing but unfinished prompt chunks
             return Launched(hidden.new_empty(0, dtype=torch.int64), reports)
         logits = self.model.compute_logits(hidden[inputs.context.last_rows])
-        token_ids = self.sampler(logits, inputs.sampling)
+        token_ids = self._draw(logits, inputs.sampling)
         self._drawn = token_ids
         self._drawn_by = {item.seq.seq_id: i for i, item in enumerate(item for item in batch.items if item.samples)}
         return Launched(token_ids, reports + sampled_report(batch, logits, token_ids))
@@ -147,7 +147,7 @@ class ModelRunner:
             some = [items[i] for i in apart]
             at, = send([rows.rows[apart]], self.device)
             asked = logits[at]
-            token_ids = self.sampler(asked, self._sampling(some, state.input_ids[at]))
+            token_ids = self._draw(asked, self._sampling(some, state.input_ids[at]))
             state.drawn[at] = token_ids
             reports = sampled_report(ScheduledBatch(some), asked, token_ids)
         return Launched(state.drawn[:len(logits)], reports, rows.rows)
@@ -177,10 +177,16 @@ class ModelRunner:
             cu_seqlens_q, context_lens, block_tables, slot_mapping, max_seqlen_q=max(item.num_tokens for item in batch.items),
             max_seqlen_k=int(layout.context_lens.max()), num_decodes=batch.num_decodes, last_rows=last_rows)
         if self._drawn is not None and layout.owners:
-            input_ids[pending] = self._drawn[source_rows]
+            input_ids[pending] = self._drawn[source_rows].clamp(min=0)  # who drew none has ended, and runs for nobody
         sampled = [item for item in batch.items if item.samples]
         sampling = self._sampling(sampled, input_ids[context.last_rows]) if sampled else None
         return StepInputs(input_ids, positions, context, sampling)
+
+    def _draw(self, logits: torch.Tensor, sampling: SamplingBatch) -> torch.Tensor:
+        token_ids = self.sampler(logits, sampling)
+        if self.sampler is not self._own_sampler:  # which need not look at what it is given
+            token_ids = token_ids.masked_fill(~finite_rows(logits), NOT_FINITE)
+        return token_ids
 
     def _sampling(self, items: list[ScheduledSequence], last_tokens: torch.Tensor) -> SamplingBatch:
         """last_tokens: [num_sampled] int64, each row's last token, from the device: the host may not know it yet."""

@@ -22,6 +22,7 @@ class Runner(Protocol):
     def collect(self, launched: Any) -> list[int]:
         """Wait for a step: the token drawn for each item that samples, in the batch's order.
 
+        Below 0 where none could be drawn, because the row's scores were not finite (see `layers.sampler`).
         Log-probabilities that sequences asked for stand in their `logprobs` afterwards.
         """
         ...

@@ -124,7 +124,10 @@ class Scheduler:
                     self.block_manager.commit(seq, item.start)
 
     def update(self, batch: ScheduledBatch, token_ids: list[int]) -> list[Sequence]:
-        """Take in the tokens drawn for `batch`, one for each item that `samples`, in order. Returns who finished."""
+        """Take in the tokens drawn for `batch`, one for each item that `samples`, in order. Returns who finished.
+
+        token_ids: below 0 where the scores were not finite, which ends the sequence with an error.
+        """
         if not batch.is_advanced:
             self.advance(batch)
         finished = []
@@ -134,7 +137,11 @@ class Scheduler:
             # lost its blocks, but keeps the token.
             if seq.status is SequenceStatus.FINISHED:
                 continue
-            seq.append_token(token)
+            if token >= 0:
+                seq.append_token(token)
+            else:
+                seq.num_pending_tokens = 0
+                seq.note_not_finite(len(seq))
             if reason := self._finish_reason(seq):
                 self._queue_of(seq).remove(seq)
                 self._finish(seq, reason)
@@ -257,6 +264,9 @@ class Scheduler:
         self.block_manager.free(seq)
 
     def _finish_reason(self, seq: Sequence) -> str | None:
+        if seq.error is not None:
+            self.block_manager.forget(seq)
+            return "error"
         params, token = seq.sampling_params, seq.token_ids[-1]
         if token in self.eos_token_ids and not params.ignore_eos:
             return "stop"

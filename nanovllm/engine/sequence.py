@@ -4,7 +4,9 @@ import time
 from array import array
 from enum import Enum
 from hashlib import blake2b
+from math import isfinite
 
+from nanovllm.errors import NotFinite, RequestFailed
 from nanovllm.sampling_params import SamplingParams
 
 
@@ -32,7 +34,8 @@ class Sequence:
         writes them: a fully cached prompt recomputes its last token to get logits, without storing it again.
     num_hit_tokens: the same of its first admission, where only other requests can have left them.
     block_table: physical block of each logical block; position p lives in block_table[p // block_size].
-    finish_reason: "stop", "length", "abort" or "error" once it has ended; stop_reason: the stop token it met.
+    finish_reason: "stop", "length", "abort" or "error" once it has ended; stop_reason: the stop token it met. error: what
+        ended it, with "error", or will at its next token.
     logprobs: {position: ([token, the likeliest tokens], their log-probabilities, the token's rank)}, where asked for.
     arrived_at, scheduled_at, token_times: when it was made, first ran and drew each token, by `time.perf_counter`.
     seed: what its draws are computed from; the engine picks one for a request that brings none.
@@ -40,7 +43,8 @@ class Sequence:
 
     __slots__ = ("seq_id", "priority", "place", "token_ids", "num_prompt_tokens", "num_computed_tokens", "num_pending_tokens",
                  "num_cached_tokens", "num_hit_tokens", "block_table", "status", "sampling_params", "seed", "finish_reason",
-                 "stop_reason", "num_preemptions", "logprobs", "arrived_at", "scheduled_at", "token_times", "_block_hashes")
+                 "stop_reason", "error", "num_preemptions", "logprobs", "arrived_at", "scheduled_at", "token_times",
+                 "_block_hashes")
 
     def __init__(self, seq_id: int, prompt_token_ids: list[int], sampling_params: SamplingParams | None = None,
                  priority: int = 0):
@@ -59,6 +63,7 @@ class Sequence:
         self.seed = self.sampling_params.seed or 0
         self.finish_reason: str | None = None
         self.stop_reason: int | None = None
+        self.error: RequestFailed | None = None
         self.num_preemptions = 0
         self.logprobs: dict[int, tuple[list[int], list[float], int]] = {}
         self.arrived_at = time.perf_counter()
@@ -99,6 +104,21 @@ class Sequence:
         """Add a sampled token. Its keys and values enter the cache in the step after the one that drew it."""
         self.token_ids.append(token_id)
         self.num_pending_tokens = 0
+
+    def note_logprobs(self, entries: dict[int, tuple[list[int], list[float], int]]) -> None:
+        """Take in log-probabilities, as in `logprobs`. Those that are no numbers end it."""
+        self.logprobs.update(entries)
+        for position, (_, values, _) in entries.items():
+            if not all(map(isfinite, values)):
+                self.note_not_finite(position)
+
+    def note_not_finite(self, position: int) -> None:
+        """The scores for the token at a position were such that none can be drawn."""
+        where = f"output token {position - self.num_prompt_tokens}" if position >= self.num_prompt_tokens else (
+            f"prompt token {position}")
+        self.error = NotFinite(
+            f"the model's scores for {where} are not finite: they hold a NaN or an infinity, or every token is forbidden. "
+            "Check the weights; where float16 overflows, use dtype='bfloat16' or 'float32'.")
 
     def block_hashes(self, block_size: int) -> list[bytes]:
         """The chained hash of every full block: each covers its own tokens and, through its parent, all before it.

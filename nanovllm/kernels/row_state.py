@@ -49,7 +49,7 @@ def _advance_kernel(
     block = tl.load(tables_ptr + row.to(tl.int64) * table_stride + position // BLOCK_SIZE, mask=live, other=0)
     slot = block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE
     stored = live & (cached >= tl.load(stored_from_ptr + row, mask=mine, other=0))
-    tl.store(input_ids_ptr + row, tl.load(drawn_ptr + row, mask=live, other=0), mask=mine)
+    tl.store(input_ids_ptr + row, tl.maximum(tl.load(drawn_ptr + row, mask=live, other=0), 0), mask=mine)
     tl.store(positions_ptr + row, position.to(tl.int64), mask=mine)
     tl.store(slots_ptr + row, tl.where(stored, slot, -1), mask=mine)
     offset = position + 1 - tl.load(num_prompt_ptr + row, mask=mine, other=0)

@@ -22,9 +22,9 @@ def _best(scores, tokens):
 @triton.jit(do_not_specialize=["tiles_per_split"])
 def _draw_kernel(
     tokens_ptr, score_ptr, logits_ptr, temperatures_ptr, seeds_ptr, offsets_ptr, stride_row, vocab_size, tiles_per_split,
-    TILE: tl.constexpr, FAST: tl.constexpr,
+    TILE: tl.constexpr, FAST: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Program (split, row): the winner of one row among one split of the vocabulary."""
+    """Program (split, row): the winner of one row among one split of the vocabulary; token -1, above all, if it is unsound."""
     split, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     temperature = tl.load(temperatures_ptr + row)
     greedy = temperature == 0
@@ -32,17 +32,24 @@ def _draw_kernel(
     low, high = row_key(tl.load(seeds_ptr + row), tl.load(offsets_ptr + row))
     best = tl.full([TILE], float("-inf"), tl.float32)
     winner = tl.full([TILE], 0x7FFFFFFF, tl.int32)
+    unsound = tl.zeros([TILE], tl.int32)
     start = split * tiles_per_split * TILE
     for first in range(start, tl.minimum(start + tiles_per_split * TILE, vocab_size), TILE):
         token = first + tl.arange(0, TILE)
-        logits = tl.load(logits_ptr + row * stride_row + token, mask=token < vocab_size, other=float("-inf"))
-        scores = logits.to(tl.float32) * scale
+        logits = tl.load(logits_ptr + row * stride_row + token, mask=token < vocab_size, other=float("-inf")).to(tl.float32)
+        sound = logits < float("inf")  # which NaN is not
+        if not MASKED:
+            sound &= (logits > float("-inf")) | (token >= vocab_size)
+        unsound = tl.where(sound, unsound, 1)
+        scores = logits * scale
         if not greedy:
             scores += gumbel(random_bits(low, high, token), FAST)
         better = scores > best
         best = tl.where(better, scores, best)
         winner = tl.where(better, token, winner)
     score, token = _best(best, winner)
+    broken = tl.max(unsound, 0) == 1
+    score, token = tl.where(broken, float("inf"), score), tl.where(broken, -1, token)
     place = row * tl.num_programs(0) + split
     tl.store(score_ptr + place, score)
     tl.store(tokens_ptr + place, token)
@@ -55,16 +62,17 @@ def _final_kernel(out_ptr, tokens_ptr, score_ptr, splits, BLOCK: tl.constexpr):
     inside = split < splits
     scores = tl.load(score_ptr + row * splits + split, mask=inside, other=float("-inf"))
     tokens = tl.load(tokens_ptr + row * splits + split, mask=inside, other=0x7FFFFFFF)
-    tl.store(out_ptr + row, _best(scores, tokens)[1].to(tl.int64))
+    score, token = _best(scores, tokens)
+    tl.store(out_ptr + row, tl.where(score > float("-inf"), token, -1).to(tl.int64))
 
 
-def draw(logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: Tensor, splits: int | None = None,
-         tile: int = 2048) -> Tensor:  # fmt: skip
+def draw(logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: Tensor, masked: bool = False,
+         splits: int | None = None, tile: int = 2048) -> Tensor:  # fmt: skip
     """What `layers.sampler.draw` says, in one read of the logits.
 
     logits: `[num_rows, vocab_size]`, any float dtype, last dimension contiguous. temperatures: `[num_rows]` float32, 0
-    is greedy. seeds, offsets: `[num_rows]` int64. Returns `[num_rows]` int64. A row that holds no number above -inf
-    gives no valid token.
+    is greedy. seeds, offsets: `[num_rows]` int64. Returns `[num_rows]` int64: -1 for a row that holds a NaN, +inf, -inf
+    unless it is masked, or no number above -inf.
     """
     num_rows, vocab_size = logits.shape
     tiles = triton.cdiv(vocab_size, tile)
@@ -77,7 +85,7 @@ def draw(logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: Tensor, s
     out = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     _draw_kernel[(splits, num_rows)](
         tokens, scores, logits, temperatures, seeds, offsets, logits.stride(0), vocab_size, tiles_per_split,
-        TILE=tile, FAST=logits.is_cuda, num_warps=4,
+        TILE=tile, FAST=logits.is_cuda, MASKED=masked, num_warps=4,
     )  # fmt: skip
     _final_kernel[(num_rows,)](out, tokens, scores, splits, BLOCK=MAX_SPLITS, num_warps=1)
     return out

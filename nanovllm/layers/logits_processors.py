@@ -78,8 +78,12 @@ class LogitsProcessors:
         return processors
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """logits: [num_rows, vocab_size] -> changed scores, float32; the logits stay as they are."""
+        """logits: [num_rows, vocab_size] -> changed scores, float32; the logits stay as they are.
+
+        A row that held an infinity holds a NaN, and one that held a NaN still does.
+        """
         scores = logits.to(torch.float32, copy=True)
+        scores.masked_fill_(scores.isinf(), float("nan"))  # so that nobody takes it for a token forbidden here
         if self.bias is not None:
             rows, tokens, values = self.bias
             scores[rows, tokens] += values

@@ -19,7 +19,8 @@ class TopLogprobs(NamedTuple):
 
 
 def top_logprobs(logits: Tensor, chosen: Tensor, k: int) -> TopLogprobs:
-    """logits: [num_rows, vocab_size] as the model gave them; chosen: [num_rows] int64."""
+    """logits: [num_rows, vocab_size] as the model gave them; chosen: [num_rows] int64, below 0 where none is."""
+    chosen, k = chosen.clamp(min=0), min(k, logits.shape[-1])
     logprobs = logits.float().log_softmax(-1)
     own = logprobs.gather(-1, chosen[:, None])
     values, token_ids = logprobs.topk(k, -1)

@@ -31,13 +31,16 @@ def write_rows(state: RowState, records: Tensor, entries: Tensor, drawn: Tensor)
 
 
 def advance(state: RowState, num_rows: int, block_size: int) -> None:
-    """Lay out the next step of the first num_rows rows, one token each."""
+    """Lay out the next step of the first num_rows rows, one token each.
+
+    A row that has drawn no token (below 0, see `layers.sampler`) runs with token 0, for nobody: its request has ended.
+    """
     cached, drawn = state.cached[:num_rows], state.drawn[:num_rows]
     live, position = cached >= 0, cached.clamp(min=0).long()
     block = state.block_tables[:num_rows].gather(1, position[:, None] // block_size)[:, 0]
     slot = block.long() * block_size + position % block_size
     stored = live & (cached >= state.stored_from[:num_rows])
-    state.input_ids[:num_rows] = torch.where(live, drawn, 0)
+    state.input_ids[:num_rows] = torch.where(live, drawn.clamp(min=0), 0)
     state.positions[:num_rows] = position
     state.slot_mapping[:num_rows] = torch.where(stored, slot, -1)
     state.offsets[:num_rows] = position + 1 - state.num_prompt_tokens[:num_rows]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,14 @@ from nanovllm.layers.logits_processors import LogitsProcessors
 from nanovllm.layers.noise import gumbel_noise
 from nanovllm.sampling_params import SamplingParams
 
-Draw = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # logits, temperatures, seeds, offsets -> token ids: see `draw`
+NOT_FINITE = -1  # in place of a token: the row's scores are not all numbers, and nothing can be drawn from them
+
+
+class Draw(Protocol):
+    """`draw`, or its twin in `kernels/sample.py`."""
+
+    def __call__(self, logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: Tensor, masked: bool = False) -> Tensor:
+        ...
 
 
 @dataclass(slots=True)
@@ -71,15 +78,26 @@ class SamplingBatch:
 Sample = Callable[[Tensor, SamplingBatch], Tensor]  # logits [num_rows, vocab_size], batch -> token ids [num_rows] int64
 
 
-def draw(logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: Tensor) -> Tensor:
+def finite_rows(scores: Tensor, masked: bool = False) -> Tensor:
+    """Which rows of scores, [num_rows, vocab_size], hold nothing but finite numbers: [num_rows] bool.
+
+    masked: -inf marks a token that a filter or a processor forbids, which is no fault as long as one number is left.
+    """
+    lowest, highest = scores.aminmax(dim=-1)  # both NaN if any score is
+    return (highest < float("inf")) & ((highest if masked else lowest) > float("-inf"))
+
+
+def draw(logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: Tensor, masked: bool = False) -> Tensor:
     """Gumbel-max (Gumbel 1954): the argmax of scores plus Gumbel noise is distributed as their softmax.
 
     It needs no sum over the vocabulary, so no second pass, and a greedy row is the same thing without the noise.
-    logits: [num_rows, vocab_size]; the others [num_rows] -> token ids [num_rows] int64.
+    logits: [num_rows, vocab_size]; temperatures, seeds, offsets: [num_rows] -> token ids [num_rows] int64, NOT_FINITE for
+    a row that `finite_rows` does not accept. masked: see there.
     """
     greedy = (temperatures == 0)[:, None]
     noise = gumbel_noise(seeds, offsets, logits.shape[-1]).masked_fill_(greedy, 0)
-    return (logits.float() / temperatures[:, None].masked_fill(greedy, 1)).add_(noise).argmax(-1)
+    tokens = (logits.float() / temperatures[:, None].masked_fill(greedy, 1)).add_(noise).argmax(-1)
+    return tokens.masked_fill_(~finite_rows(logits, masked), NOT_FINITE)
 
 
 class Sampler(nn.Module):
@@ -88,6 +106,8 @@ class Sampler(nn.Module):
     Processors and filters come in transformers' order, bias, penalties, temperature, top-k, top-p, min-p, and mean the
     same as its own. They need the whole distribution, so only rows that ask for them pay; all others are drawn in one
     pass, by `draw` or its twin in `kernels/sample.py`.
+
+    A row whose logits hold a NaN or an infinity, or whose tokens are all forbidden, gets NOT_FINITE instead of a token.
     """
 
     def __init__(self, draw: Draw = draw):
@@ -96,17 +116,20 @@ class Sampler(nn.Module):
 
     def forward(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         """logits: [num_rows, vocab_size] -> token ids [num_rows] int64. Never waits for the device."""
+        masked = batch.processors is not None
         if batch.processors is not None:
             logits = batch.processors(logits)
         temperatures, seeds, offsets = batch.temperatures, batch.seeds, batch.offsets
         if temperatures is None or seeds is None or offsets is None:
-            return logits.argmax(-1)
-        tokens = self.draw(logits, temperatures, seeds, offsets)
+            return logits.argmax(-1).masked_fill_(~finite_rows(logits, masked), NOT_FINITE)
+        tokens = self.draw(logits, temperatures, seeds, offsets, masked)
         if batch.filters is not None:
             rows = batch.filters.rows
             own = temperatures[rows]
             scores = filter_logits(logits[rows].float() / own[:, None], batch.filters)
-            tokens[rows] = self.draw(scores, torch.ones_like(own), seeds[rows], offsets[rows])
+            drawn = self.draw(scores, torch.ones_like(own), seeds[rows], offsets[rows], True)
+            # Of what stands as -inf now, only the draw before the filters knows whether a filter put it there.
+            tokens[rows] = drawn.masked_fill_(tokens[rows] < 0, NOT_FINITE)
         return tokens
 
 

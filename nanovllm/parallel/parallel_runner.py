@@ -100,7 +100,7 @@ class ParallelRunner:
         if any(theirs != token_ids for theirs, _ in others):
             self.workers.fail("ranks drew different tokens, which is a bug in the engine", launched.step)
         for seq_id, entries in logprobs.items():
-            launched.sequences[seq_id].logprobs.update(entries)
+            launched.sequences[seq_id].note_logprobs(entries)
         return token_ids
 
     def reset(self) -> None:

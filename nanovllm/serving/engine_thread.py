@@ -103,7 +103,7 @@ class EngineThread(Generic[Handle]):
             self._stopping = True
             self._handles |= dict.fromkeys(handle for command, handle in self._commands if command == "submit")
         for handle in list(self._handles):
-            self._fail(handle, reason, self._error)
+            self._fail(handle, _failed(reason, self._error))
         self._deliver_updates()
 
     def _run_commands(self) -> bool:
@@ -121,7 +121,7 @@ class EngineThread(Generic[Handle]):
                 elif handle in self._handles:
                     handle.request.abort()
             except Exception as error:
-                self._fail(handle, f"the request could not be queued: {error!r}", error)
+                self._fail(handle, _failed(f"the request could not be queued: {error!r}", error))
         return True
 
     def _step(self) -> None:
@@ -134,18 +134,21 @@ class EngineThread(Generic[Handle]):
             if not (affected or self._handles):
                 raise  # the engine fails without any request of ours, and would do so for ever
             for handle in affected or list(self._handles):
-                self._fail(handle, f"a step of the engine failed: {error!r}", error)
+                self._fail(handle, _failed(f"a step of the engine failed: {error!r}", error))
 
     def _collect_updates(self) -> None:
         """Take the new tokens of every request, and the output of those that have ended."""
         for handle in list(self._handles):
             request = handle.request
             try:
+                if request.error:
+                    self._fail(handle, request.error)
+                    continue
                 is_due = handle.wants_deltas or request.watches_text or request.has_run
                 deltas = request.advance() if is_due else []
                 output = request.output() if request.is_finished else None
             except Exception as error:
-                self._fail(handle, f"the request's text could not be made: {error!r}", error)
+                self._fail(handle, _failed(f"the request's text could not be made: {error!r}", error))
                 continue
             if deltas or output:
                 self._updates.append(RequestUpdate(handle, deltas, output))
@@ -160,11 +163,9 @@ class EngineThread(Generic[Handle]):
                 self.num_queued = sum(handle.request.params.n for handle in submitted) + sum(
                     seq.scheduled_at is None for handle in self._handles for seq in handle.request.sequences)
 
-    def _fail(self, handle: Handle, message: str, cause: BaseException | None) -> None:
-        """End a request with an error: an exception of its own, since two tasks cannot raise the same one."""
+    def _fail(self, handle: Handle, error: RequestFailed) -> None:
+        """End a request with an error, which must be its own: two tasks cannot raise the same exception."""
         self._handles.pop(handle, None)
-        error = RequestFailed(message)
-        error.__cause__ = cause
         output = None
         try:
             if handle.request.sequences:
@@ -179,3 +180,9 @@ class EngineThread(Generic[Handle]):
         updates, self._updates = self._updates, []
         if updates:
             self._deliver(updates)
+
+
+def _failed(message: str, cause: BaseException | None) -> RequestFailed:
+    error = RequestFailed(message)
+    error.__cause__ = cause
+    return error

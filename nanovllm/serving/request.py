@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.sequence import Sequence
-from nanovllm.errors import InvalidRequest
+from nanovllm.errors import InvalidRequest, RequestFailed
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput, Timings, Usage
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.serving.detokenizer import IncrementalDetokenizer
@@ -79,6 +79,11 @@ class Request:
     def is_finished(self) -> bool:
         """Whether every sample has ended, as far as `advance` has seen."""
         return bool(self._samples) and all(sample.finish_reason for sample in self._samples)
+
+    @property
+    def error(self) -> RequestFailed | None:
+        """What ended a sample of it before its time."""
+        return next((seq.error for seq in self.sequences if seq.error and seq.is_finished), None)
 
     def submit(self) -> "Request":
         """Queue it. The samples share the full blocks of the prompt: those after the first find them cached."""
@@ -199,7 +204,7 @@ class _Sample:
             inter_token=[later - earlier for earlier, later in pairwise(times)],
             total=times[-1] - seq.arrived_at if times else None)
         return CompletionOutput(self.index, self.text, list(self.token_ids), self.finish_reason, self.stop_reason,
-                                self._logprobs(0), seq.num_preemptions, timings)
+                                self._logprobs(0), seq.num_preemptions, timings, str(seq.error) if seq.error else None)
 
     def _logprobs(self, first: int) -> list[dict[int, Logprob]] | None:
         """Of the generated tokens from `first` on; None when not asked for."""
@@ -216,4 +221,4 @@ def _entry(seq: Sequence, position: int, k: int, tokenizer: Tokenizer | None) ->
     def logprob(i: int, rank: int) -> Logprob:
         return Logprob(logprobs[i], rank, tokenizer.decode([token_ids[i]]) if tokenizer else None)
 
-    return {token_ids[0]: logprob(0, rank)} | {token_ids[i]: logprob(i, i) for i in range(1, k + 1)}
+    return {token_ids[0]: logprob(0, rank)} | {token_ids[i]: logprob(i, i) for i in range(1, min(k + 1, len(token_ids)))}

@@ -83,7 +83,7 @@ class StepRecord:
             running=[s.seq_id for s in scheduler.running], waiting=[s.seq_id for s in scheduler.waiting],
             preempted=[s.seq_id for s in batch.preempted],
             finished=[{"seq_id": s.seq_id, "reason": s.finish_reason} for s in finished],
-            tokens=dict(zip(sampled, token_ids)),
+            tokens={seq_id: token for seq_id, token in zip(sampled, token_ids) if token >= 0},
             hit_tokens={s.seq_id: s.num_cached_tokens for s in batch.admitted},
             block_tables={s.seq_id: list(s.block_table) for s in scheduler.running},
             context_lens={s.seq_id: s.num_computed_tokens for s in scheduler.running},

@@ -159,7 +159,7 @@ def test_draws_are_those_of_the_plain_sampler(device, num_rows, vocab_size, spli
     logits = 3 * random(num_rows, vocab_size, dtype=torch.float32, device=device)
     temperatures = torch.linspace(0, 2, num_rows, device=device)
     seeds, offsets = torch.arange(num_rows, device=device) + 2**40, torch.arange(num_rows, device=device)
-    tokens = draw(logits, temperatures, seeds, offsets, splits)
+    tokens = draw(logits, temperatures, seeds, offsets, splits=splits)
     assert tokens.dtype == torch.int64
     assert torch.equal(tokens, sampler.draw(logits, temperatures, seeds, offsets))
     batch = sampler.SamplingBatch(temperatures, seeds, offsets)
@@ -172,4 +172,4 @@ def test_of_equal_scores_the_first_wins(device):
     logits = torch.zeros(2, 6000, device=device)
     logits[0, [17, 2500, 5999]], logits[1, 1:] = 1.0, float("-inf")
     zeros = torch.zeros(2, dtype=torch.int64, device=device)
-    assert draw(logits, torch.tensor([0.0, 0.7], device=device), zeros, zeros).tolist() == [17, 0]
+    assert draw(logits, torch.tensor([0.0, 0.7], device=device), zeros, zeros, masked=True).tolist() == [17, 0]

@@ -46,8 +46,8 @@ lab: $(READY)
 demo: $(READY)
 	$(BIN)/python -m nanovllm demo $(DEMO_ARGS)
 
-# One thread a worker: two workers that each start as many threads as there are cores only wait for each other.
-test: $(READY) browser
+# Types and style first: they fail in a minute. One thread per worker: two workers that each start as many threads as there are cores only wait for each other.
+test: $(READY) lint browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(TEST_ARGS)
 
 bench: $(READY)

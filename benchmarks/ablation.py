@@ -2,8 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any, cast
 
 from nanovllm import LLM
+from nanovllm.engine.cuda_graphs import DecodeGraphs
+from nanovllm.engine.model_runner import ModelRunner
+from nanovllm.layers.attention import AttentionBackend
 from nanovllm.layers.attention_backends import TorchBackend
 from nanovllm.layers.sampler import Sampler
 
@@ -13,12 +17,13 @@ def forms(llm: LLM) -> Iterator[tuple[str, int, Callable[[], None]]]:
 
     Before each, and whatever happens at the end, the engine is as it was.
     """
-    engine, runner = llm.engine, llm.engine.model_runner
-    model, sampler, graphs, looks_ahead = runner.model, runner.sampler, runner.graphs, engine._looks_ahead
+    engine, runner = llm.engine, cast(ModelRunner, llm.engine.model_runner)
+    model: Any = runner.model
+    sampler, graphs, looks_ahead = runner.sampler, runner.graphs, engine._looks_ahead
     attentions = [layer.self_attn.attn for layer in model.model.model.layers]
     backend = attentions[0].backend
 
-    def take(form, draw, attention, its_graphs, ahead):
+    def take(form: Any, draw: Any, attention: AttentionBackend, its_graphs: DecodeGraphs | None, ahead: bool) -> None:
         runner.reset()
         runner.model, runner.sampler, runner.graphs, engine._looks_ahead = form, draw, its_graphs, ahead
         for layer in attentions:

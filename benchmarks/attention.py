@@ -12,14 +12,16 @@ prefill by the operations of the causal half.
 
 import argparse
 import json
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.machine import gpu
 from benchmarks.roofline import Ceilings, seconds
-from nanovllm.layers.attention import select_backend
+from nanovllm.layers.attention import AttentionBackend, select_backend
 from nanovllm.utils.context import Context
 
 LAYERS, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 28, 16, 8, 128, 256
@@ -29,7 +31,7 @@ DECODE = [(256, 700), (64, 700), (16, 700), (1, 700), (1, 4000)]  # sequences, m
 PREFILL = [(64, 1024, 1024), (1, 4096, 4096), (16, 512, 2048)]  # sequences, new tokens, context length
 
 
-def milliseconds(attend, caches: torch.Tensor, repeat: int = 10) -> float:
+def milliseconds(attend: Callable[..., object], caches: torch.Tensor, repeat: int = 10) -> float:
     """Time on the GPU of `attend(k_cache, v_cache)`, from replays of a graph in which every layer's cache has its turn."""
     attend(*caches[0])
     graph = torch.cuda.CUDAGraph()
@@ -63,7 +65,7 @@ def batch(sequences: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor,
     return q, caches, context
 
 
-def decode_batch(num_seqs: int, mean: int):
+def decode_batch(num_seqs: int, mean: int) -> tuple[torch.Tensor, torch.Tensor, Context]:
     """Context lengths spread evenly over 0.5 to 1.5 times the mean, in random order."""
     spread = torch.linspace(0.5 * mean, 1.5 * mean, num_seqs) if num_seqs > 1 else torch.tensor([float(mean)])
     return batch([(1, int(length)) for length in spread[torch.randperm(num_seqs)]])
@@ -80,7 +82,7 @@ def causal_flops(context: Context) -> int:
     return int(seen.sum()) * 4 * NUM_HEADS * HEAD_DIM
 
 
-def backends() -> list:
+def backends() -> list[AttentionBackend]:
     found = []
     for name in ("triton", "flash_attn"):
         try:
@@ -90,10 +92,11 @@ def backends() -> list:
     return found
 
 
-def measure() -> list[dict]:
+def measure() -> list[dict[str, Any]]:
     rows = []
     for backend in backends():
-        def milliseconds_of(q, caches, context, backend=backend):
+        def milliseconds_of(q: torch.Tensor, caches: torch.Tensor, context: Context,
+                            backend: AttentionBackend = backend) -> float:
             return milliseconds(lambda k_cache, v_cache: backend.attend(q, k_cache, v_cache, context, SCALE), caches)
 
         for num_seqs, mean in DECODE:
@@ -110,7 +113,7 @@ def measure() -> list[dict]:
     return rows
 
 
-def sweep(num_seqs: int, mean: int) -> list[dict]:
+def sweep(num_seqs: int, mean: int) -> list[dict[str, Any]]:
     """The Triton decode kernel cut and scheduled every way worth trying, fastest first."""
     from triton.runtime.errors import OutOfResources
 
@@ -121,7 +124,7 @@ def sweep(num_seqs: int, mean: int) -> list[dict]:
     for tile, warps, stages, programs in product((32, 64, 128), (2, 4, 8), (3, 5, 7), (1, 2, 3, 4)):
         tuning = Tuning(tile, warps, stages, programs)
 
-        def call(k_cache, v_cache, tuning=tuning):
+        def call(k_cache: torch.Tensor, v_cache: torch.Tensor, tuning: Tuning = tuning) -> None:
             paged_decode(q, k_cache, v_cache, context.block_tables, context.context_lens, SCALE, out, tuning=tuning)
 
         try:
@@ -132,7 +135,7 @@ def sweep(num_seqs: int, mean: int) -> list[dict]:
     return sorted(rows, key=lambda row: row["ms"])
 
 
-def show(title: str, rows: list[dict]) -> None:
+def show(title: str, rows: list[dict[str, Any]]) -> None:
     print(f"\n{title}")
     for row in rows:
         print("  " + "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))

@@ -5,13 +5,16 @@ import statistics
 import subprocess
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from nanovllm.engine.llm_engine import LLMEngine
+from nanovllm.engine.scheduled_batch import ScheduledBatch
 
 KINDS = {
     "attention": r"_decode_kernel|_join_kernel|_prefill_kernel|flash",
@@ -26,7 +29,7 @@ def kind_of(kernel: str) -> str:
     return next((kind for kind, pattern in KINDS.items() if re.search(pattern, kernel, re.IGNORECASE)), "other")
 
 
-def profile_steps(engine: LLMEngine, count: int) -> dict:
+def profile_steps(engine: LLMEngine, count: int) -> dict[str, Any]:
     """Milliseconds a step over `count` steps: by kind of kernel, in which any kernel ran, and in all; and the kernels."""
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
@@ -34,7 +37,8 @@ def profile_steps(engine: LLMEngine, count: int) -> dict:
             engine.step()
         torch.cuda.synchronize()
     kernels = [e for e in profiler.events() if e.device_type == DeviceType.CUDA]
-    kinds, names = defaultdict(float), defaultdict(lambda: [0, 0.0])
+    kinds: dict[str, float] = defaultdict(float)
+    names: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
     busy, until = 0.0, float("-inf")
     for event in sorted(kernels, key=lambda e: e.time_range.start):
         start, end = event.time_range.start, event.time_range.end
@@ -55,18 +59,19 @@ class Watch:
     """Times of every step that ran while it watched, in milliseconds. host: phases; gpu: from a step's first work to its
     last; exposed: how long the GPU stood idle before it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.host: dict[str, list[float]] = defaultdict(list)
         self.rows: list[int] = []
         self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
-    def on(self, engine: LLMEngine):
+    def on(self, engine: LLMEngine) -> Iterator["Watch"]:
         """Wrap the engine's four phases while the block runs."""
-        runner, scheduler = engine.model_runner, engine.scheduler
+        runner: Any = engine.model_runner
+        scheduler: Any = engine.scheduler
 
-        def timed(name, call):
-            def wrapped(*arguments):
+        def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+            def wrapped(*arguments: Any) -> Any:
                 start = time.perf_counter()
                 try:
                     return call(*arguments)
@@ -74,7 +79,7 @@ class Watch:
                     self.host[name].append((time.perf_counter() - start) * 1e3)
             return wrapped
 
-        def marked(batch):
+        def marked(batch: ScheduledBatch) -> Any:
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
             launched = launch(batch)
@@ -101,14 +106,14 @@ class Watch:
     def exposed(self) -> list[float]:
         return [before.elapsed_time(after) for (_, before), (after, _) in zip(self._marks, self._marks[1:])]
 
-    def summary(self) -> dict:
+    def summary(self) -> dict[str, Any]:
         host = {f"host {name} ms": statistics.median(times) for name, times in self.host.items()}
         return {"steps": len(self._marks), "gpu ms": statistics.median(self.gpu), "exposed ms": statistics.median(self.exposed),
                 "exposed ms, mean": statistics.mean(self.exposed), **host}
 
 
 @contextmanager
-def clocks(found: dict):
+def clocks(found: dict[str, Any]) -> Iterator[None]:
     """Put what the GPU's clocks and power were while the block ran into `found`: a card at its power limit runs slower."""
     query = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,power.draw", "--format=csv,noheader,nounits", "-lms", "100",
              "-i", str(torch.cuda.current_device())]  # fmt: skip

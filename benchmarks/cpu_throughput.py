@@ -16,8 +16,10 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -37,7 +39,7 @@ Request = tuple[list[int], int]  # prompt token ids, tokens to generate
 
 
 @contextmanager
-def model_folder():
+def model_folder() -> Iterator[tuple[Path, str]]:
     """The offline model, or random weights of about its shape where it has not been trained yet; and which of them."""
     if (OFFLINE_MODEL / "config.json").is_file():
         yield OFFLINE_MODEL, "offline model"
@@ -56,7 +58,7 @@ def chat_requests(llm: LLM, num_requests: int = 64, seed: int = 0) -> list[Reque
     rng = random.Random(seed)
     vocab_size = llm.config.hf_config.vocab_size
 
-    def token_ids(messages: list[dict]) -> list[int]:
+    def token_ids(messages: list[dict[str, Any]]) -> list[int]:
         if llm.tokenizer is not None:
             return llm.tokenizer.encode(llm.render_chat(messages))
         # Without a tokenizer each word stands for one token, the same one wherever it appears: prefixes stay shared.
@@ -81,7 +83,7 @@ def run_engine(llm: LLM, requests: list[Request]) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def run_transformers(model: Qwen3ForCausalLM, requests: list[Request]) -> list[list[int]]:
+def run_transformers(model: Any, requests: list[Request]) -> list[list[int]]:
     outputs = []
     for first in range(0, len(requests), BATCH):
         batch = requests[first:first + BATCH]
@@ -94,13 +96,13 @@ def run_transformers(model: Qwen3ForCausalLM, requests: list[Request]) -> list[l
     return outputs
 
 
-def seconds(call, *arguments) -> tuple[float, list[list[int]]]:
+def seconds(call: Callable[..., list[list[int]]], *arguments: Any) -> tuple[float, list[list[int]]]:
     started = time.perf_counter()
     outputs = call(*arguments)
     return time.perf_counter() - started, outputs
 
 
-def measure(folder: Path, pairs: int, threads: int) -> dict:
+def measure(folder: Path, pairs: int, threads: int) -> dict[str, Any]:
     """Alternate the two, and take the median: a machine that slows down for a while slows both.
 
     Every run of the engine starts from an empty prefix cache, in a new engine: what it shares, it shares within the run.
@@ -132,7 +134,7 @@ def measure(folder: Path, pairs: int, threads: int) -> dict:
     }  # fmt: skip
 
 
-def machine() -> dict:
+def machine() -> dict[str, Any]:
     """What the figures depend on; nothing that says whose machine it is."""
     import transformers
     return {"cpu": cpu(), "cores": torch.get_num_threads(), "torch": torch.__version__,

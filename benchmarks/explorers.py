@@ -17,12 +17,14 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from playwright.sync_api import Page, sync_playwright
 
 from benchmarks.machine import cpu, results_file
 from nanovllm import LLM, SamplingParams
+from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.step_inputs import Layout
 from nanovllm.tracing.step_record import StepRecord
@@ -65,7 +67,7 @@ SCRUB = """async (most) => {
 PASSES = 3
 
 
-def big_run(scheduler_cls=Scheduler) -> Simulation:
+def big_run(scheduler_cls: type[Scheduler] = Scheduler) -> Simulation:
     """64 requests that share a system prompt and draw tokens for 200 steps on 256 blocks."""
     simulation = Simulation(num_blocks=BLOCKS, block_size=64, max_num_batched_tokens=256, max_num_seqs=SEQUENCES,
                             scheduler_cls=scheduler_cls)
@@ -81,7 +83,7 @@ def big_tensors() -> TensorXRay:
     steps = []
 
     class Watched(Scheduler):
-        def schedule(self):
+        def schedule(self) -> ScheduledBatch:
             batch = super().schedule()
             steps.append(x_ray(batch, Layout.of(batch.items, 64), 64))
             return batch
@@ -96,7 +98,8 @@ def big_step() -> GraphTimelineExplorer:
     runs = {}
     for name, apart in (("eager", 5.5e-6), ("captured", 1.9e-6)):
         trace = Trace()
-        kernels = [{"track": "GPU 0, stream 7", "name": f"_{kind}_kernel", "time": 2e-5 + i * apart, "duration": 1.7e-6}
+        kernels: list[dict[str, Any]] = [{"track": "GPU 0, stream 7", "name": f"_{kind}_kernel", "time": 2e-5 + i * apart,
+                                          "duration": 1.7e-6}
                    for i, kind in enumerate(kinds * 28)]
         launches = kernels if name == "eager" else kernels[:1]
         trace.operations = kernels + [o | {"track": "launches", "name": "cudaLaunchKernel", "time": o["time"] - 9e-6}
@@ -146,7 +149,7 @@ EXPLORERS: dict[str, Callable[[], Explorer]] = {
 }
 
 
-def measure(page: Page, explorer: Explorer, folder: Path, width: int) -> dict:
+def measure(page: Page, explorer: Explorer, folder: Path, width: int) -> dict[str, Any]:
     """Milliseconds and frames of one explorer on a page of its own."""
     file = folder / "page.html"
     file.write_text(standalone_html([explorer]))
@@ -173,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks explorers", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", choices=[[], *EXPLORERS], help="which explorers; all, if none is named")
     names = parser.parse_args().names or list(EXPLORERS)
-    results: dict[str, dict] = {}
+    results: dict[str, dict[str, Any]] = {}
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
         version = browser.version

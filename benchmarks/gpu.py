@@ -16,12 +16,14 @@ import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 
 from benchmarks import machine, record, roofline, workloads
 from benchmarks.breakdown import Watch, clocks, profile_steps
 from nanovllm import LLM
+from nanovllm.engine.model_runner import ModelRunner
 
 START = """
 import time; began = time.perf_counter()
@@ -34,7 +36,7 @@ import json; print(json.dumps({"import": imported - began, "construct": built - 
 """
 
 
-def generate(llm: LLM, requests: workloads.Requests) -> tuple[float, list]:
+def generate(llm: LLM, requests: workloads.Requests) -> tuple[float, list[Any]]:
     torch.cuda.synchronize()
     began = time.perf_counter()
     outputs = llm.generate(*requests, use_tqdm=False)
@@ -48,7 +50,7 @@ class Bench:
         self.folder, self.file, self.recorded = folder, file, recorded
         self.results = json.loads(file.read_text()) if file.is_file() else {}
         self.results |= machine.gpu()
-        self._llm = None
+        self._llm: LLM | None = None
 
     @property
     def llm(self) -> LLM:
@@ -66,7 +68,7 @@ class Bench:
     def ceilings(self) -> roofline.Ceilings:
         return roofline.Ceilings(*(self.results["ceilings"][name] for name in ("read B/s", "copy B/s", "matmul FLOP/s")))
 
-    def put(self, section: str, result) -> None:
+    def put(self, section: str, result: Any) -> None:
         self.results[section] = result
         self.file.write_text(json.dumps(self.results, indent=1) + "\n")
         print(f"{section}: {json.dumps(result)[:1500]}", flush=True)
@@ -113,7 +115,8 @@ class Bench:
         for seed in range(4):
             seconds, _ = generate(self.llm, workloads.prefill(seed))
             runs.append(64 * 1024 / seconds)
-        watch, card = Watch(), {}
+        card: dict[str, Any] = {}
+        watch = Watch()
         with watch.on(self.llm.engine), clocks(card):
             for seed in range(9, 14):  # for as long as the clocks are looked at
                 generate(self.llm, workloads.prefill(seed))
@@ -135,7 +138,8 @@ class Bench:
     def measure_mixed_watched(self) -> None:
         """The same work with each step timed: what the host does and how much of it the GPU waits for."""
         self.llm.engine.block_manager.reset_prefix_cache()
-        watch, card = Watch(), {}
+        card: dict[str, Any] = {}
+        watch = Watch()
         with watch.on(self.llm.engine), clocks(card):
             seconds, _ = generate(self.llm, workloads.mixed(256))
         self.put("mixed, watched", {"s": seconds, **card, "gpu s": sum(watch.gpu) / 1e3, "exposed s": sum(watch.exposed) / 1e3,
@@ -211,8 +215,9 @@ class Bench:
         self.put("ablation", rows)
 
     def measure_memory(self) -> None:
-        runner = self.llm.engine.model_runner
-        weights = sum(p.numel() * p.element_size() for p in {p.data_ptr(): p for p in runner.model.model.parameters()}.values())
+        runner = cast(ModelRunner, self.llm.engine.model_runner)
+        model: Any = runner.model
+        weights = sum(p.numel() * p.element_size() for p in {p.data_ptr(): p for p in model.model.parameters()}.values())
         cache = runner.num_blocks * runner.bytes_per_block
         free, total = torch.cuda.mem_get_info()
         self.put("memory", {"total": total, "weights": weights, "cache": cache, "blocks": runner.num_blocks,

@@ -7,6 +7,7 @@ import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,7 +47,7 @@ def cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def gpu() -> dict:
+def gpu() -> dict[str, Any]:
     return {"device": torch.cuda.get_device_name(), "date": datetime.date.today().isoformat(), "commit": commit(),
             **versions("triton"), "cuda": torch.version.cuda}  # fmt: skip
 

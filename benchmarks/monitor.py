@@ -13,9 +13,10 @@ import argparse
 import datetime
 import json
 import os
-import re
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import nbformat
 import torch
@@ -29,7 +30,7 @@ MARK = "measured: "
 STEPS_A_SECOND = 1000
 
 
-def compare(requests: int, tokens: int, pairs: int) -> dict:
+def compare(requests: int, tokens: int, pairs: int) -> dict[str, Any]:
     """Runs inside the kernel."""
     llm = LLM(num_kvcache_blocks=2048)
     prompts = [f"Story number {i}: once upon a time there was a fox" for i in range(requests)]
@@ -51,7 +52,7 @@ def compare(requests: int, tokens: int, pairs: int) -> dict:
     first = llm.engine.num_steps
     run()
     steps = llm.engine.num_steps - first
-    result = {"steps_a_run": steps, "ms_a_step": 1000 * statistics.median(wall for wall, _ in without) / steps,
+    result: dict[str, Any] = {"steps_a_run": steps, "ms_a_step": 1000 * statistics.median(wall for wall, _ in without) / steps,
               "looks_a_second": looks / sum(wall for wall, _ in watched)}
     for place, clock in enumerate(("wall", "processor")):
         times = {"without": [run[place] for run in without], "watched": [run[place] for run in watched]}
@@ -60,13 +61,15 @@ def compare(requests: int, tokens: int, pairs: int) -> dict:
     return result | _apart(llm, run)
 
 
-def _apart(llm: LLM, run) -> dict:
+def _apart(llm: LLM, run: Callable[[], object]) -> dict[str, Any]:
     """Processor time of a look and of a step without one, in the thread that steps."""
     monitor = BatchMonitor(llm)
-    watch, count = monitor.watch, monitor.watch._count
-    looks, others = [], []
+    watch: Any = monitor.watch
+    count = watch._count
+    looks: list[float] = []
+    others: list[float] = []
 
-    def timed(*step) -> None:
+    def timed(*step: Any) -> None:
         seen, start = watch.num_frames, time.thread_time()
         count(*step)
         (looks if watch.num_frames > seen else others).append(time.thread_time() - start)
@@ -90,7 +93,7 @@ def main() -> None:
     where = {"metadata": {"path": str(RESULTS.parents[1])}}
     NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=where).execute()
     text = "".join(output.get("text", "") for output in notebook.cells[0].outputs)
-    result = json.loads(re.search(f"{MARK}(.*)", text).group(1))
+    result = json.loads(text.split(MARK, 1)[1].splitlines()[0])
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu()
     print(f"{device}: {result['looks_a_second']:.1f} looks a second of {result['look_ms']:.2f} ms, {result['step_us']:.0f} us "
           f"in every other step: at most {result['most_percent']:.2f}% of the thread that steps.\nMeasured over whole runs: "

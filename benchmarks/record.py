@@ -7,13 +7,16 @@ served_run: a few requests from arrival to end, chunks and decode steps mixed.
 """
 
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from benchmarks import machine, workloads
 from nanovllm import LLM, SamplingParams
+from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.tracing.trace import Trace
 
 RECORDED = Path(__file__).parents[1] / "chapters" / "recorded"
@@ -21,7 +24,7 @@ LONGEST_NAME = 60  # of a kernel: what cuBLAS and templates add beyond tells not
 
 
 @contextmanager
-def _recording(llm: LLM, file: Path):
+def _recording(llm: LLM, file: Path) -> Iterator[None]:
     with llm.trace(profile=True) as trace:
         yield
     for operation in trace.operations:
@@ -35,7 +38,7 @@ def _recording(llm: LLM, file: Path):
 
 def record(llm: LLM, folder: Path = RECORDED) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    engine, runner = llm.engine, llm.engine.model_runner
+    engine, runner = llm.engine, cast(ModelRunner, llm.engine.model_runner)
     graphs = runner.graphs
     for name, form in (("decode_eager", None), ("decode_graph", graphs)):
         runner.reset()

@@ -1,6 +1,8 @@
 """The least time a step can take: what it must read over the memory's speed, or compute over the arithmetic's."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -22,7 +24,7 @@ class Ceilings:
                    matmul=2 * 8192**3 / seconds(lambda: a @ b))
 
 
-def seconds(call, repeat: int = 10) -> float:
+def seconds(call: Callable[[], object], repeat: int = 10) -> float:
     """Median time of a call on the GPU."""
     for _ in range(3):
         call()
@@ -32,7 +34,8 @@ def seconds(call, repeat: int = 10) -> float:
         call()
         end.record()
     torch.cuda.synchronize()
-    return sorted(start.elapsed_time(end) for start, end in marks)[repeat // 2] * 1e-3
+    times: list[float] = sorted(start.elapsed_time(end) for start, end in marks)
+    return times[repeat // 2] * 1e-3
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Work:
         return max(self.bytes / ceilings.read, self.flops / ceilings.matmul)
 
 
-def step_work(shape, num_tokens: int, num_logits: int, keys: int, pairs: int) -> dict[str, Work]:
+def step_work(shape: Any, num_tokens: int, num_logits: int, keys: int, pairs: int) -> dict[str, Work]:
     """What one step of a Qwen3 must do, by kind. shape: its config. keys: keys and values read from the cache, in tokens
     of all sequences. pairs: (query, key) pairs attended to."""
     q, kv = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
@@ -60,5 +63,5 @@ def step_work(shape, num_tokens: int, num_logits: int, keys: int, pairs: int) ->
     }
 
 
-def decode_work(shape, contexts: list[int]) -> dict[str, Work]:
+def decode_work(shape: Any, contexts: list[int]) -> dict[str, Work]:
     return step_work(shape, len(contexts), len(contexts), sum(contexts), sum(contexts))

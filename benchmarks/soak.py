@@ -23,7 +23,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import IO, Any, cast
 
 import httpx
 import psutil
@@ -35,7 +37,7 @@ from nanovllm import LLM, AsyncLLM, RequestOutput, SamplingParams
 
 WHO = ("a fox", "a hen", "a bear", "a cat", "an owl", "two mice", "a boy", "the miller")
 WHAT = ("a bell", "a kite", "a lantern", "an apple", "a boat", "an old key")
-ENGINE = dict(device="cpu", kvcache_block_size=1, num_kvcache_blocks=300, max_num_seqs=48, seed=0)
+ENGINE: dict[str, Any] = dict(device="cpu", kvcache_block_size=1, num_kvcache_blocks=300, max_num_seqs=48, seed=0)
 WARM_UP = 0.1   # of the requests; memory is compared from there on
 HANG_UPS = 0.05
 FLAT = 0.02
@@ -46,8 +48,8 @@ class Case:
     """One distinct request and what it must get: (text, finish reason) of each sample, and tokens in all."""
 
     path: str
-    body: dict
-    samples: list[tuple[str, str]] = field(default_factory=list)
+    body: dict[str, Any]
+    samples: list[tuple[str, str | None]] = field(default_factory=list)
     num_tokens: int = 0
 
 
@@ -58,10 +60,11 @@ def make_cases(count: int) -> list[Case]:
     with LLM(**ENGINE) as llm:
         for i in range(count):
             subject = f"{rng.choice(WHO)} and {rng.choice(WHAT)}"
-            options = dict(max_tokens=rng.randint(1, 16), temperature=0)
+            options: dict[str, Any] = dict(max_tokens=rng.randint(1, 16), temperature=0)
             if rng.random() < 0.5:
                 options |= dict(temperature=rng.choice((0.7, 1.0)), seed=i, top_p=rng.choice((1.0, 0.9)))
-                options |= rng.choice(({}, {}, dict(n=2), dict(presence_penalty=0.5), dict(frequency_penalty=0.5)))
+                extra: list[dict[str, Any]] = [{}, {}, dict(n=2), dict(presence_penalty=0.5), dict(frequency_penalty=0.5)]
+                options |= rng.choice(extra)
             if rng.random() < 0.2:
                 options |= dict(stop=[rng.choice((" the", ".", "e", " a"))])
             params = SamplingParams(**options)
@@ -90,9 +93,11 @@ class Soak:
     outcomes: how many requests were right, were left by their client, or went wrong. wrong: the first few, in words.
     """
 
-    def __init__(self, url: str, cases: list[Case], num_requests: int, on_progress=lambda done: None):
+    def __init__(self, url: str, cases: list[Case], num_requests: int,
+                 on_progress: Callable[[int], object] = lambda done: None) -> None:
         self.url, self.cases, self.num_requests, self.on_progress = url, cases, num_requests, on_progress
-        self.outcomes, self.wrong = Counter(), []
+        self.outcomes: Counter[str] = Counter()
+        self.wrong: list[Any] = []
         self._rng = random.Random(1)
         self._numbers = iter(range(num_requests))
 
@@ -146,7 +151,7 @@ class Soak:
         return self._verdict(case, list(zip(texts, ends)), num_tokens)
 
     @staticmethod
-    def _verdict(case: Case, got: list[tuple[str, str]], num_tokens: int) -> str:
+    def _verdict(case: Case, got: list[tuple[str, str | None]], num_tokens: int | None) -> str:
         return "right" if (got, num_tokens) == (case.samples, case.num_tokens) else f"{got} in {num_tokens} tokens"
 
 
@@ -168,7 +173,7 @@ def serve() -> None:
                       "preemptions": engine.scheduler.num_preemptions}))
 
 
-def soak(num_requests: int, num_clients: int, num_cases: int = 400) -> dict:
+def soak(num_requests: int, num_clients: int, num_cases: int = 400) -> dict[str, Any]:
     """Run one; returns its figures. Memory in bytes, as the system counts the server's resident pages."""
     torch.set_num_threads(1)
     cases = make_cases(num_cases)
@@ -176,7 +181,7 @@ def soak(num_requests: int, num_clients: int, num_cases: int = 400) -> dict:
     server = subprocess.Popen([sys.executable, "-m", "benchmarks.soak", "--serve"], stdout=subprocess.PIPE, text=True,
                               env=environment)
     try:
-        url = server.stdout.readline().split()[-1]
+        url = cast(IO[str], server.stdout).readline().split()[-1]
         process, memory, every = psutil.Process(server.pid), [], max(1, num_requests // 50)
 
         def watch(done: int) -> None:
@@ -190,7 +195,7 @@ def soak(num_requests: int, num_clients: int, num_cases: int = 400) -> dict:
         seconds = time.perf_counter() - started
         threads, files = process.num_threads(), process.num_fds()
         server.send_signal(signal.SIGINT)
-        left = json.loads(server.communicate(timeout=60)[0].splitlines()[-1])
+        left: dict[str, Any] = json.loads(server.communicate(timeout=60)[0].splitlines()[-1])
     finally:
         server.kill()
     warm = next(rss for done, rss in memory if done >= WARM_UP * num_requests)

@@ -1,6 +1,7 @@
 """The README's table of results, made from the files in benchmarks/results/: `python -m benchmarks table`."""
 
 import json
+from typing import Any
 
 from benchmarks.machine import RESULTS
 from benchmarks.others import OTHERS
@@ -13,7 +14,7 @@ ROWS = [("mixed", "256 requests, 100-1024 tokens in, 100-1024 out", "output tok/
         ("1024 requests", "1024 requests, 100-1024 in, 100-1024 out", "output tok/s", "{:,.0f} tok/s")]  # fmt: skip
 
 
-def table(results: dict) -> str:
+def table(results: dict[str, Any]) -> str:
     """Markdown: our figures, for whatever the file holds. The others' were taken on an H200 and stand beside one's only, as
     do what we set out to reach there and the limit, what such a card could do at best."""
     named = {name: f"{name} {version}" for name, version in OTHERS["engines"].items()} | {"target": "wanted", "limit": "limit"}
@@ -30,7 +31,7 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def steps(results: dict) -> str:
+def steps(results: dict[str, Any]) -> str:
     """Markdown: decode steps beside their floors."""
     kinds = ("attention", "matmul", "sampler")
     lines = ["| sequences x context | step | floor | attention | matmuls | sampler | GPU waits for the host |",

@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ SMALL = QWEN3_8B | dict(vocab_size=4096, hidden_size=256, intermediate_size=512,
 RUNS = 3
 
 
-def measure(folder: str, size: int, work: argparse.Namespace, **settings) -> dict:
+def measure(folder: str, size: int, work: argparse.Namespace, **settings: Any) -> dict[str, Any]:
     """Both workloads on an engine of its own."""
     rng = random.Random(0)
     vocab_size = json.loads((Path(folder) / "config.json").read_text())["vocab_size"]

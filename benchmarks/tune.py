@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 
@@ -22,6 +23,7 @@ from benchmarks import workloads
 from benchmarks.roofline import seconds
 from nanovllm import LLM
 from nanovllm.engine.cuda_graphs import DecodeGraphs
+from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.kernels import linear, paged_decode, row_state
 from nanovllm.kernels.paged_decode import Tuning
 from nanovllm.kernels.sample import draw
@@ -94,10 +96,10 @@ def main() -> None:
         codes = [process.wait() for process in running]
         print(f"compiled {codes.count(0)} of {len(codes)} variants", flush=True)
         with LLM(model, enforce_eager=True, max_num_seqs=256) as llm:
-            runner = llm.engine.model_runner
+            runner = cast(ModelRunner, llm.engine.model_runner)
             runner.kv_cache.normal_()  # zeros would be read faster than what a cache really holds
             graphs = runner.decode_graphs(llm.config, capture=False)
-            found = {"decode": [], "linear": []}
+            found: dict[str, Any] = {"decode": [], "linear": []}
             for (tuning, pdl), code in zip(DECODE, codes):
                 if code == 0:
                     choose(decode=(tuning, pdl))

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 
@@ -14,14 +15,14 @@ SHAPE = dict(vocab_size=151_936, hidden_size=1024, intermediate_size=3072, num_h
 Requests = tuple[list[list[int]], list[SamplingParams]]
 
 
-def write_checkpoint(folder: Path, device="cpu", **overrides) -> Path:
+def write_checkpoint(folder: Path, device: str = "cpu", **overrides: Any) -> Path:
     """A folder as `save_pretrained` writes it, with random bf16 weights and no tokenizer: prompts are token ids."""
     from safetensors.torch import save_file
 
-    shape = SHAPE | overrides
+    shape: dict[str, Any] = SHAPE | overrides
     hidden, heads, kv_heads = shape["hidden_size"], shape["num_attention_heads"], shape["num_key_value_heads"]
     head_dim, inner = shape["head_dim"], shape["intermediate_size"]
-    layer = {
+    layer: dict[str, tuple[int, ...]] = {
         "self_attn.q_proj": (heads * head_dim, hidden), "self_attn.k_proj": (kv_heads * head_dim, hidden),
         "self_attn.v_proj": (kv_heads * head_dim, hidden), "self_attn.o_proj": (hidden, heads * head_dim),
         "self_attn.q_norm": (head_dim,), "self_attn.k_norm": (head_dim,), "input_layernorm": (hidden,),

@@ -67,7 +67,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     """`record_journey` walks through the model's layers and needs torch; whoever does not ask for it loads none."""
     if name == "record_journey":
         from visualizations.explorers.journey_record import record_journey

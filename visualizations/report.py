@@ -46,7 +46,8 @@ def report_html(trace: Trace, title: str = "A recorded run", steps: slice | None
     check(len(trace) > 0, "trace", trace, "at least one step", "record one with LLM.trace()")
     window = trace[steps or slice(STEPS)]
     check(len(window) > 0, "steps", steps, f"some of the {len(trace)} recorded ones", "choose others")
-    sections = [("Who ran when, and why", "Step through the run or play it; click, or press up and down, to choose a sequence.",
+    sections: list[tuple[str, str, Explorer | Callable[[], Figure]]] = [
+               ("Who ran when, and why", "Step through the run or play it; click, or press up and down, to choose a sequence.",
                  SchedulerExplorer(window)),
                 ("Where every token lies", "Choose a token: the block table leads to the slot that holds its key and value.",
                  BlockTableExplorer(window)),

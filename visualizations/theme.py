@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -16,6 +17,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.typing import ColorType
 
 # Told apart under deuteranopia, protanopia and tritanopia, neighbours in the list most easily; ids beyond start again.
 HUES = ("#0b6fb8", "#d2570b", "#0f9171", "#ab4a96", "#a37a00", "#5a52b5", "#8c4a2f", "#4d6b7a")
@@ -56,9 +58,10 @@ def using(chosen: Mode) -> Iterator[None]:
         _mode.reset(token)
 
 
-def mix(a, b, share: float) -> tuple[float, float, float]:
+def mix(a: ColorType, b: ColorType, share: float) -> tuple[float, float, float]:
     """`share` of colour b in colour a."""
-    return tuple((1 - share) * x + share * y for x, y in zip(to_rgb(a), to_rgb(b), strict=True))
+    red, green, blue = ((1 - share) * x + share * y for x, y in zip(to_rgb(a), to_rgb(b), strict=True))
+    return red, green, blue
 
 
 def sequence_colour(seq_id: int) -> str:
@@ -66,20 +69,20 @@ def sequence_colour(seq_id: int) -> str:
     return HUES[seq_id % len(HUES)]
 
 
-def prompt_colour(seq_id: int):
+def prompt_colour(seq_id: int) -> tuple[float, float, float]:
     return to_rgb(sequence_colour(seq_id))
 
 
-def decode_colour(seq_id: int):
+def decode_colour(seq_id: int) -> tuple[float, float, float]:
     """The light shade of a sequence's hue, for the tokens it generated. Light also on dark paper."""
     return mix(sequence_colour(seq_id), "#ffffff", 0.58)
 
 
-def phase_colour(seq_id: int, phase: str):
+def phase_colour(seq_id: int, phase: str) -> tuple[float, float, float]:
     return prompt_colour(seq_id) if phase == "prefill" else decode_colour(seq_id)
 
 
-def text_on(colour) -> str:
+def text_on(colour: ColorType) -> str:
     """Black or white, whichever is easier to read on `colour`."""
     red, green, blue = to_rgb(colour)
     return "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.56 else "#1b1e22"
@@ -102,7 +105,7 @@ def canvas(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
     ax.tick_params(which="both", colors=mode().muted, labelsize=9, length=3)
     ax.xaxis.label.set_color(mode().muted)
     ax.yaxis.label.set_color(mode().muted)
-    return ax.figure, ax
+    return cast(Figure, ax.get_figure(root=True)), ax
 
 
 def title(ax: Axes, text: str, caption: str) -> None:
@@ -112,7 +115,7 @@ def title(ax: Axes, text: str, caption: str) -> None:
                 fontsize=9.5, ha="left", va="bottom", gid="caption")
 
 
-def legend(ax: Axes, **where) -> None:
+def legend(ax: Axes, **where: Any) -> None:
     """A frameless legend in the mode's ink; `where` are matplotlib's own keywords."""
     for text in ax.legend(frameon=False, fontsize=9, **where).get_texts():
         text.set_color(mode().ink)
@@ -126,15 +129,15 @@ def no_axes(ax: Axes) -> None:
         spine.set_visible(False)
 
 
-def draw_block(ax: Axes, x: float, y: float, number: int, *, state: str, colour=None, prompt: float = 1.0,
-               filled: float = 1.0, light=None, references: int = 1, size: float = 0.86) -> FancyBboxPatch:
+def draw_block(ax: Axes, x: float, y: float, number: int, *, state: str, colour: ColorType = "none", prompt: float = 1.0,
+               filled: float = 1.0, light: ColorType = "none", references: int = 1, size: float = 0.86) -> FancyBboxPatch:
     """A block with its lower left corner at (x, y).
 
     state: "f"ree, "c"ached, "u"sed or "s"hared. colour, light: of its owner. filled: share of its slots that hold a
     token; prompt: share that holds prompt tokens, the rest of the filled ones are generated.
     """
     m = mode()
-    box = dict(boxstyle=f"round,pad=0,rounding_size={ROUNDING * size}", mutation_aspect=1)
+    box: dict[str, Any] = dict(boxstyle=f"round,pad=0,rounding_size={ROUNDING * size}", mutation_aspect=1)
     outline = FancyBboxPatch((x, y), size, size, facecolor=m.free if state == "f" else m.paper, edgecolor="none", **box)
     ax.add_patch(outline)
     ink, halo = m.muted, []

@@ -42,6 +42,7 @@ import zlib
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import anywidget
 import traitlets
@@ -57,12 +58,12 @@ FALLBACK_DPI = 80
 SAVED = "application/vnd.nanovllm.explorer+json"  # in a notebook's output; whoever does not know it shows the picture
 
 
-def pack(data) -> bytes:
+def pack(data: Any) -> bytes:
     """Data as zlib-compressed JSON: a run of 200 steps shrinks from hundreds of kilobytes to a few."""
     return zlib.compress(json.dumps(data, separators=(",", ":")).encode(), 6)
 
 
-def unpack(payload: bytes):
+def unpack(payload: bytes) -> Any:
     return json.loads(zlib.decompress(payload))
 
 
@@ -102,18 +103,18 @@ class Explorer(anywidget.AnyWidget):
     step = traitlets.Int(0).tag(sync=True)
     follow = traitlets.Bool(False).tag(sync=True)
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         if "module" in cls.__dict__:
             cls._esm = bundle(cls.module)
             own = (HERE / cls.module).with_suffix(".css")
             cls._css = (HERE / "shared.css").read_text() + (own.read_text() if own.exists() else "")
         super().__init_subclass__(**kwargs)
 
-    def __init__(self, data, *, label: str, step: int = 0, follow: bool = False):
+    def __init__(self, data: Any, *, label: str, step: int = 0, follow: bool = False) -> None:
         super().__init__(payload=pack(data), label=label, step=step, follow=follow)
         self.on_msg(self._receive)
 
-    def show(self, data) -> None:
+    def show(self, data: Any) -> None:
         """Replace what the browser draws from."""
         self.payload = pack(data)
 
@@ -125,11 +126,11 @@ class Explorer(anywidget.AnyWidget):
         """The same data in a few words of plain text."""
         raise NotImplementedError
 
-    def act(self, message: dict) -> None:
+    def act(self, message: dict[str, Any]) -> None:
         """Do what the browser asked for. ValueError and RuntimeError are shown to the reader there."""
         raise ValueError(f"{type(self).__name__} takes no requests.")
 
-    def _receive(self, _, message: dict, buffers) -> None:
+    def _receive(self, _: Any, message: dict[str, Any], buffers: Any) -> None:
         try:
             self.act(message)
         except (ValueError, RuntimeError) as error:
@@ -137,19 +138,20 @@ class Explorer(anywidget.AnyWidget):
         else:
             self.send({"reply_to": message.get("id"), "ok": True})
 
-    def _repr_mimebundle_(self, **kwargs):
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The widget; a picture and a text for places that run no JavaScript (GitHub, a mail, a diff); and its data."""
-        data, metadata = super()._repr_mimebundle_(**kwargs)
+        data, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
         picture = io.BytesIO()
         self.figure().savefig(picture, format="png", dpi=FALLBACK_DPI)
         saved = {"module": self.module, "label": self.label, "step": self.step, "payload": _text(self.payload)}
         return data | {"image/png": _text(picture.getvalue()), "text/plain": self.summary(), SAVED: saved}, metadata
 
 
-def reopened(saved: dict) -> Explorer:
+def reopened(saved: dict[str, Any]) -> Explorer:
     """The explorer that a notebook's output holds under `SAVED`: to be looked at, without the Python that made it."""
     explorer_cls = type("Reopened", (Explorer,), {"module": saved["module"]})
-    return explorer_cls(unpack(base64.b64decode(saved["payload"])), label=saved["label"], step=saved["step"])
+    explorer: Explorer = explorer_cls(unpack(base64.b64decode(saved["payload"])), label=saved["label"], step=saved["step"])
+    return explorer
 
 
 def standalone_html(explorers: list[Explorer], title: str = "nanovllm") -> str:
@@ -179,7 +181,7 @@ def _text(raw: bytes) -> str:
     return base64.b64encode(raw).decode()
 
 
-def json_script(kind: str, value) -> str:
+def json_script(kind: str, value: Any) -> str:
     """A widget "state" or "view" in the form that host.js, nbconvert and myst-nb share."""
     text = json.dumps(value).replace("</", "<\\/")  # a closing tag in the data would end the script
     return f'<script type="application/vnd.jupyter.widget-{kind}+json">{text}</script>\n'

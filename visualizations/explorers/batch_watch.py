@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import Any
 
 from nanovllm.engine.listener import Step
 from nanovllm.engine.scheduled_batch import ScheduledBatch
@@ -58,13 +59,13 @@ class BatchWatch:
 
     one_step_at_a_time = False
 
-    def __init__(self, engine, tokenizer, tell: Callable[[int, list[dict], dict[int, str]], None]):
+    def __init__(self, engine: Any, tokenizer: Any, tell: Callable[[int, list[dict[str, Any]], dict[int, str]], None]) -> None:
         self._engine, self._tokenizer, self._tell = weakref.ref(engine), tokenizer, tell
-        self.frames: list[dict] = []
+        self.frames: list[dict[str, Any]] = []
         self.texts: dict[int, str] = {}
         self.num_frames = 0
         self._totals = {"steps": 0, "prompt": 0, "decode": 0, "finished": 0, "preemptions": 0}
-        self._untold: list[dict] = []
+        self._untold: list[dict[str, Any]] = []
         self._followed: dict[int, _Followed] = {}
         self._began: float | None = None
         self._due, self._was_idle = 0.0, True
@@ -111,7 +112,8 @@ class BatchWatch:
         now = time.perf_counter()
         if now >= self._due:
             self._look(now, batch)
-        if finished and not self._engine().has_unfinished:
+        engine = self._engine()
+        if finished and engine is not None and not engine.has_unfinished:
             self._was_idle = True
             if self._timer is None:
                 self._timer = threading.Timer(REST_SECONDS, self._rest, (batch,))
@@ -133,31 +135,36 @@ class BatchWatch:
         """Repeat the last look where work begins again; it is told together with the next."""
         with self.lock:
             frame = self.frames[-1] if self.frames else self._frame(self._engine(), []) | {"running": 0}
-            self._untold.append(self._keep(frame | {"time": round(began - self._began, 4), "quiet": True}))
+            self._untold.append(self._keep(frame | {"time": self._since_began(began), "quiet": True}))
+
+    def _since_began(self, now: float) -> float:
+        return round(now - (now if self._began is None else self._began), 4)
 
     def _look(self, now: float, batch: ScheduledBatch) -> None:
         start = time.thread_time()
         with self.lock:
             engine = self._engine()
+            if engine is None:
+                return
             rows, texts = self._rows(engine.scheduler, batch)
-            self._untold.append(self._keep({"time": round(now - self._began, 4), **self._frame(engine, rows)}))
+            self._untold.append(self._keep({"time": self._since_began(now), **self._frame(engine, rows)}))
             frames, self._untold = self._untold, []
             self._tell(self.num_frames, frames, texts)
             self._due = now + max(SECONDS_APART, (time.thread_time() - start) / SHARE)
 
-    def _frame(self, engine, rows: list[list]) -> dict:
+    def _frame(self, engine: Any, rows: list[list[Any]]) -> dict[str, Any]:
         scheduler = engine.scheduler
         return {**self._totals, "running": len(scheduler.running), "waiting": len(scheduler.waiting),
                 **_blocks(engine.block_manager), "rows": rows}
 
-    def _keep(self, frame: dict) -> dict:
+    def _keep(self, frame: dict[str, Any]) -> dict[str, Any]:
         self.frames.append(frame)
         if len(self.frames) > KEPT:
             self.frames = self.frames[::2]
         self.num_frames += 1
         return frame
 
-    def _rows(self, scheduler, batch: ScheduledBatch) -> tuple[list[list], dict[int, str]]:
+    def _rows(self, scheduler: Any, batch: ScheduledBatch) -> tuple[list[list[Any]], dict[int, str]]:
         """The sequences followed, and what their texts gained."""
         self._choose(scheduler, batch)
         rows, texts = [], {}
@@ -174,7 +181,7 @@ class BatchWatch:
             del self.texts[next(i for i in self.texts if i not in self._followed)]
         return rows, texts
 
-    def _choose(self, scheduler, batch: ScheduledBatch) -> None:
+    def _choose(self, scheduler: Any, batch: ScheduledBatch) -> None:
         """Keep to who is followed while it is alive; fill up with running ones, then waiting, then those that ended."""
         followed = {i: entry for i, entry in self._followed.items() if not entry.seq.is_finished}
         ran = (item.seq for item in batch.items)  # also those that came and went between two looks
@@ -193,7 +200,7 @@ class BatchWatch:
         return _Followed(seq, IncrementalDetokenizer(self._tokenizer, skip) if self._tokenizer else None)
 
 
-def _blocks(manager) -> dict[str, int]:
+def _blocks(manager: Any) -> dict[str, int]:
     references, free = manager.ref_counts, manager.num_free_blocks
     counts = {"used": manager.num_blocks - free, "shared": len(references) - references.count(0) - references.count(1)}
     if manager.num_blocks > COUNTED:

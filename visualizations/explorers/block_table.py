@@ -1,6 +1,8 @@
 """BlockTableExplorer: from a token to the slot that holds its key and value, and to everybody who reads it there."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -31,9 +33,10 @@ class BlockTableExplorer(RunExplorer):
     module = "block_table.js"
     eviction = True
 
-    def __init__(self, source, sequences: list | None = None, *, tokens: dict[int, list[int]] | None = None, decode=None,
-                 step: int = 0, seq_id: int | None = None, position: int | None = None,
-                 label: str = "From a token to its slot in the cache", follow: bool = False):
+    def __init__(self, source: Any, sequences: list[Any] | None = None, *, tokens: dict[int, list[int]] | None = None,
+                 decode: Callable[[int], str] | None = None, step: int = 0, seq_id: int | None = None,
+                 position: int | None = None, label: str = "From a token to its slot in the cache",
+                 follow: bool = False) -> None:
         if sequences is not None:
             source = Books(source, sequences, decode)
         elif isinstance(source, Trace):
@@ -43,7 +46,7 @@ class BlockTableExplorer(RunExplorer):
         known = self.source.trace.meta["prompts"]
         check(seq_id is None or seq_id in known, "seq_id", seq_id, f"one of {sorted(known)}", "choose a request of this run")
 
-    def _data(self) -> dict:
+    def _data(self) -> dict[str, Any]:
         data = super()._data() | {"texts": texts_of(self.source), "chosen": self._chosen}
         return data | ({"says": self.source.says} if isinstance(self.source, Books) else {})
 

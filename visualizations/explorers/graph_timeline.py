@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -57,7 +58,7 @@ class GraphTimelineExplorer(Explorer):
         return plot_gpu_timeline(self.runs)
 
 
-def _packed(name: str, trace: Trace, index: int, names: dict[str, int]) -> dict:
+def _packed(name: str, trace: Trace, index: int, names: dict[str, int]) -> dict[str, Any]:
     """One run: lanes of [start, duration, name's place in `names`], in units of RESOLUTION since the step began."""
     record = trace[index]
     launches, work = operations_of(trace, record)
@@ -66,7 +67,7 @@ def _packed(name: str, trace: Trace, index: int, names: dict[str, int]) -> dict:
     def units(seconds: float) -> int:
         return round(seconds / RESOLUTION)
 
-    def lane(title: str, kind: str, operations: list[dict]) -> dict:
+    def lane(title: str, kind: str, operations: list[dict[str, Any]]) -> dict[str, Any]:
         return {"name": title, "kind": kind, "ops": [[units(o["time"] - record.time), units(o["duration"]),
                                                       names.setdefault(o["name"], len(names))] for o in operations]}
 

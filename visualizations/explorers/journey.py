@@ -1,5 +1,7 @@
 """JourneyExplorer: one prompt through every room of the engine, a stop at a time."""
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -9,7 +11,7 @@ from visualizations.explorers.base import Explorer
 from visualizations.figures.journey import ROOMS, plot_journey
 
 STILL_LINES = 20  # of source code in the still picture
-CODE = {"family": "DejaVu Sans Mono", "va": "center", "parse_math": False}
+CODE: dict[str, Any] = {"family": "DejaVu Sans Mono", "va": "center", "parse_math": False}
 VALUE_ROWS = 2.4  # a value's name, the value, and some air
 
 
@@ -23,7 +25,7 @@ class JourneyExplorer(Explorer):
 
     module = "journey.js"
 
-    def __init__(self, journey: dict, *, step: int = 0, label: str = "The life of a prompt"):
+    def __init__(self, journey: dict[str, Any], *, step: int = 0, label: str = "The life of a prompt"):
         self.journey = journey
         colours = [to_hex(shade(journey["seq_id"])) for shade in (theme.prompt_colour, theme.decode_colour)]
         super().__init__(journey | {"rooms": [room[:2] for room in ROOMS], "colours": colours}, label=label, step=step)
@@ -52,7 +54,7 @@ class JourneyExplorer(Explorer):
         self._draw_values(axes["values"], stop)
         return fig
 
-    def _draw_code(self, ax: Axes, source: dict, stop: dict) -> None:
+    def _draw_code(self, ax: Axes, source: dict[str, Any], stop: dict[str, Any]) -> None:
         m = theme.mode()
         glow = theme.mix(m.paper, theme.sequence_colour(self.journey["seq_id"]), 0.16)
         ax.text(0, -0.8, f"{source['file']}:{source['first']}  {stop['source']}", fontsize=9, color=m.muted)
@@ -64,7 +66,7 @@ class JourneyExplorer(Explorer):
                 ax.axhspan(row - 0.5, row + 0.5, facecolor=glow)
             ax.text(0.005, row, f"{number:4d}  {_cut(line, 92)}", fontsize=7.5, color=m.ink if lit else m.muted, **CODE)
 
-    def _draw_values(self, ax: Axes, stop: dict) -> None:
+    def _draw_values(self, ax: Axes, stop: dict[str, Any]) -> None:
         m = theme.mode()
         ax.text(0, -0.8, "The live objects, at this moment", fontsize=9, color=m.muted)
         for i, (name, value) in enumerate(stop["values"]):

@@ -5,10 +5,13 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import nanovllm
+from nanovllm.engine.scheduled_batch import ScheduledSequence
+from nanovllm.engine.sequence import Sequence
 from nanovllm.layers.attention import Attention
 from nanovllm.layers.sampler import draw
 from nanovllm.sampling_params import SamplingParams
@@ -22,7 +25,7 @@ LONGEST_VALUE = 300  # characters
 MOST_BLOCKS = 96     # of the cache that the picture shows
 
 
-def record_journey(llm, prompt: str, sampling_params: SamplingParams | None = None) -> dict:
+def record_journey(llm: Any, prompt: str, sampling_params: SamplingParams | None = None) -> dict[str, Any]:
     """Serve one prompt, step by step, and note every stop on its way. Returns JSON-able data for `JourneyExplorer`.
 
     llm: an idle `LLM`; afterwards it is idle again. prompt: a text, in the model's chat format if it is a chat
@@ -42,22 +45,22 @@ def record_journey(llm, prompt: str, sampling_params: SamplingParams | None = No
 class _Journey:
     """The notes of one journey. It calls the engine's own parts one after the other, as `LLMEngine.step` does."""
 
-    def __init__(self, llm):
+    def __init__(self, llm: Any) -> None:
         self.engine = engine = llm.engine
         self.names = {"llm": llm, "engine": engine, "scheduler": engine.scheduler, "blocks": engine.block_manager,
                       "runner": engine.model_runner}
         self.watch = LineWatch()
-        self.stops: list[dict] = []
-        self.sources: dict[str, dict] = {}
+        self.stops: list[dict[str, Any]] = []
+        self.sources: dict[str, dict[str, Any]] = {}
         self.num_steps = 0
-        self.scheduled = None  # (first position, number of tokens) of the step under way
-        self.request = None
+        self.scheduled: tuple[int, int] | None = None  # (first position, number of tokens) of the step under way
+        self.request: Request | None = None
 
     def close(self) -> None:
         if self.request is not None:
             self.request.abort()
 
-    def travel(self, prompt: str, params: SamplingParams) -> dict:
+    def travel(self, prompt: str, params: SamplingParams) -> dict[str, Any]:
         self._arrive(prompt, params)
         while self.engine.has_unfinished:
             self._step()
@@ -69,11 +72,11 @@ class _Journey:
         llm, scheduler, names = self.names["llm"], self.engine.scheduler, self.names
         names["prompt"], names["params"] = prompt, params
         with self._watching(Request._encode, Request.submit, type(scheduler).add):
-            self.request = names["request"] = Request(self.engine, llm.tokenizer, prompt, params)
-            self.request.submit()
-        names["seq"] = self.request.sequences[0]
+            request = self.request = names["request"] = Request(self.engine, llm.tokenizer, prompt, params)
+            request.submit()
+        names["seq"] = request.sequences[0]
         self._stop("tokenizer", Request._encode,
-                   f"{len(prompt)} characters become {len(self.request.prompt_token_ids)} token ids. From here on the engine "
+                   f"{len(prompt)} characters become {len(request.prompt_token_ids)} token ids. From here on the engine "
                    "knows numbers only.", "prompt", "request.prompt_token_ids")
         self._stop("waiting queue", Request.submit,
                    "The ids go into a Sequence. It holds no block, and nothing is computed for it yet.", "seq",
@@ -98,7 +101,7 @@ class _Journey:
         if tokens:
             self._out(seq)
 
-    def _schedule(self, seq, scheduler) -> None:
+    def _schedule(self, seq: Sequence, scheduler: Any) -> None:
         names, kind, manager = self.names, type(scheduler), type(self.engine.block_manager)
         before, table = self._picture(), list(seq.block_table)
         admits = [getattr(kind, name) for name in ("_admit", "_schedule_running") if hasattr(kind, name)]
@@ -121,11 +124,11 @@ class _Journey:
             self._stop("block table", manager.append, f"Room for {tokens}: {joined} joined its table. Position p lives in "
                        f"block table[p // {self.engine.block_manager.block_size}].", "seq.block_table", "blocks")
 
-    def _compute(self, item, seq) -> list[int]:
+    def _compute(self, item: ScheduledSequence, seq: Sequence) -> list[int]:
         runner, names = self.engine.model_runner, self.names
         prepare, model, sampler = type(runner).prepare, type(runner.model.model).forward, type(runner.sampler).forward
         with self._watching(prepare, model, Attention.forward, sampler, draw):
-            tokens = runner.collect(runner.launch(names["batch"]))
+            tokens: list[int] = runner.collect(runner.launch(names["batch"]))
         _, names["inputs"] = self.watch.last[code_of(prepare)]
         self._stop("model", prepare, "The step becomes tensors: which tokens, where in the text, and which slot of the cache "
                    "each one fills.", "inputs.input_ids", "inputs.positions", "inputs.context.slot_mapping",
@@ -145,7 +148,7 @@ class _Journey:
                         sampler if seq.sampling_params.greedy else draw, seq.sampling_params)
         return tokens
 
-    def _drawn(self, token: int, logits: torch.Tensor, function: Callable, params: SamplingParams) -> None:
+    def _drawn(self, token: int, logits: torch.Tensor, function: Callable[..., Any], params: SamplingParams) -> None:
         names = self.names
         names["token"], names["word"], names["logits"] = token, self._decode(token), logits
         names["candidates"] = self._candidates(logits[0].float(), params.temperature)
@@ -154,11 +157,11 @@ class _Journey:
         self._stop("sampler", function, f"The next token is {names['word']!r}. {how}", "logits.shape", "candidates",
                    "token", "word")
 
-    def _out(self, seq) -> None:
+    def _out(self, seq: Sequence) -> None:
         with self._watching(IncrementalDetokenizer.push):
-            deltas = self.request.advance()
+            deltas = self.names["request"].advance()
         self.names["delta"] = text = deltas[0].text if deltas else ""
-        self.names["text"] = self.request.output().outputs[0].text
+        self.names["text"] = self.names["request"].output().outputs[0].text
         says = f"The reader sees {text!r}." if text else "No text yet: a character, or a marker, is not complete."
         self._stop("detokenizer", IncrementalDetokenizer.push, says + (
             " The answer is complete." if seq.is_finished else " Round again, with the new token as the only input."),
@@ -166,29 +169,30 @@ class _Journey:
 
     # ---- taking notes
 
-    def _watching(self, *functions: Callable) -> LineWatch:
+    def _watching(self, *functions: Callable[..., Any]) -> LineWatch:
         return self.watch.watch(list(functions))
 
-    def _stop(self, room: str, function: Callable, says: str, *expressions: str, picture: dict | None = None) -> None:
+    def _stop(self, room: str, function: Callable[..., Any], says: str, *expressions: str,
+              picture: dict[str, Any] | None = None) -> None:
         code = code_of(function)
         self.stops.append({
             "room": room, "source": self._source(function), "lit": sorted(self.watch.lines[code]),
             "calls": self.watch.calls[code], "says": says, "step": self.num_steps,
             "values": [[expression, self._shown(expression)] for expression in expressions]} | (picture or self._picture()))
 
-    def _picture(self) -> dict:
+    def _picture(self) -> dict[str, Any]:
         """Tokens and blocks at this moment."""
         seq, blocks = self.names["seq"], self.engine.block_manager
         return {"tokens": len(seq), "computed": seq.num_computed_tokens, "scheduled": self.scheduled,
                 "table": list(seq.block_table), "text": self.names.get("text", ""),
                 "blocks": "".join(blocks.block_state(b) for b in range(blocks.num_blocks))}
 
-    def _source(self, function: Callable) -> str:
+    def _source(self, function: Callable[..., Any]) -> str:
         function = inspect.unwrap(function)
         name = function.__qualname__
         if name not in self.sources:
             lines, number = inspect.getsourcelines(function)
-            path = Path(inspect.getsourcefile(function))
+            path = Path(inspect.getsourcefile(function) or "")
             file = path.relative_to(PACKAGE_PARENT) if path.is_relative_to(PACKAGE_PARENT) else Path(path.name)
             self.sources[name] = {"file": file.as_posix(), "first": number,
                                   "lines": textwrap.dedent("".join(lines)).rstrip().split("\n")}
@@ -212,9 +216,9 @@ class _Journey:
         return "  ".join(f"{self._decode(i)!r} {p:.3f}" for p, i in zip(top.values.tolist(), top.indices.tolist()))
 
     def _decode(self, token: int) -> str:
-        return self.names["llm"].tokenizer.decode([token])
+        return str(self.names["llm"].tokenizer.decode([token]))
 
-    def _packed(self) -> dict:
+    def _packed(self) -> dict[str, Any]:
         seq, blocks = self.names["seq"], self.engine.block_manager
         touched = {block for stop in self.stops for block in stop["table"]}
         numbers = sorted({*range(min(blocks.num_blocks, MOST_BLOCKS)), *touched})

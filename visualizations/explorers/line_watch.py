@@ -3,10 +3,15 @@
 import inspect
 import sys
 from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import Any
+
+TraceFunction = Callable[[FrameType, str, Any], Any]
 
 
-def code_of(function: Callable):
-    return inspect.unwrap(function).__code__
+def code_of(function: Callable[..., Any]) -> CodeType:
+    code: CodeType = inspect.unwrap(function).__code__
+    return code
 
 
 class LineWatch:
@@ -18,15 +23,15 @@ class LineWatch:
     Owns nothing that outlives it: the trace function that was there before (a debugger's, a coverage tool's) is put back.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.watch([])
 
-    def watch(self, functions: list[Callable]) -> "LineWatch":
+    def watch(self, functions: list[Callable[..., Any]]) -> "LineWatch":
         """Forget what was seen, and watch these from now on."""
         codes = [code_of(function) for function in functions]
-        self.lines: dict = {code: set() for code in codes}
-        self.calls: dict = dict.fromkeys(codes, 0)
-        self.last: dict = {}
+        self.lines: dict[CodeType, set[int]] = {code: set() for code in codes}
+        self.calls: dict[CodeType, int] = dict.fromkeys(codes, 0)
+        self.last: dict[CodeType, tuple[dict[str, Any], Any]] = {}
         return self
 
     def __enter__(self) -> "LineWatch":
@@ -34,16 +39,16 @@ class LineWatch:
         sys.settrace(self._called)
         return self
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         sys.settrace(self._before)
 
-    def _called(self, frame, event, argument):
+    def _called(self, frame: FrameType, event: str, argument: Any) -> TraceFunction | None:
         if frame.f_code not in self.lines:
             return None
         self.calls[frame.f_code] += 1
         return self._ran
 
-    def _ran(self, frame, event, argument):
+    def _ran(self, frame: FrameType, event: str, argument: Any) -> TraceFunction | None:
         if event == "line":
             self.lines[frame.f_code].add(frame.f_lineno)
         elif event == "return":

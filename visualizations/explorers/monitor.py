@@ -1,6 +1,7 @@
 """BatchMonitor: a running engine, watched live."""
 
 import time
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,7 +31,7 @@ class BatchMonitor(Explorer):
 
     module = "monitor.js"
 
-    def __init__(self, llm, *, label: str = "The engine, live"):
+    def __init__(self, llm: Any, *, label: str = "The engine, live") -> None:
         llm = getattr(llm, "llm", llm)
         engine = getattr(llm, "engine", llm)
         check(hasattr(engine, "attach"), "llm", llm, "an LLM, LLMEngine or AsyncLLM", "pass the engine that runs")
@@ -42,11 +43,11 @@ class BatchMonitor(Explorer):
         super().__init__(self._data(), label=label)
         self.watch.open()
 
-    def _data(self) -> dict:
+    def _data(self) -> dict[str, Any]:
         watch = self.watch
         return {"meta": self._meta, "kept": KEPT, "told": watch.num_frames, "frames": watch.frames, "texts": watch.texts}
 
-    def _tell(self, told: int, frames: list[dict], texts: dict[int, str]) -> None:
+    def _tell(self, told: int, frames: list[dict[str, Any]], texts: dict[int, str]) -> None:
         """Send the newest look; the whole, too, when packing it costs little of the time since it was last packed.
 
         And when the engine has come to rest: a notebook that is saved then, and opened without a kernel, has only that.
@@ -63,7 +64,7 @@ class BatchMonitor(Explorer):
         with self.watch.lock:
             self.show(self._data())
 
-    def act(self, message: dict) -> None:
+    def act(self, message: dict[str, Any]) -> None:
         check(message.get("do") == "refresh", "request", message.get("do"), "refresh", "it can only be looked at")
         self.refresh()
 
@@ -73,7 +74,7 @@ class BatchMonitor(Explorer):
             self.watch.close()
         super().close()
 
-    def _repr_mimebundle_(self, **kwargs):
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         self.watch.look()
         self.refresh()
         self.step = max(0, len(self.watch.frames) - 1)  # a view that opens now begins at the newest, and so follows
@@ -103,7 +104,7 @@ class BatchMonitor(Explorer):
                     "followed last.")
         return fig
 
-    def _draw_rates(self, ax: Axes, frames: list[dict]) -> None:
+    def _draw_rates(self, ax: Axes, frames: list[dict[str, Any]]) -> None:
         m = theme.mode()
         frames = [f for i, f in enumerate(frames) if i in (0, len(frames) - 1) or f["time"] - frames[i - 1]["time"] > BRIEF]
         edges = np.array([f["time"] for f in frames])
@@ -115,7 +116,7 @@ class BatchMonitor(Explorer):
             ax.set(xlim=(0, edges[-1]), ylim=(0, 1.05 * max((decode + prompt).max(), 1)))
         ax.set(xlabel="seconds", ylabel="tokens/s")
 
-    def _draw_rows(self, ax: Axes, rows: list[list]) -> None:
+    def _draw_rows(self, ax: Axes, rows: list[list[Any]]) -> None:
         m = theme.mode()
         for y, (seq_id, prompt, most, tokens, cached, *_) in enumerate(rows):
             ax.barh(y, prompt + most, 0.66, color=m.free)

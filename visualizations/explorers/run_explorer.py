@@ -1,6 +1,7 @@
 """The part that explorers of a run share: where its steps come from, and driving it while it is alive."""
 
 import time
+from typing import Any
 
 from nanovllm.utils.checks import check
 from visualizations.explorers.base import Explorer
@@ -18,12 +19,12 @@ class RunExplorer(Explorer):
 
     eviction = False  # whether the order in which blocks will be reused is packed, too
 
-    def __init__(self, source, *, label: str, step: int = 0, follow: bool = False):
+    def __init__(self, source: Any, *, label: str, step: int = 0, follow: bool = False) -> None:
         self.source = source_of(source)
         self._turn = 0
         super().__init__(self._data(), label=label, step=step, follow=follow)
 
-    def _data(self) -> dict:
+    def _data(self) -> dict[str, Any]:
         source = self.source
         data = {"meta": source.trace.meta, "records": frames_of(source, self.eviction)}
         if not isinstance(source, Recording):
@@ -37,7 +38,7 @@ class RunExplorer(Explorer):
         self._turn += 1
         self.show(self._data())
 
-    def act(self, message: dict) -> None:
+    def act(self, message: dict[str, Any]) -> None:
         source, do = self.source, message.get("do")
         check(do in ("step", "run", "add", "abort", "rewind", "set") and not isinstance(source, Recording), "request", do,
               "something a source can do", "use the controls")

@@ -1,11 +1,15 @@
 """SamplerExplorer: from a model's scores to the drawn token, with every filter under a slider."""
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
+from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.utils.checks import check
 from visualizations.explorers.base import Explorer
@@ -26,14 +30,14 @@ class RecordedLogits:
     first i output tokens, and output_token_ids[i] was drawn from it, with `seed` and i as the offset of its noise.
     """
 
-    logits: np.ndarray
+    logits: NDArray[np.float32]
     prompt_token_ids: list[int]
     output_token_ids: list[int]
     params: SamplingParams
     seed: int
 
 
-def record_logits(llm, prompt: str | list[int], params: SamplingParams | None = None) -> RecordedLogits:
+def record_logits(llm: Any, prompt: str | list[int], params: SamplingParams | None = None) -> RecordedLogits:
     """Generate an answer and keep the scores that each of its tokens was drawn from.
 
     llm: an idle `LLM`; afterwards it is idle again. The tokens are those of `llm.generate`. Raises ValueError for a busy
@@ -47,7 +51,7 @@ def record_logits(llm, prompt: str | list[int], params: SamplingParams | None = 
     rows, runner = [], llm.engine.model_runner
     sampler = runner.sampler
 
-    def listen(logits, batch):
+    def listen(logits: Any, batch: ScheduledBatch) -> Any:
         rows.append(_array(logits))
         return sampler(logits, batch)
 
@@ -88,9 +92,10 @@ class SamplerExplorer(Explorer):
 
     module = "sampler.js"
 
-    def __init__(self, logits, decode=None, *, params: SamplingParams | None = None, seed: int = 0,
-                 prompt_token_ids: list[int] = (), output_token_ids: list[int] = (), step: int = 0, colour: int = 0,
-                 label: str = "From scores to a token"):
+    def __init__(self, logits: RecordedLogits | Any, decode: Callable[[int], str] | None = None, *,
+                 params: SamplingParams | None = None, seed: int = 0, prompt_token_ids: Sequence[int] = (),
+                 output_token_ids: Sequence[int] = (), step: int = 0, colour: int = 0,
+                 label: str = "From scores to a token") -> None:
         recorded = isinstance(logits, RecordedLogits)
         if recorded:
             params, seed = params or logits.params, logits.seed
@@ -114,9 +119,8 @@ class SamplerExplorer(Explorer):
     def _words(self) -> dict[int, str]:
         """Texts of the tokens that the pictures name."""
         vocab_size = self.logits.shape[1]
-        if vocab_size <= WHOLE_VOCABULARY:
-            named = range(vocab_size)
-        else:
+        named: Iterable[int] = range(vocab_size)
+        if vocab_size > WHOLE_VOCABULARY:
             top = np.argpartition(-self.logits, NAMED, axis=1)[:, :NAMED]
             named = sorted({*top.ravel().tolist(), *self.prompt_token_ids[-CONTEXT:], *self.output_token_ids})
         return {i: self._decode(i) for i in named}
@@ -136,10 +140,10 @@ class SamplerExplorer(Explorer):
         return plot_sampling_filters(sampling_stages(self.logits[row], params), self._decode)
 
 
-def _array(logits) -> np.ndarray:
+def _array(logits: Any) -> NDArray[np.float32]:
     """Scores as float32 on the host, from a tensor on any device, an array or a list."""
     return logits.detach().float().cpu().numpy() if hasattr(logits, "detach") else np.asarray(logits, dtype=np.float32)
 
 
-def _text(decode, token_id: int) -> str:
+def _text(decode: Callable[[int], str] | None, token_id: int) -> str:
     return str(token_id) if decode is None else decode(token_id)

@@ -1,5 +1,7 @@
 """SchedulerExplorer: continuous batching, watched or driven step by step."""
 
+from typing import Any
+
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -23,7 +25,8 @@ class SchedulerExplorer(RunExplorer):
 
     module = "scheduler.js"
 
-    def __init__(self, source, *, step: int = 0, label: str = "Continuous batching, step by step", follow: bool = False):
+    def __init__(self, source: Any, *, step: int = 0, label: str = "Continuous batching, step by step",
+                 follow: bool = False) -> None:
         super().__init__(source, label=label, step=step, follow=follow)
 
     def summary(self) -> str:

@@ -5,7 +5,9 @@ can be driven also `scheduler`, `add`, `abort`, `step`, `set`, `settings`, `has_
 `nanovllm.fleet.simulation.Simulation` is such a source by itself.
 """
 
+from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
@@ -29,7 +31,8 @@ class Recording:
 
     kind = "recording"
 
-    def __init__(self, trace: Trace, tokens: dict[int, list[int]] | None = None, decode=None):
+    def __init__(self, trace: Trace, tokens: dict[int, list[int]] | None = None,
+                 decode: Callable[[int], str] | None = None) -> None:
         self.trace, self.prompts = trace, tokens or {}
         self.eviction_orders: dict[int, list[int]] = {}
         self.decode = decode or str
@@ -46,7 +49,7 @@ class Books(Recording):
 
     kind = "block manager"
 
-    def __init__(self, manager, sequences: list[Sequence], decode=None):
+    def __init__(self, manager: Any, sequences: list[Sequence], decode: Callable[[int], str] | None = None) -> None:
         meta = {"block_size": manager.block_size, "num_blocks": manager.num_blocks, "token_budget": 1}
         super().__init__(Trace(meta), decode=decode)
         self.manager, self.sequences = manager, sequences
@@ -82,7 +85,7 @@ class LiveEngine:
 
     kind = "engine"
 
-    def __init__(self, llm):
+    def __init__(self, llm: Any) -> None:
         self.engine = getattr(llm, "engine", llm)
         self._tokenizer = getattr(llm, "tokenizer", None)
         self._largest_budget = self.scheduler.max_num_batched_tokens
@@ -97,14 +100,15 @@ class LiveEngine:
 
     @property
     def scheduler(self) -> Scheduler:
-        return self.engine.scheduler
+        scheduler: Scheduler = self.engine.scheduler
+        return scheduler
 
     @property
     def has_unfinished(self) -> bool:
         return self.scheduler.has_unfinished
 
     @property
-    def settings(self) -> dict[str, dict]:
+    def settings(self) -> dict[str, dict[str, Any]]:
         budget = self.scheduler.max_num_batched_tokens
         return {"max_num_batched_tokens": {"value": budget, "low": self.scheduler.max_num_seqs, "high": self._largest_budget}}
 
@@ -122,10 +126,12 @@ class LiveEngine:
         if isinstance(prompt, str):
             check(self._tokenizer is not None, "prompt", prompt, "token ids for a model without a tokenizer",
                   "pass a list of ints")
-            prompt = self._tokenizer.encode(prompt)
+            prompt = list(self._tokenizer.encode(prompt)) if self._tokenizer else []
         elif isinstance(prompt, int):
             prompt = [1 + i % 100 for i in range(prompt)]
-        return self.engine.add_request(prompt, SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)).seq_id
+        params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+        seq: Sequence = self.engine.add_request(prompt, params)
+        return seq.seq_id
 
     def abort(self, seq_id: int) -> None:
         self.engine.abort(seq_id)
@@ -149,7 +155,7 @@ class LiveEngine:
         return str(token_id) if self._tokenizer is None else self._tokenizer.decode([token_id])
 
 
-def source_of(thing):
+def source_of(thing: Any) -> Any:
     """What an explorer was given, as a source: a Trace, a Simulation, a Scheduler, an LLM or an LLMEngine.
 
     Raises ValueError for anything else.
@@ -165,7 +171,7 @@ def source_of(thing):
     return LiveEngine(thing)
 
 
-def frames_of(source, eviction: bool = True) -> list[dict]:
+def frames_of(source: Any, eviction: bool = True) -> list[dict[str, Any]]:
     """Every step as plain data, and, of a source that is alive, the state since the last one where it has changed.
 
     eviction: with the order in which unreferenced blocks will be reused, where the source knows it.
@@ -186,7 +192,7 @@ def frames_of(source, eviction: bool = True) -> list[dict]:
     return frames
 
 
-def texts_of(source) -> dict:
+def texts_of(source: Any) -> dict[str, Any]:
     """The tokens of every sequence and what they say: {"prompts": {seq_id: ids}, "words": {id: text}}."""
     prompts = source.prompts
     used = {token for tokens in prompts.values() for token in tokens}

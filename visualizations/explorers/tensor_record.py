@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.utils.checks import check
@@ -9,7 +10,7 @@ from nanovllm.utils.checks import check
 TENSORS = ("input_ids", "positions", "slot_mapping", "cu_seqlens_q", "context_lens", "block_tables", "last_rows")
 
 
-def x_ray(batch: ScheduledBatch, inputs, block_size: int) -> dict:
+def x_ray(batch: ScheduledBatch, inputs: Any, block_size: int) -> dict[str, Any]:
     """What `ModelRunner.prepare` made of `batch`, for `TensorXRay`. Taken at once: a batch changes when its step ends.
 
     inputs: a `StepInputs` or a `step_inputs.Layout`, or anything with the seven tensors by these names (those of attention
@@ -19,7 +20,7 @@ def x_ray(batch: ScheduledBatch, inputs, block_size: int) -> dict:
     """
     context = getattr(inputs, "context", inputs)
     tensors = {name: getattr(inputs if name in ("input_ids", "positions") else context, name) for name in TENSORS}
-    step = {"block_size": block_size, "tensors": {name: tensor.tolist() for name, tensor in tensors.items()},
+    step: dict[str, Any] = {"block_size": block_size, "tensors": {name: tensor.tolist() for name, tensor in tensors.items()},
             "dtypes": {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()},
             "sequences": [{"seq_id": i.seq.seq_id, "start": i.start, "num_tokens": i.num_tokens, "samples": i.samples,
                            "num_prompt_tokens": i.seq.num_prompt_tokens, "num_cached_tokens": i.seq.num_cached_tokens,
@@ -34,16 +35,16 @@ def x_ray(batch: ScheduledBatch, inputs, block_size: int) -> dict:
 
 
 @contextmanager
-def watch_tensors(llm) -> Iterator[list[dict]]:
+def watch_tensors(llm: Any) -> Iterator[list[dict[str, Any]]]:
     """Every step that `llm` launches inside the block, x-rayed: `with watch_tensors(llm) as steps: llm.generate(...)`.
 
     Each step's tensors are prepared once more for it, also where a CUDA graph has buffers of its own.
     """
     runner = getattr(llm, "engine", llm).model_runner
-    steps: list[dict] = []
+    steps: list[dict[str, Any]] = []
     launch = runner.launch
 
-    def watched(batch):
+    def watched(batch: ScheduledBatch) -> Any:
         steps.append(x_ray(batch, runner.prepare(batch), runner.block_size))
         return launch(batch)
 

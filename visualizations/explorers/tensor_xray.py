@@ -1,7 +1,11 @@
 """TensorXRay: any entry of a step's tensors, and what it says: which token, at which position, in which slot, of whom."""
 
+from collections.abc import Callable
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from nanovllm.utils.checks import check
 from visualizations import theme
@@ -28,7 +32,8 @@ class TensorXRay(Explorer):
 
     module = "tensor_xray.js"
 
-    def __init__(self, steps: dict | list[dict], *, decode=None, step: int = 0, label: str = "A step's tensors, x-rayed"):
+    def __init__(self, steps: dict[str, Any] | list[dict[str, Any]], *, decode: Callable[[int], str] | None = None,
+                 step: int = 0, label: str = "A step's tensors, x-rayed") -> None:
         self.steps = [steps] if isinstance(steps, dict) else list(steps)
         check(bool(self.steps), "steps", steps, "at least one", "generate something inside watch_tensors")
         used = sorted({token for one in self.steps for token in one["tensors"]["input_ids"]})
@@ -42,7 +47,7 @@ class TensorXRay(Explorer):
                 f"{sequences} sequences. Run this cell in JupyterLab to point at an entry.")
 
     @property
-    def _shown(self) -> dict:
+    def _shown(self) -> dict[str, Any]:
         return self.steps[min(self.step, len(self.steps) - 1)]
 
     def figure(self) -> Figure:
@@ -58,7 +63,7 @@ class TensorXRay(Explorer):
                     "written, because its block was found cached.")
         return fig
 
-    def _draw_tokens(self, ax: Axes, one: dict) -> None:
+    def _draw_tokens(self, ax: Axes, one: dict[str, Any]) -> None:
         m, tensors = theme.mode(), one["tensors"]
         for row, name in enumerate(("", "input_ids", "positions", "slot_mapping")):
             ax.text(-0.5, -row, name, ha="right", va="center", fontsize=9, color=m.muted)
@@ -67,14 +72,14 @@ class TensorXRay(Explorer):
             token, position, slot = (tensors[name][column] for name in ("input_ids", "positions", "slot_mapping"))
             shade = theme.phase_colour(seq["seq_id"], "prefill" if position < seq["num_prompt_tokens"] else "decode")
             word = self._words.get(token, f"#{seq['seq_id']}").strip()[:6] or "·"
-            ax.add_patch(theme.Rectangle((column - 0.46, -0.4), 0.92, 0.8, facecolor=shade, edgecolor="none"))
+            ax.add_patch(Rectangle((column - 0.46, -0.4), 0.92, 0.8, facecolor=shade, edgecolor="none"))
             ax.text(column, 0, word, ha="center", va="center", fontsize=7.5, color=theme.text_on(shade), parse_math=False)
             for row, value in enumerate((token, position, slot), 1):
                 ax.text(column, -row, f"{value}", ha="center", va="center", fontsize=8, color=m.muted if value < 0 else m.ink)
         if len(owners) > STILL_TOKENS:
             ax.text(STILL_TOKENS - 0.4, 0, "…", fontsize=10, color=m.muted, va="center")
 
-    def _draw_sequences(self, ax: Axes, one: dict, rows: int) -> None:
+    def _draw_sequences(self, ax: Axes, one: dict[str, Any], rows: int) -> None:
         m, tensors, size = theme.mode(), one["tensors"], one["block_size"]
         top = -5.3
         heads = ((1.2, "cu_seqlens_q"), (3.9, "context_lens"), (5.4, "block_tables"))
@@ -91,7 +96,7 @@ class TensorXRay(Explorer):
             colour = theme.prompt_colour(seq["seq_id"])
             for logical, block in enumerate(tensors["block_tables"][row][:STILL_BLOCKS]):
                 held = logical * size < context
-                ax.add_patch(theme.Rectangle((5.4 + logical, y - 0.38), 0.86, 0.76, facecolor=colour if held else m.free,
+                ax.add_patch(Rectangle((5.4 + logical, y - 0.38), 0.86, 0.76, facecolor=colour if held else m.free,
                                              edgecolor="none"))
                 ax.text(5.83 + logical, y, f"{block}", ha="center", va="center", fontsize=8,
                         color=theme.text_on(colour) if held else m.muted)

@@ -40,8 +40,10 @@ def plot_ablation(results: Mapping[str, float | Sequence[float]], *, unit: str, 
     ax.set(xlabel=f"{unit} ({better} is better)", xlim=(0, max(v.max() for v in runs.values()) * 1.2),
            ylim=(-len(runs) + 0.4, 0.6))
     others = {name: value / medians[baseline] for name, value in medians.items() if name != baseline}
-    worst = (min if better == "more" else max)(others, key=others.get) if others else None
-    lost = worst is not None and (others[worst] < 1 if better == "more" else others[worst] > 1)
-    theme.title(ax, "What each part is worth", f"Dark: {baseline}; ×: the ratio to it."
-                + (f" The largest loss: {worst}, ×{others[worst]:.2f}." if lost else ""))
+    caption = f"Dark: {baseline}; ×: the ratio to it."
+    if others:
+        worst = sorted(others, key=lambda name: others[name], reverse=better != "more")[0]
+        if others[worst] < 1 if better == "more" else others[worst] > 1:
+            caption += f" The largest loss: {worst}, ×{others[worst]:.2f}."
+    theme.title(ax, "What each part is worth", caption)
     return fig

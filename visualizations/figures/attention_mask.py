@@ -4,12 +4,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike
 
 from nanovllm.utils.checks import check
 from visualizations import theme
 
 
-def plot_attention_mask(cu_seqlens_q, context_lens, *, seq_ids: list[int] | None = None, ax: Axes | None = None) -> Figure:
+def plot_attention_mask(cu_seqlens_q: ArrayLike, context_lens: ArrayLike, *, seq_ids: list[int] | None = None,
+                        ax: Axes | None = None) -> Figure:
     """Which keys each token of the step may read: a row a query token, a column a key, sequence after sequence.
 
     cu_seqlens_q: [num_seqs + 1], where each sequence's queries begin, from 0. context_lens: [num_seqs], its keys after

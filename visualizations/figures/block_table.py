@@ -1,5 +1,7 @@
 """Block tables: which physical blocks each running sequence holds, and the whole cache they point into."""
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -47,7 +49,7 @@ def plot_block_tables(trace: Trace, record: StepRecord | None = None, *, physica
     return fig
 
 
-def _look(trace: Trace, record: StepRecord, block: int, seq_id: int | None) -> dict:
+def _look(trace: Trace, record: StepRecord, block: int, seq_id: int | None) -> dict[str, Any]:
     """How to draw a block as `seq_id` sees it: its state, colours and how full it is."""
     look = {"state": record.blocks[block], "references": record.ref_counts.get(block, 1)}
     if seq_id is None:

@@ -20,7 +20,7 @@ def plot_by_position(differences: Sequence[float], *, tolerance: float, tokens: 
     the text of each, written under its bar. Raises ValueError without differences, or when tokens do not match them.
     """
     values = [float(d) for d in differences]
-    check(values and min(values) >= 0, "differences", values, "a number of 0 or more for each position",
+    check(bool(values) and min(values) >= 0, "differences", values, "a number of 0 or more for each position",
           "pass (ours - theirs).abs() reduced to one number a token")
     check(not tokens or len(tokens) == len(values), "tokens", len(tokens), f"{len(values)}, one a position, or none at all",
           "pass the text of each token")

@@ -1,5 +1,7 @@
 """Cache occupancy: what the physical blocks are doing, step by step."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,7 +20,7 @@ def plot_cache_occupancy(trace: Trace, *, ax: Axes | None = None) -> Figure:
     steps = np.array([r.step for r in trace])
     edges = np.append(steps, steps[-1] + 1) - 0.5
     grey = theme.GREY
-    style = {"s": dict(facecolor=grey, edgecolor=m.paper, hatch=theme.SHARED_HATCH, linewidth=0),
+    style: dict[str, dict[str, Any]] = {"s": dict(facecolor=grey, edgecolor=m.paper, hatch=theme.SHARED_HATCH, linewidth=0),
              "u": dict(facecolor=grey, edgecolor=grey, linewidth=0),
              "c": dict(facecolor=m.paper, edgecolor=m.muted, linewidth=1.2),
              "f": dict(facecolor=m.free, edgecolor=m.free, linewidth=0)}

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Mapping
 from itertools import groupby
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.typing import ColorType
 
 from nanovllm.utils.checks import check
 from visualizations import theme
@@ -15,7 +17,8 @@ from visualizations.figures.shape_flow import HUE
 LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
-def plot_checkpoint_file(header: Mapping[str, Mapping], header_bytes: int, *, zoom: int = 0, ax: Axes | None = None) -> Figure:
+def plot_checkpoint_file(header: Mapping[str, Mapping[str, Any]], header_bytes: int, *, zoom: int = 0,
+                         ax: Axes | None = None) -> Figure:
     """Below, the file in the order of its bytes, a box a layer; above, the tensors of layer `zoom`.
 
     header: as it stands in the file, {name: {"data_offsets": [start, end], ...}}, offsets from the header's end.
@@ -60,7 +63,7 @@ def _group(name: str) -> str:
     return f"layer {layer[1]}" if layer else name.split(".")[-2]
 
 
-def _box(ax: Axes, x: float, y: float, width: float, colour, label: str, total: float) -> None:
+def _box(ax: Axes, x: float, y: float, width: float, colour: ColorType, label: str, total: float) -> None:
     m = theme.mode()
     ax.add_patch(Rectangle((x, y), width, 1, facecolor=colour, edgecolor=m.paper, linewidth=0.7 if width > total / 300 else 0,
                            gid=f"bytes-{label}"))

@@ -17,7 +17,8 @@ def plot_curves(curves: Mapping[str, Mapping[float, float]], *, knob: str, outco
     curves: {name: {setting: outcome}}. knob, outcome: what the axes show, with units. log: settings by doublings, each
     written out. Raises ValueError without curves or for an empty one.
     """
-    check(curves and all(curves.values()), "curves", {name: dict(c) for name, c in curves.items()}, "one point or more in each",
+    check(bool(curves) and all(curves.values()), "curves", {name: dict(c) for name, c in curves.items()},
+          "one point or more in each",
           "leave out a curve that was not measured")
     fig, ax = theme.canvas(ax, 9, 2.9)
     settings = sorted({x for curve in curves.values() for x in curve})
@@ -28,14 +29,14 @@ def plot_curves(curves: Mapping[str, Mapping[float, float]], *, knob: str, outco
         ax.minorticks_off()
     elif all(isinstance(x, int) for x in settings):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ends = {}
+    ends: dict[str, tuple[float, float, int]] = {}
     for place, (name, curve) in enumerate(curves.items()):
         xs = sorted(curve)
         ax.plot(xs, [curve[x] for x in xs], color=theme.sequence_colour(place), linewidth=2, marker="o", markersize=4.5,
                 gid=name)
-        ends[name] = [xs[-1], curve[xs[-1]], place]
+        ends[name] = xs[-1], curve[xs[-1]], place
     spread = highest * 0.09  # names that would lie on each other move apart, in the order of their lines
-    at = -spread
+    at = -float(spread)
     for name, (x, y, place) in sorted(ends.items(), key=lambda end: end[1][1]):
         at = max(at + spread, y)
         ax.annotate(name, (x, at), (8, 0), textcoords="offset points", va="center", fontsize=9.5, annotation_clip=False,

@@ -5,13 +5,14 @@ from collections.abc import Callable
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from visualizations import theme
 from visualizations.figures.next_token import _label
 
 
-def plot_exponential_race(arrivals, probabilities, decode: Callable[[int], str], *, seq_id: int = 0, top: int = 12,
-                          ax: Axes | None = None) -> Figure:
+def plot_exponential_race(arrivals: ArrayLike, probabilities: ArrayLike, decode: Callable[[int], str], *,
+                          seq_id: int = 0, top: int = 12, ax: Axes | None = None) -> Figure:
     """A bar for each of the `top` first arrivals, as long as the token waited.
 
     arrivals, probabilities: [vocab_size], as lists, arrays or CPU tensors; a token that waits for ever (infinity) is not

@@ -17,7 +17,7 @@ def plot_fragmentation(lengths: list[int], *, block_size: int, max_len: int, seq
     lengths: tokens that each request holds in the end. seq_ids: whose they are, 0, 1, 2 … unless given. Coloured slots
     hold a token; dotted ones are taken and never used. Raises ValueError for a length above max_len.
     """
-    check(lengths and all(0 < n <= max_len for n in lengths), "lengths", lengths, f"1 to max_len={max_len} tokens each",
+    check(bool(lengths) and all(0 < n <= max_len for n in lengths), "lengths", lengths, f"1 to max_len={max_len} tokens each",
           "raise max_len or shorten the requests")
     fig, ax = theme.canvas(ax, 10, 2.7)
     m = theme.mode()

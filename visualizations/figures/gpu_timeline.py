@@ -1,12 +1,14 @@
 """One step on the machine: what the host launches, and what the GPU does meanwhile."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from nanovllm.tracing.step_record import StepRecord
 from nanovllm.tracing.trace import Trace
 from nanovllm.utils.checks import check
 from visualizations import theme
@@ -23,7 +25,8 @@ def plot_gpu_timeline(runs: Mapping[str, tuple[Trace, int]], *, ax: Axes | None 
     """
     fig, ax = theme.canvas(ax, 10.4, 1.15 * len(runs) + 1.7)
     m = theme.mode()
-    lanes, longest, words = [], 0.0, []
+    lanes: list[Any] = []
+    longest, words = 0.0, []
     for name, (trace, index) in runs.items():
         record = trace[index]
         launches, work = operations_of(trace, record)
@@ -54,7 +57,7 @@ def plot_gpu_timeline(runs: Mapping[str, tuple[Trace, int]], *, ax: Axes | None 
     return fig
 
 
-def operations_of(trace: Trace, record) -> tuple[list[dict], list[dict]]:
+def operations_of(trace: Trace, record: StepRecord) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What was launched while the step's own launch phase ran, and the device's work from then until the next step's."""
     later = [r.phases["launch"][0] for r in trace if r.step == record.step + 1 and "launch" in r.phases]
     start, end = record.phases["launch"][0], later[0] if later else record.time + record.duration
@@ -62,7 +65,7 @@ def operations_of(trace: Trace, record) -> tuple[list[dict], list[dict]]:
     return [o for o in inside if o["track"] == "launches"], [o for o in inside if o["track"] != "launches"]
 
 
-def busy_seconds(operations: list[dict]) -> float:
+def busy_seconds(operations: list[dict[str, Any]]) -> float:
     """Seconds in which at least one of them ran."""
     total, until = 0.0, float("-inf")
     for o in sorted(operations, key=lambda o: o["time"]):

@@ -1,8 +1,11 @@
 """The journey: the rooms that a prompt goes through, and the loop it goes round."""
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.typing import ColorType
 
 from visualizations import theme
 
@@ -34,6 +37,8 @@ def plot_journey(here: str | None = None, *, seq_id: int = 0, ax: Axes | None = 
     step = WIDTH + GAP
     for i, (name, what, where) in enumerate(ROOMS):
         lit = here in (None, name)
+        face: ColorType
+        edge: ColorType
         if name == here:
             face, ink, edge = theme.prompt_colour(seq_id), "#ffffff", theme.prompt_colour(seq_id)
         else:
@@ -62,5 +67,5 @@ def plot_journey(here: str | None = None, *, seq_id: int = 0, ax: Axes | None = 
     return fig
 
 
-def _arrow(start: tuple, end: tuple, colour) -> FancyArrowPatch:
+def _arrow(start: tuple[Any, ...], end: tuple[Any, ...], colour: ColorType) -> FancyArrowPatch:
     return FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color=colour, linewidth=1.4, shrinkA=1, shrinkB=1)

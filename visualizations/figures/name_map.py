@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,7 +29,7 @@ class Place:
     rows: int
 
 
-def name_map(model, tensors: Iterable[tuple[str, tuple[int, ...]]]) -> list[Place]:
+def name_map(model: Any, tensors: Iterable[tuple[str, tuple[int, ...]]]) -> list[Place]:
     """The places of (name, shape) pairs in a model that says what is packed, as the loader finds them; in their order.
 
     model: with `packed_modules` (checkpoint name -> (module, part)) and modules that know their parts by `target`; on any

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from visualizations import theme
 
 
-def plot_next_token(probabilities, decode: Callable[[int], str], *, drawn: int | None = None, seq_id: int = 0, top: int = 12,
-                    ax: Axes | None = None) -> Figure:
+def plot_next_token(probabilities: ArrayLike, decode: Callable[[int], str], *, drawn: int | None = None,
+                    seq_id: int = 0, top: int = 12, ax: Axes | None = None) -> Figure:
     """The `top` most likely next tokens as bars.
 
     probabilities: [vocab_size], as a list, array or CPU tensor. decode: token id -> its text. drawn: the id the sampler

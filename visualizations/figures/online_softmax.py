@@ -1,6 +1,7 @@
 """The online softmax at work: how weights that were taken in earlier shrink when a higher score comes."""
 
 import math
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,7 +11,7 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 
 
-def plot_online_softmax(scores, tile: int, *, seq_id: int = 0, ax: Axes | None = None) -> Figure:
+def plot_online_softmax(scores: Sequence[float], tile: int, *, seq_id: int = 0, ax: Axes | None = None) -> Figure:
     """A row for each tile of keys: the weights e^(score - highest so far) of all keys taken in by then.
 
     scores: one query's, a list of numbers. tile: keys taken in at a time. Dark: the tile that has just come; light: those
@@ -18,7 +19,8 @@ def plot_online_softmax(scores, tile: int, *, seq_id: int = 0, ax: Axes | None =
     or for a tile below 1.
     """
     scores = [float(s) for s in scores]
-    check(scores and all(map(math.isfinite, scores)), "scores", scores, "one or more finite numbers", "leave out masked keys")
+    check(bool(scores) and all(map(math.isfinite, scores)), "scores", scores, "one or more finite numbers",
+          "leave out masked keys")
     check(tile >= 1, "tile", tile, "1 or more keys", "take in at least one key at a time")
     starts = range(0, len(scores), tile)
     fig, ax = theme.canvas(ax, 9.6, min(6.0, 1.5 + 0.85 * len(starts)))
@@ -39,7 +41,7 @@ def plot_online_softmax(scores, tile: int, *, seq_id: int = 0, ax: Axes | None =
     ax.set_yticks([-row + 0.3 for row in range(len(starts))], [f"after tile {row}" for row in range(len(starts))], color=m.ink)
     ax.tick_params(axis="y", length=0)
     ax.set(xlabel="key", ylabel="weight (full height: 1)", xlim=(0, len(scores) * 1.5 + 1), ylim=(-len(starts) + 0.9, 1.0))
-    ax.set_xticks([key + 0.5 for key in range(0, len(scores), tile)], list(range(0, len(scores), tile)))
+    ax.set_xticks([key + 0.5 for key in range(0, len(scores), tile)], [str(key) for key in range(0, len(scores), tile)])
     ax.spines["left"].set_visible(False)
     theme.title(ax, "Softmax, one tile at a time",
                 f"Dark: just taken in. A new highest score came {changes} {'time' if changes == 1 else 'times'}, and "

@@ -21,7 +21,8 @@ def plot_padding_waste(buckets: Iterable[int], batch_sizes: Iterable[int], *, ax
     sizes = Counter(n for n in batch_sizes if n > 0)
     check(bool(buckets) and buckets[0] >= 1, "buckets", buckets, "batch sizes of 1 or more", "pass the captured sizes")
     check(bool(sizes), "batch_sizes", [], "at least one batch", "pass the sizes that occurred")
-    real, padded = Counter(), Counter()
+    real: Counter[int | None] = Counter()
+    padded: Counter[int | None] = Counter()
     for size, steps in sizes.items():
         bucket = next((b for b in buckets if b >= size), None)
         real[bucket] += size * steps

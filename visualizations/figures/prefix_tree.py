@@ -64,7 +64,8 @@ def _place(node: _Node, row: int, nodes: list[_Node]) -> int:
     return row
 
 
-def _draw(ax: Axes, block_manager: BlockManager, node: _Node, decode) -> None:
+def _draw(ax: Axes, block_manager: BlockManager, node: _Node,
+          decode: Callable[[list[int]], str] | None) -> None:
     m = theme.mode()
     x, y = node.depth * COLUMN, -node.row * ROW
     owner = node.seq_ids[0]

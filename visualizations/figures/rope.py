@@ -1,5 +1,7 @@
 """RoPE: each pair of channels is a dial that turns with the position, some fast, some hardly at all."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -9,8 +11,8 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 
 
-def plot_rope(head_dim: int, theta: float, *, positions=range(8), pairs: list[int] | None = None, seq_id: int = 0,
-              ax: Axes | None = None) -> Figure:
+def plot_rope(head_dim: int, theta: float, *, positions: Iterable[int] = range(8), pairs: list[int] | None = None,
+              seq_id: int = 0, ax: Axes | None = None) -> Figure:
     """Dials of some channel pairs, with a hand for each position, the later the stronger.
 
     head_dim, theta: of the model (`config.head_dim`, `rope_theta(config)`). Pair i is channels i and i + head_dim / 2; it

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from nanovllm.sampling_params import SamplingParams
 from visualizations import theme
 
 
-def sampling_stages(logits, params: SamplingParams) -> dict[str, np.ndarray]:
+def sampling_stages(logits: ArrayLike, params: SamplingParams) -> dict[str, np.ndarray]:
     """The distribution after each filter that `params` asks for, in the order the sampler applies them, by its own code.
 
     logits: [vocab_size], a tensor, array or list. Returns {name of the stage: probabilities [vocab_size]}.

@@ -1,12 +1,14 @@
 """Shapes on their way through a layer: how wide one token is after each operation, and what is added to the stream."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.typing import ColorType
 
 from nanovllm.utils.checks import check
 from visualizations import theme
@@ -24,17 +26,17 @@ class Stop:
     reads: bool = False
 
 
-def record_flow(layer, run: Callable[[], object]) -> list[Stop]:
+def record_flow(layer: Any, run: Callable[[], object]) -> list[Stop]:
     """The stops of one `run()` through `layer`, a torch module, in the order in which its innermost modules were called.
 
     A packed weight (one with `sizes`) comes apart into its parts. Norms of two heads, called one after the other, are one
     stop. Raises ValueError when `run` never reaches the layer.
     """
     stops: list[Stop] = []
-    inside = []  # what the layers share, such as the rotary embedding, is also called by the others
+    inside: list[Any] = []  # what the layers share, such as the rotary embedding, is also called by the others
 
-    def watch(name: str, module):
-        def hook(module, inputs, output):
+    def watch(name: str, module: Any) -> Any:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
             if not inside:
                 return
             several = isinstance(output, tuple)
@@ -115,9 +117,9 @@ def plot_shape_flow(stops: Sequence[Stop], *, ax: Axes | None = None) -> Figure:
         below = list(stops[i].parts)[:list(stops[i].parts).index(part)]
         middle = HEIGHT / widest * (sum(_channels(stops[i].parts[p]) for p in below) + 0.88 * _channels(stops[i].parts[part]))
         top = HEIGHT / widest * sum(map(_channels, stops[j].parts.values())) + 0.36
-        colour = theme.sequence_colour(HUE.get(part, 0))
-        ax.plot([i + WIDTH / 2, j], [middle, middle], color=colour, linewidth=1.3, gid=f"detour-{part}")
-        ax.add_patch(_arrow((j, middle), (j, top), colour))
+        hue = theme.sequence_colour(HUE.get(part, 0))
+        ax.plot([i + WIDTH / 2, j], [middle, middle], color=hue, linewidth=1.3, gid=f"detour-{part}")
+        ax.add_patch(_arrow((j, middle), (j, top), hue))
     theme.no_axes(ax)
     ax.set(xlim=(-0.8, len(stops) - 0.2), ylim=(-0.72, STREAM + 0.55))
     theme.title(ax, "One layer, operation by operation",
@@ -126,7 +128,7 @@ def plot_shape_flow(stops: Sequence[Stop], *, ax: Axes | None = None) -> Figure:
     return fig
 
 
-def _detours(stops: Sequence[Stop]):
+def _detours(stops: Sequence[Stop]) -> Iterator[tuple[int, str, int]]:
     """(stop, part, stop) for each part that skips the stops which do not return it, as values skip norm and RoPE."""
     for i, (stop, following) in enumerate(pairwise(stops)):
         for part in stop.parts:
@@ -145,5 +147,5 @@ def _shape(shape: tuple[int, ...]) -> str:
     return str(list(shape))
 
 
-def _arrow(start: tuple, end: tuple, colour) -> FancyArrowPatch:
+def _arrow(start: tuple[Any, ...], end: tuple[Any, ...], colour: ColorType) -> FancyArrowPatch:
     return FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=10, color=colour, linewidth=1.3, shrinkA=1, shrinkB=1)

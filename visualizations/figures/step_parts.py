@@ -48,9 +48,9 @@ def plot_step_parts(steps: Mapping[str, Mapping[str, float]], *, waiting: str = 
     theme.legend(ax, loc="upper left", bbox_to_anchor=(0, -0.24 - 0.16 / len(steps)), ncols=6)
     most = max(steps, key=lambda name: steps[name].get(waiting, 0.0) / sum(steps[name].values()))
     share = steps[most].get(waiting, 0.0) / sum(steps[most].values())
-    idle = "Parts that follow one another."
+    caption = "Parts that follow one another."
     if share:
         most_of = f"at most {share:.0%} of a step ({most})" if share >= 0.005 else "less than 1% of any step"
-        idle = f"Dotted: nothing is computed, {most_of}."
-    theme.title(ax, title, idle + (" Black line: the floor." if floors else ""))
+        caption = f"Dotted: nothing is computed, {most_of}."
+    theme.title(ax, title, caption + (" Black line: the floor." if floors else ""))
     return fig

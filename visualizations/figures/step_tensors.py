@@ -1,6 +1,7 @@
 """A step's tensors as strips of numbers: each entry in the colour of whoever it belongs to."""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +14,8 @@ from visualizations import theme
 HEIGHT = 0.78
 
 
-def plot_step_tensors(tensors: Mapping[str, Sequence], owners: Mapping[str, Sequence] | Sequence, *,
+def plot_step_tensors(tensors: Mapping[str, Sequence[Any]],
+                      owners: Mapping[str, Sequence[int | None]] | Sequence[int | None], *,
                       light: Collection[int] = (), title: str = "Whose is which number",
                       caption: str = "Colours are sequences; dotted: nobody's.", ax: Axes | None = None) -> Figure:
     """A row for each tensor, a cell for each entry, with the entry written in it.

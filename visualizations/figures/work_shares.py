@@ -1,8 +1,10 @@
 """Who reads how many keys: a program for each sequence, against equal shares of the batch's keys."""
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike
 
 from nanovllm.utils.checks import check
 from visualizations import theme
@@ -10,14 +12,15 @@ from visualizations import theme
 HEIGHT = 0.74
 
 
-def plot_work_shares(context_lens, num_shares: int, *, seq_ids: list[int] | None = None, ax: Axes | None = None) -> Figure:
+def plot_work_shares(context_lens: ArrayLike, num_shares: int, *, seq_ids: list[int] | None = None,
+                     ax: Axes | None = None) -> Figure:
     """One decode step of attention on a machine that runs `num_shares` programs at once, cut in two ways.
 
     context_lens: keys of each sequence. Above, a program reads one sequence's keys; the next sequence goes to whoever is
     done first. Below, all keys laid end to end are cut into `num_shares` equal pieces. Raises ValueError for a context
     without keys, or less than one share.
     """
-    lengths = [int(n) for n in context_lens]
+    lengths = np.asarray(context_lens).tolist()
     check(bool(lengths) and min(lengths) >= 1, "context_lens", lengths, "1 or more keys each", "leave padding sequences out")
     check(num_shares >= 1, "num_shares", num_shares, "1 or more", "a machine runs at least one program")
     ids = seq_ids if seq_ids is not None else list(range(len(lengths)))

@@ -3,6 +3,17 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from nanovllm.errors import (
+    CheckpointError,
+    EngineError,
+    InvalidArgument,
+    InvalidRequest,
+    NanoVLLMError,
+    NotFinite,
+    QueueFull,
+    RequestFailed,
+)
+
 if TYPE_CHECKING:
     from nanovllm.async_llm import AsyncLLM
     from nanovllm.llm import LLM
@@ -12,7 +23,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _HOMES = {"AsyncLLM": "nanovllm.async_llm", "LLM": "nanovllm.llm", "RequestOutput": "nanovllm.outputs",
           "SamplingParams": "nanovllm.sampling_params"}
-__all__ = ["LLM", "AsyncLLM", "RequestOutput", "SamplingParams"]
+__all__ = ["LLM", "AsyncLLM", "CheckpointError", "EngineError", "InvalidArgument", "InvalidRequest", "NanoVLLMError",
+           "NotFinite", "QueueFull", "RequestFailed", "RequestOutput", "SamplingParams"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,4 +35,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return sorted({*globals(), *__all__})

@@ -28,7 +28,7 @@ class AsyncLLM:
     model: as in `LLM`, or an LLM that is already there. max_queued: most samples that may wait for their first step.
     on_output: called in the event loop with the output of every request that ends, aborted and failed ones too.
 
-    Raises ValueError for a setting that cannot be served.
+    Raises InvalidArgument for a setting that cannot be served.
     """
 
     def __init__(self, model: str | Path | LLM | None = None, *, max_queued: int | None = None,
@@ -70,7 +70,7 @@ class AsyncLLM:
     async def generate(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> RequestOutput:
         """Serve one prompt, a text or token ids; for several, `asyncio.gather` several calls.
 
-        Raises ValueError when it cannot be served, QueueFull when too many wait, RequestFailed when a step fails.
+        Raises InvalidRequest when it cannot be served, QueueFull when too many wait, RequestFailed when a step fails.
         """
         async with await self.submit(prompt, sampling_params, wants_deltas=False) as request:
             return await request.output()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nanovllm.errors import CheckpointError
+from nanovllm.errors import CheckpointError, InvalidArgument, NanoVLLMError
 from nanovllm.models.registry import model_class
 from nanovllm.utils.checkpoint import quantization_method, read_json, weight_files
 from nanovllm.utils.checks import check
@@ -47,7 +47,7 @@ class Config:
     async_scheduling: prepare the next step while this one runs; None is True on a GPU. On a CPU, which does both itself,
         it gains nothing.
 
-    Raises ValueError naming the setting, its value, the limit and the remedy.
+    Raises InvalidArgument naming the setting, its value, the limit and the remedy.
     """
 
     model: Resolved[str | Path | None, Path] = Resolved(None)
@@ -115,7 +115,7 @@ class Config:
             return torch.float32 if self.device.type == "cpu" else stored
         dtype = DTYPES.get(given) if isinstance(given, str) else given
         if dtype is None or dtype not in DTYPES.values():
-            check(False, "dtype", given, f"'auto' or one of {tuple(DTYPES)}", "use 'auto'")
+            raise InvalidArgument(f"dtype={given!r}: must be 'auto' or one of {tuple(DTYPES)}; use 'auto'.")
         return dtype
 
     def _find_eos_token_ids(self) -> tuple[int, ...]:
@@ -146,7 +146,7 @@ def _folder(model: str | Path | None) -> Path:
     try:
         path = Path(model).expanduser()
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"model={model!r}: {error}; pass the whole path of the folder.") from error
+        raise InvalidArgument(f"model={model!r}: {error}; pass the whole path of the folder.") from error
     return path.resolve() if path.name in ("", "..") else path.absolute()
 
 
@@ -156,7 +156,7 @@ def _device(given: str | torch.device) -> torch.device:
     try:
         device = torch.device(given)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device={given!r}: must be 'auto', 'cpu' or 'cuda[:n]'; use 'auto'.") from error
+        raise InvalidArgument(f"device={given!r}: must be 'auto', 'cpu' or 'cuda[:n]'; use 'auto'.") from error
     if device.type == "cuda":
         check(torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(), "device", given,
               f"one of the {torch.cuda.device_count()} CUDA devices torch sees", "use device='cpu' or 'auto'")
@@ -172,9 +172,10 @@ def load_hf_config(folder: Path, needs_weights: bool = True) -> SimpleNamespace:
     As plain values: transformers would say the same of the file, and takes a second or two to import.
     """
     check(folder.is_dir(), "model", str(folder), "a folder in Hugging Face format",
-          "download the model first and pass the folder; no model means the offline one")
+          "download the model first and pass the folder; no model means the offline one", error=CheckpointError)
     file = folder / "config.json"
-    check(file.is_file(), "model", str(folder), "a folder with a config.json", "pass the folder the model was saved in")
+    check(file.is_file(), "model", str(folder), "a folder with a config.json", "pass the folder the model was saved in",
+          error=CheckpointError)
     values = {name: value for name, value in read_json(file).items() if value is not None}
     architectures = values.get("architectures", [])
     family = model_class(architectures if isinstance(architectures, list) else [architectures])
@@ -186,22 +187,23 @@ def load_hf_config(folder: Path, needs_weights: bool = True) -> SimpleNamespace:
     # As transformers has it in every family.
     values = {"num_key_value_heads": values.get("num_attention_heads")} | family.config_defaults | values
     missing = [name for name in REQUIRED if values.get(name) is None]
-    check(not missing, "config.json", f"without {', '.join(missing)}", "complete", "copy the model's own config.json again")
+    check(not missing, "config.json", f"without {', '.join(missing)}", "complete", "copy the model's own config.json again",
+          error=CheckpointError)
     if values.get("head_dim") is None:
         values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
     for name in (*REQUIRED, "head_dim"):
-        _check_count(f"{file}: {name}", values[name])
+        _check_count(f"{file}: {name}", values[name], CheckpointError)
     eps = values["rms_norm_eps"]
     check(isinstance(eps, (int, float)) and 0 < eps < 1, f"{file}: rms_norm_eps", eps, "a number between 0 and 1",
-          "copy the model's own config.json again")
+          "copy the model's own config.json again", error=CheckpointError)
     stored = values.get("dtype", values.get("torch_dtype", "bfloat16"))
     dtype = STORED_DTYPES.get(stored.removeprefix("torch.")) if isinstance(stored, str) else None
-    check(dtype is not None, f"{file}: dtype", stored, f"one of {tuple(STORED_DTYPES)}", "copy the model's own file again")
+    check(dtype is not None, f"{file}: dtype", stored, f"one of {tuple(STORED_DTYPES)}", "copy the model's own file again",
+          error=CheckpointError)
     config = SimpleNamespace(**values | {"dtype": dtype})
     family.check_config(config)
     return config
 
 
-def _check_count(name: str, value: object) -> None:
-    check(is_int(value) and value >= 1, name, value, "a whole number, 1 or more",
-          "pass a positive int")
+def _check_count(name: str, value: object, error: type[NanoVLLMError] = InvalidArgument) -> None:
+    check(is_int(value) and value >= 1, name, value, "a whole number, 1 or more", "pass a positive int", error=error)

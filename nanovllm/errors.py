@@ -9,7 +9,8 @@
         └── RequestFailed                a request that was accepted could not be served to its end
             └── NotFinite                ... because the model's scores for its next token are not numbers
 
-Each is a ValueError or a RuntimeError as well, and says the value, the limit and the remedy.
+Each is a ValueError or a RuntimeError as well, and says the value, the limit and the remedy. What can only be a bug, such as
+a block with two owners, is a plain RuntimeError.
 """
 
 

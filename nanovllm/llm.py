@@ -15,6 +15,7 @@ from nanovllm.config import Config
 from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.runner import Runner
+from nanovllm.errors import CheckpointError, EngineError
 from nanovllm.layers.sampler import Sample
 from nanovllm.outputs import RequestOutput
 from nanovllm.parallel.parallel_runner import ParallelRunner
@@ -24,7 +25,7 @@ from nanovllm.serving.tokenizer import Tokenizer, require_tokenizer
 from nanovllm.tracing.profiling import profiled
 from nanovllm.tracing.recorder import Recorder
 from nanovllm.tracing.trace import Trace
-from nanovllm.utils.checks import check, check_keywords
+from nanovllm.utils.checks import check, check_keywords, check_request
 from nanovllm.utils.interrupts import uninterrupted
 from nanovllm.utils.numbers import plain
 
@@ -46,7 +47,8 @@ class LLM:
     `LLMEngine`), and `sampler`, which turns (logits [num_rows, vocab_size], SamplingBatch) into token ids [num_rows] int64.
     `close()` (or leaving a `with` block, or the last reference) gives all its memory back.
 
-    Raises ValueError for a setting that cannot be served.
+    Raises InvalidArgument for a setting that cannot be served, CheckpointError for a folder that cannot be read, and
+    EngineError when the cache does not fit on the device.
     """
 
     def __init__(self, model: str | Path | None = None, **settings: Any):
@@ -85,7 +87,7 @@ class LLM:
 
         prompts: a text, a list of texts, or a list of lists of token ids. sampling_params: one for all or one for each.
         priority: likewise; less is served sooner, but waiting outweighs it in the end (see `Scheduler`).
-        Raises ValueError, before anything is queued, when any of them cannot be served. When the call is interrupted
+        Raises InvalidRequest, before anything is queued, when any of them cannot be served. When the call is interrupted
         or fails, its requests are aborted and their blocks freed; the engine stays usable.
 
         A prompt that cannot be served to its end, because the model's scores for it are not finite, does not cost the
@@ -121,8 +123,8 @@ class LLM:
         requests = self._requests(prompts, sampling_params)
         require_tokenizer(self.tokenizer, self.config.model, "stream")
         for request in requests:
-            check(request.params.n == 1, "n", request.params.n, "1 in stream",
-                  "pass the prompt n times, with a seed each, and follow the pieces by their index")
+            check_request(request.params.n == 1, "n", request.params.n, "1 in stream",
+                          "pass the prompt n times, with a seed each, and follow the pieces by their index")
         pieces = self._stream(requests)
         return (piece for _, piece in pieces) if isinstance(prompts, str) else pieces
 
@@ -141,9 +143,9 @@ class LLM:
         """The text that the model's chat template makes of a conversation, ready for the assistant's turn."""
         tokenizer = require_tokenizer(self.tokenizer, self.config.model, "chat")
         for message in messages if isinstance(messages, list) and messages else [messages]:
-            check(isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content")),
-                  "message", message, "a dict with a 'role' and a 'content', both texts",
-                  'pass [{"role": "user", "content": "Hello"}]')
+            check_request(isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content")),
+                          "message", message, "a dict with a 'role' and a 'content', both texts",
+                          'pass [{"role": "user", "content": "Hello"}]')
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_arguments)
 
     @contextmanager
@@ -206,20 +208,20 @@ class LLM:
     def _requests(self, prompts: str | Prompts, sampling_params: SamplingParams | PerPrompt | None,
                   priority: int | list[int] = 0) -> list[Request]:
         """A request for every prompt, each checked before any is queued, so that a bad one harms no other."""
-        check(self._finalizer.alive, "LLM", self.config.model.name, "open", "it was closed; make a new one")
+        check(self._finalizer.alive, "LLM", self.config.model.name, "open", "it was closed; make a new one", error=EngineError)
         prompts = [prompts] if isinstance(prompts, str) else plain(prompts)
-        check(isinstance(prompts, (list, tuple)), "prompts", prompts, "a text, a list of texts or a list of lists of token ids",
-              "pass one of those")
-        check(not any(isinstance(plain(p), int) for p in prompts), "prompts", prompts, "a list of prompts",
-              "wrap one prompt's token ids in a list: [[1, 2, 3]]")
+        check_request(isinstance(prompts, (list, tuple)), "prompts", prompts,
+                      "a text, a list of texts or a list of lists of token ids", "pass one of those")
+        check_request(not any(isinstance(plain(p), int) for p in prompts), "prompts", prompts, "a list of prompts",
+                      "wrap one prompt's token ids in a list: [[1, 2, 3]]")
         priority = plain(priority)
         if not isinstance(sampling_params, (list, tuple)):
             sampling_params = [sampling_params or SamplingParams()] * len(prompts)
         if not isinstance(priority, (list, tuple)):
             priority = [priority] * len(prompts)
         for name, values in (("sampling_params", sampling_params), ("priority", priority)):
-            check(len(values) == len(prompts), f"len({name})", len(values), f"{len(prompts)}, one for each prompt",
-                  f"pass one {name} for all, or a list as long as prompts")
+            check_request(len(values) == len(prompts), f"len({name})", len(values), f"{len(prompts)}, one for each prompt",
+                          f"pass one {name} for all, or a list as long as prompts")
         return [Request(self.engine, self.tokenizer, *each) for each in zip(prompts, sampling_params, priority)]
 
 
@@ -240,7 +242,10 @@ def _load_tokenizer(folder: Path) -> Tokenizer | None:
     if not (folder / "tokenizer.json").is_file():
         return None
     from transformers import AutoTokenizer
-    return cast(Tokenizer, AutoTokenizer.from_pretrained(folder))
+    try:
+        return cast(Tokenizer, AutoTokenizer.from_pretrained(folder))
+    except Exception as error:  # the tokenizers' Rust code raises Exception itself
+        raise CheckpointError(f"{folder}: its tokenizer cannot be read ({error}); copy or download its files again.") from error
 
 
 def _release(engine: LLMEngine) -> None:

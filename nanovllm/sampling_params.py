@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from nanovllm.utils.checks import check, check_keywords
+from nanovllm.errors import InvalidRequest
+from nanovllm.utils.checks import check_keywords, check_request
 from nanovllm.utils.numbers import FLOAT32_TINY, is_int, is_number, plain, shown
 
 MAX_LOGPROBS = 20  # what the OpenAI API and vLLM allow
@@ -42,7 +43,7 @@ class SamplingParams:
 
     Numbers may be numpy's or torch's, lists may be arrays: they are kept as Python's own.
 
-    Raises ValueError, naming the field, the value, the limit and the remedy; for an unknown field too.
+    Raises InvalidRequest, naming the field, the value, the limit and the remedy; for an unknown field too.
     """
 
     temperature: float = 1.0
@@ -66,7 +67,7 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
 
     def __new__(cls, *args: Any, **fields: Any) -> Self:
-        check_keywords("SamplingParams", fields, cls.__dataclass_fields__)
+        check_keywords("SamplingParams", fields, cls.__dataclass_fields__, error=InvalidRequest)
         return object.__new__(cls)
 
     def __post_init__(self) -> None:
@@ -74,11 +75,11 @@ class SamplingParams:
             object.__setattr__(self, name, plain(getattr(self, name)))
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
         for name, value in (("stop", stop), ("stop_token_ids", self.stop_token_ids or ())):
-            check(isinstance(value, (list, tuple, set, frozenset)), name, value, "a list", "pass a list")
+            check_request(isinstance(value, (list, tuple, set, frozenset)), name, value, "a list", "pass a list")
             object.__setattr__(self, name, tuple(map(plain, value)))
         if self.logit_bias is not None:
-            check(isinstance(self.logit_bias, Mapping), "logit_bias", self.logit_bias, "a dict from token id to number",
-                  "pass {token_id: bias}")
+            check_request(isinstance(self.logit_bias, Mapping), "logit_bias", self.logit_bias, "a dict from token id to number",
+                          "pass {token_id: bias}")
             bias = {plain(token): plain(value) for token, value in self.logit_bias.items()}
             object.__setattr__(self, "logit_bias", bias or None)
         self._check_draw()
@@ -118,42 +119,45 @@ class SamplingParams:
         return {*self.stop_token_ids, *(() if self.ignore_eos else eos_token_ids)}
 
     def _check_draw(self) -> None:
-        check(is_number(self.temperature) and 0 <= self.temperature <= MAX_TEMPERATURE, "temperature", self.temperature,
-              f"a number in [0, {MAX_TEMPERATURE:g}]", "use 0 for greedy decoding")
-        check(is_int(self.top_k) and -1 <= self.top_k < 2**31, "top_k", self.top_k, "a whole number in [-1, 2**31)",
-              "use 0 to keep every token")
-        check(is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]", "use 1 to keep every token")
-        check(is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", self.min_p, "in [0, 1]", "use 0 to keep every token")
-        check(self.seed is None or (is_int(self.seed) and 0 <= self.seed < 2**63), "seed", self.seed,
-              "None or a whole number in [0, 2**63)", "leave it out for unseeded draws")
-        check(is_number(self.repetition_penalty) and 1e-6 <= self.repetition_penalty <= 1e6, "repetition_penalty",
-              self.repetition_penalty, "a finite number above 0, in [1e-6, 1e6]", "use 1 for none")
+        check_request(is_number(self.temperature) and 0 <= self.temperature <= MAX_TEMPERATURE, "temperature", self.temperature,
+                      f"a number in [0, {MAX_TEMPERATURE:g}]", "use 0 for greedy decoding")
+        check_request(is_int(self.top_k) and -1 <= self.top_k < 2**31, "top_k", self.top_k, "a whole number in [-1, 2**31)",
+                      "use 0 to keep every token")
+        check_request(is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]",
+                      "use 1 to keep every token")
+        check_request(is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", self.min_p, "in [0, 1]",
+                      "use 0 to keep every token")
+        check_request(self.seed is None or (is_int(self.seed) and 0 <= self.seed < 2**63), "seed", self.seed,
+                      "None or a whole number in [0, 2**63)", "leave it out for unseeded draws")
+        check_request(is_number(self.repetition_penalty) and 1e-6 <= self.repetition_penalty <= 1e6, "repetition_penalty",
+                      self.repetition_penalty, "a finite number above 0, in [1e-6, 1e6]", "use 1 for none")
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
-            check(is_number(value) and -2 <= value <= 2, name, value, "in [-2, 2]", "use 0 for none")
+            check_request(is_number(value) and -2 <= value <= 2, name, value, "in [-2, 2]", "use 0 for none")
         for token, bias in (self.logit_bias or {}).items():
-            check(is_int(token) and token >= 0, "logit_bias token", token, "a token id, 0 or more", "pass {token_id: bias}")
-            check(is_number(bias) and -100 <= bias <= 100, f"logit_bias[{shown(token)}]", bias, "in [-100, 100]",
-                  "-100 all but forbids a token, 100 all but forces it")
+            check_request(is_int(token) and token >= 0, "logit_bias token", token, "a token id, 0 or more",
+                          "pass {token_id: bias}")
+            check_request(is_number(bias) and -100 <= bias <= 100, f"logit_bias[{shown(token)}]", bias, "in [-100, 100]",
+                          "-100 all but forbids a token, 100 all but forces it")
 
     def _check_end(self) -> None:
-        check(is_int(self.max_tokens) and self.max_tokens >= 1, "max_tokens", self.max_tokens,
-              "a whole number, 1 or more", "a request generates at least one token")
-        check(is_int(self.min_tokens) and 0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens,
-              f"a whole number from 0 to max_tokens={shown(self.max_tokens)}", "lower it or raise max_tokens")
-        check(all(is_int(t) and t >= 0 for t in self.stop_token_ids), "stop_token_ids", self.stop_token_ids,
-              "token ids, 0 or more", "pass a list of ints")
-        check(all(isinstance(s, str) and s for s in self.stop), "stop", self.stop, "texts of at least one character",
-              "pass a text or a list of texts")
+        check_request(is_int(self.max_tokens) and self.max_tokens >= 1, "max_tokens", self.max_tokens,
+                      "a whole number, 1 or more", "a request generates at least one token")
+        check_request(is_int(self.min_tokens) and 0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens,
+                      f"a whole number from 0 to max_tokens={shown(self.max_tokens)}", "lower it or raise max_tokens")
+        check_request(all(is_int(t) and t >= 0 for t in self.stop_token_ids), "stop_token_ids", self.stop_token_ids,
+                      "token ids, 0 or more", "pass a list of ints")
+        check_request(all(isinstance(s, str) and s for s in self.stop), "stop", self.stop, "texts of at least one character",
+                      "pass a text or a list of texts")
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
-            check(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False", "pass a bool")
+            check_request(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False", "pass a bool")
 
     def _check_report(self) -> None:
-        check(is_int(self.n) and 1 <= self.n <= MAX_SAMPLES, "n", self.n, f"a whole number, 1 or more, {MAX_SAMPLES} at most",
-              "use 1 for one sample")
-        check(self.n == 1 or self.temperature >= MIN_TEMPERATURE, "n", self.n, "1 with temperature 0",
-              "greedy samples are all alike: raise temperature or ask for one")
+        check_request(is_int(self.n) and 1 <= self.n <= MAX_SAMPLES, "n", self.n,
+                      f"a whole number, 1 or more, {MAX_SAMPLES} at most", "use 1 for one sample")
+        check_request(self.n == 1 or self.temperature >= MIN_TEMPERATURE, "n", self.n, "1 with temperature 0",
+                      "greedy samples are all alike: raise temperature or ask for one")
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
-            check(value is None or (is_int(value) and 0 <= value <= MAX_LOGPROBS), name, value,
-                  f"None or a whole number from 0 to {MAX_LOGPROBS}", "ask for fewer")
+            check_request(value is None or (is_int(value) and 0 <= value <= MAX_LOGPROBS), name, value,
+                          f"None or a whole number from 0 to {MAX_LOGPROBS}", "ask for fewer")

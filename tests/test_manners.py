@@ -10,7 +10,7 @@ import weakref
 import pytest
 import torch
 
-from nanovllm import LLM, SamplingParams
+from nanovllm import LLM, EngineError, SamplingParams
 from nanovllm.engine.sequence import Sequence
 from nanovllm.outputs import CompletionOutput, RequestOutput, Usage
 
@@ -57,7 +57,7 @@ def test_rebinding_the_name_frees_the_old_engine_defect_2(folder):
         gc.enable()
     llm.close()
     llm.close()
-    with pytest.raises(ValueError, match="it was closed"):
+    with pytest.raises(EngineError, match="it was closed"):
         llm.generate([[1]])
     assert repr(llm).endswith("closed)")
 

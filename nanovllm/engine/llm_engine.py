@@ -19,7 +19,7 @@ from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.utils.checks import check
+from nanovllm.utils.checks import check_request
 from nanovllm.utils.interrupts import uninterrupted
 from nanovllm.utils.numbers import as_token_ids, plain
 
@@ -74,15 +74,16 @@ class LLMEngine:
         return self.model_runner.failure
 
     def validate(self, prompt_token_ids: list[int], params: SamplingParams, priority: int = 0) -> None:
-        """Raise ValueError unless the request can be served to its end. Queues nothing."""
+        """Raise InvalidRequest unless the request can be served to its end. Queues nothing."""
         vocab_size = self.config.hf_config.vocab_size
         self.scheduler.validate(len(prompt_token_ids), params.max_tokens, priority)
         for token in _outside_vocabulary((*prompt_token_ids, *params.stop_token_ids, *(params.logit_bias or ())), vocab_size):
-            check(isinstance(token, int) and 0 <= token < vocab_size, "token id", token,
-                  f"a whole number in [0, {vocab_size}), the model's vocabulary", "encode the text with this model's tokenizer")
+            check_request(isinstance(token, int) and 0 <= token < vocab_size, "token id", token,
+                          f"a whole number in [0, {vocab_size}), the model's vocabulary",
+                          "encode the text with this model's tokenizer")
         ending = params.ending_tokens(self.config.eos_token_ids) if params.min_tokens else ()
-        check(len(ending) < vocab_size, "stop_token_ids", params.stop_token_ids,
-              "fewer than all tokens with min_tokens above 0", "leave one that may be drawn before min_tokens")
+        check_request(len(ending) < vocab_size, "stop_token_ids", params.stop_token_ids,
+                      "fewer than all tokens with min_tokens above 0", "leave one that may be drawn before min_tokens")
 
     def add_request(self, prompt_token_ids: list[int], params: SamplingParams | None = None, priority: int = 0) -> Sequence:
         """Queue a request and return its sequence, to be watched while `step` fills it. Raises as `validate` does.

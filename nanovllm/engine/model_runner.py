@@ -12,6 +12,7 @@ from nanovllm.engine.cuda_graphs import DecodeGraphs, RowKernels
 from nanovllm.engine.logprobs import LogprobReport, prompt_reports, sampled_report
 from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from nanovllm.engine.step_inputs import Layout, StepInputs, send
+from nanovllm.errors import EngineError
 from nanovllm.layers import row_state
 from nanovllm.layers.attention import select_backend
 from nanovllm.layers.attention_backends import import_error
@@ -85,7 +86,7 @@ class ModelRunner:
         try:
             self.kv_cache = self.cache_shape.allocate(self.num_blocks, self.device)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            raise RuntimeError(
+            raise EngineError(
                 f"the KV cache of {self.num_blocks} blocks ({self.num_blocks * self.bytes_per_block / 2**30:.2f} GiB) does "
                 f"not fit on {self.device}; lower num_kvcache_blocks or gpu_memory_utilization.") from error
         if self.device.type == "cuda" and not config.enforce_eager and self.backend.name != "torch":

@@ -5,7 +5,7 @@ from bisect import insort
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence, SequenceStatus
-from nanovllm.utils.checks import check
+from nanovllm.utils.checks import check, check_request
 from nanovllm.utils.numbers import is_int
 
 STEPS_PER_PRIORITY = 64  # what one unit of priority is worth, in steps of waiting
@@ -52,24 +52,24 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def validate(self, num_prompt_tokens: int, max_tokens: int, priority: int = 0) -> None:
-        """Raise ValueError for a request that could never finish, before anything is queued.
+        """Raise InvalidRequest for a request that could never finish, before anything is queued.
 
         The last generated token is never fed back, so a request needs cache for one token less than its length.
         """
-        check(is_int(priority) and abs(priority) <= 100, "priority", priority, "a whole number in [-100, 100]",
-              "use 0 for an ordinary request, less for one to be served sooner")
-        check(num_prompt_tokens >= 1, "prompt length", num_prompt_tokens, "at least 1 token", "pass a non-empty prompt")
-        check(num_prompt_tokens < self.max_model_len, "prompt length", num_prompt_tokens,
-              f"below max_model_len={self.max_model_len} tokens", "shorten the prompt or raise max_model_len")
+        check_request(is_int(priority) and abs(priority) <= 100, "priority", priority, "a whole number in [-100, 100]",
+                      "use 0 for an ordinary request, less for one to be served sooner")
+        check_request(num_prompt_tokens >= 1, "prompt length", num_prompt_tokens, "at least 1 token", "pass a non-empty prompt")
+        check_request(num_prompt_tokens < self.max_model_len, "prompt length", num_prompt_tokens,
+                      f"below max_model_len={self.max_model_len} tokens", "shorten the prompt or raise max_model_len")
         longest = min(num_prompt_tokens + max_tokens, self.max_model_len)
         capacity = self.block_manager.num_blocks * self.block_manager.block_size
-        check(longest - 1 <= capacity, "prompt + max_tokens", longest,
-              f"at most {capacity + 1} tokens, what a KV cache of {self.block_manager.num_blocks} blocks of "
-              f"{self.block_manager.block_size} can hold",
-              "lower max_tokens, shorten the prompt or raise num_kvcache_blocks")
+        check_request(longest - 1 <= capacity, "prompt + max_tokens", longest,
+                      f"at most {capacity + 1} tokens, what a KV cache of {self.block_manager.num_blocks} blocks of "
+                      f"{self.block_manager.block_size} can hold",
+                      "lower max_tokens, shorten the prompt or raise num_kvcache_blocks")
 
     def add(self, seq: Sequence) -> None:
-        """Queue a sequence. Raises ValueError when it could never finish."""
+        """Queue a sequence. Raises InvalidRequest when it could never finish."""
         self.validate(seq.num_prompt_tokens, seq.sampling_params.max_tokens, seq.priority)
         seq.place = self._line(seq)
         insort(self.waiting, seq, key=_place)

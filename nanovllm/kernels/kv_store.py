@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nanovllm.errors import InvalidArgument
+
 
 @triton.jit
 def _store_kernel(
@@ -31,12 +33,12 @@ def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mappin
 
     k_cache, v_cache: `[num_blocks, block_size, num_kv_heads, head_dim]`, contiguous. slot_mapping: `[num_tokens]`
     int64; token i goes to slot `block * block_size + offset`, nowhere when that is -1. k and v may be slices of a
-    packed projection: only their last dimension must be contiguous. ValueError if the layouts do not hold.
+    packed projection: only their last dimension must be contiguous. InvalidArgument if the layouts do not hold.
     """
     if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
-        raise ValueError(f"cache strides {k_cache.stride()}, {v_cache.stride()} must be contiguous; pass one layer's view")
+        raise InvalidArgument(f"cache strides {k_cache.stride()}, {v_cache.stride()} must be contiguous; pass one layer's view")
     if k.stride(-1) != 1 or v.stride(-1) != 1:
-        raise ValueError(f"k, v strides {k.stride()}, {v.stride()} must end in 1; call .contiguous() first")
+        raise InvalidArgument(f"k, v strides {k.stride()}, {v.stride()} must end in 1; call .contiguous() first")
     num_tokens, num_kv_heads, head_dim = k.shape
     if num_tokens == 0:
         return

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nanovllm.errors import InvalidArgument
 from nanovllm.kernels.device import has_pdl
 from nanovllm.kernels.rms_norm import rms_scale
 
@@ -89,10 +90,10 @@ def norm_rope_store(
     block_size, num_kv_heads, head_dim]`, contiguous. slot_mapping: `[num_tokens]` int64; -1 is not stored. stream: the
     residual stream, `[num_tokens, hidden_size]`, when the projection was given it as it is (see `models/fused.py`):
     everything is multiplied by 1 / rms of its row first.
-    ValueError if a layout does not hold.
+    InvalidArgument if a layout does not hold.
     """
     if not (qkv.is_contiguous() and k_cache.is_contiguous() and v_cache.is_contiguous()):
-        raise ValueError(f"strides {qkv.stride()}, {k_cache.stride()}, {v_cache.stride()} must be contiguous; "
+        raise InvalidArgument(f"strides {qkv.stride()}, {k_cache.stride()}, {v_cache.stride()} must be contiguous; "
                          "pass the projection's whole output and one layer's view of the cache")  # fmt: skip
     num_kv_heads, head_dim = k_cache.shape[2:]
     pdl = has_pdl(qkv.device)

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from nanovllm.errors import InvalidArgument
 from nanovllm.layers.attention_backends import FlashAttnBackend, TorchBackend, TritonBackend, import_error
 from nanovllm.utils.context import Context
 
@@ -80,7 +81,7 @@ def select_backend(
     The order is measured, not a matter of taste (H200, bf16, `benchmarks/results/`): ours decodes 256 sequences of about
     700 tokens in 0.178 ms to flash-attn's 0.198, 16 in 0.019 to 0.034, one in 0.007 to 0.017, and is level in prefill.
 
-    Raises ValueError, naming what is missing and the remedy, when `name` is unknown or cannot
+    Raises InvalidArgument, naming what is missing and the remedy, when `name` is unknown or cannot
     run with this device, dtype, head size or block size.
     """
     kinds: dict[str, type[AttentionBackend]] = {"triton": TritonBackend, "flash_attn": FlashAttnBackend, "torch": TorchBackend}
@@ -91,9 +92,9 @@ def select_backend(
         fits = (n for n in names if not _why_not(n, device, dtype, head_dim, block_size))
         return kinds[next(fits)]()
     if name not in kinds:
-        raise ValueError(f"attention_backend {name!r} is unknown; use one of 'auto', " + ", ".join(repr(n) for n in kinds))
+        raise InvalidArgument(f"attention_backend {name!r} is unknown; use one of 'auto', " + ", ".join(repr(n) for n in kinds))
     if reason := _why_not(name, device, dtype, head_dim, block_size):
-        raise ValueError(f"attention_backend {name!r} cannot be used: {reason}")
+        raise InvalidArgument(f"attention_backend {name!r} cannot be used: {reason}")
     return kinds[name]()
 
 
@@ -114,7 +115,7 @@ class Attention(nn.Module):
     ):
         super().__init__()
         if num_heads % num_kv_heads != 0:
-            raise ValueError(
+            raise InvalidArgument(
                 f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}; "
                 "every key/value head must serve the same number of query heads"
             )

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanovllm.errors import CheckpointError
 from nanovllm.utils.checks import check
 
 
@@ -36,11 +37,12 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def rope_theta(config: Any) -> float:
     """The base of a Hugging Face config, in either spelling (`rope_theta`, `rope_parameters`).
 
-    Raises ValueError for scaled RoPE, which this engine does not implement: ignoring it would change every answer.
+    Raises CheckpointError for scaled RoPE, which this engine does not implement: ignoring it would change every answer.
     """
     parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
-    check(kind == "default", "rope_type", kind, "'default'", "use a checkpoint without RoPE scaling")
+    check(kind == "default", "rope_type", kind, "'default'", "use a checkpoint without RoPE scaling", error=CheckpointError)
     theta: Any = parameters.get("rope_theta", getattr(config, "rope_theta", None))
-    check(theta is not None, "rope_theta", theta, "given in config.json", "add rope_theta to the model's config")
+    check(theta is not None, "rope_theta", theta, "given in config.json", "add rope_theta to the model's config",
+          error=CheckpointError)
     return float(theta)

@@ -21,7 +21,7 @@ class TensorParallel:
     group: object = None
 
     def shard(self, what: str, total: int) -> int:
-        """Size of one rank's share of `total`. Raises ValueError when it does not divide."""
+        """Size of one rank's share of `total`. Raises InvalidArgument when it does not divide."""
         check(total % self.size == 0, what, total, f"divisible by tensor_parallel_size={self.size}",
               "choose a size that divides it")
         return total // self.size

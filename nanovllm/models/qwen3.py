@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from nanovllm.errors import CheckpointError
 from nanovllm.layers.activation import SiluAndMul
 from nanovllm.layers.attention import Attention, AttentionBackend
 from nanovllm.layers.embed_head import ParallelLMHead, VocabParallelEmbedding
@@ -103,7 +104,7 @@ class Qwen3ForCausalLM(nn.Module):
     packed_modules: checkpoint names whose tensors are parts of one packed weight here.
     config_defaults: what a config.json says that leaves the key out, as transformers' class for the family has it.
 
-    Raises ValueError for configurations it would compute wrongly (scaled RoPE, sliding windows, other activations).
+    Raises CheckpointError for configurations it would compute wrongly (scaled RoPE, sliding windows, other activations).
     """
 
     packed_modules: ClassVar = {"q_proj": ("qkv_proj", "q"), "k_proj": ("qkv_proj", "k"), "v_proj": ("qkv_proj", "v"),
@@ -128,10 +129,11 @@ class Qwen3ForCausalLM(nn.Module):
 
     @classmethod
     def check_config(cls, config: Any) -> None:
-        """Raise ValueError for what this family would compute wrongly."""
-        check(config.hidden_act == "silu", "hidden_act", config.hidden_act, "'silu'", "use a checkpoint with this activation")
+        """Raise CheckpointError for what this family would compute wrongly."""
+        check(config.hidden_act == "silu", "hidden_act", config.hidden_act, "'silu'", "use a checkpoint with this activation",
+              error=CheckpointError)
         check(not getattr(config, "use_sliding_window", False), "use_sliding_window", True, "False",
-              "use a checkpoint with full attention")
+              "use a checkpoint with full attention", error=CheckpointError)
 
     def make_layer(self, index: int, config: Any, backend: AttentionBackend | None, rotary: RotaryEmbedding,
                    tp: TensorParallel, **factory: Any) -> Qwen3DecoderLayer:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from nanovllm.errors import CheckpointError
 from nanovllm.utils.checks import check
 
 if TYPE_CHECKING:
@@ -16,12 +17,12 @@ ARCHITECTURES = {"Qwen3ForCausalLM": "qwen3"}
 def model_class(architectures: Iterable[str]) -> type["Qwen3ForCausalLM"]:
     """The class of the first architecture that is implemented.
 
-    Raises ValueError, naming those that are, when none is.
+    Raises CheckpointError, naming those that are, when none is.
     """
     architectures = list(architectures)
     known = [name for name in architectures if name in ARCHITECTURES]
     check(bool(known), "architectures", architectures, f"one of {', '.join(ARCHITECTURES)}",
-          "use a checkpoint of one of these families")
+          "use a checkpoint of one of these families", error=CheckpointError)
     family = import_module(f"nanovllm.models.{ARCHITECTURES[known[0]]}")
     found: type[Qwen3ForCausalLM] = getattr(family, known[0])
     return found

@@ -13,6 +13,7 @@ import weakref
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from nanovllm.errors import CheckpointError, EngineError, InvalidArgument, NanoVLLMError
 from nanovllm.parallel.channel import Channel, wait
 from nanovllm.parallel.heartbeat import Heartbeat
 from nanovllm.parallel.processes import how_it_ended, mapped_shared_memory
@@ -22,6 +23,8 @@ GLANCE = 0.2  # seconds between two looks at the workers while waiting for them
 FAREWELL = 3.0  # seconds a worker gets to go by itself
 START_LIMIT = 120.0  # seconds without a sign of life while a worker starts: a slow disk may hold it up
 LAST_WORDS = 2000  # characters of a dead worker's output that go into the error
+# What a worker may raise while it starts that the caller is to see as it is.
+SETTING_ERRORS = {"ValueError": InvalidArgument, "InvalidArgument": InvalidArgument, "CheckpointError": CheckpointError}
 
 Reply = tuple[str, int, Any]  # what it is, the step that it belongs to, its content
 
@@ -67,7 +70,7 @@ class WorkerGroup:
         return self.close.alive
 
     def post(self, what: str, step: int, content: object = None) -> None:
-        """Send every rank one message. Raises RuntimeError when the workers are gone."""
+        """Send every rank one message. Raises EngineError when the workers are gone."""
         self._require_workers()
         with uninterrupted():
             message = pickle.dumps((what, step, content), pickle.HIGHEST_PROTOCOL)
@@ -77,8 +80,9 @@ class WorkerGroup:
     def replies(self, what: str, step: int, limit: float | None = None) -> list[Any]:
         """Wait for what every rank has to say of a step, and return it in rank order.
 
-        Answers to earlier steps, which an interrupt kept from being read, are dropped. Raises RuntimeError, after it has
-        ended all workers, when one died, hangs, or had an exception; a ValueError of theirs, as what it is.
+        Answers to earlier steps, which an interrupt kept from being read, are dropped. Raises EngineError, after it has
+        ended all workers, when one died, hangs, or had an exception; while they start, an InvalidArgument or CheckpointError
+        of theirs as it is.
         """
         self._require_workers()
         began = time.monotonic()
@@ -148,7 +152,7 @@ class WorkerGroup:
     def _require_workers(self) -> None:
         if not self.are_alive:
             reason = f"ended when {self.failure}" if self.failure else "closed"
-            raise RuntimeError(f"the workers of this engine were {reason}; make a new LLM.")
+            raise EngineError(f"the workers of this engine were {reason}; make a new LLM.")
 
     def fail(self, reason: str, step: int, raised: tuple[str, str, str] | None = None) -> NoReturn:
         """End all workers at once, and raise what happened. raised: (type, message, traceback) of an exception of theirs."""
@@ -157,10 +161,10 @@ class WorkerGroup:
         _kill(self._processes, self.shared_memory)
         self.close()
         when = f"in step {step}" if step else "while it was starting"
-        error: Exception = RuntimeError(f"{reason}, {when}. All {self.size} workers were ended, and the KV cache is lost with "
-                                        "them: make a new LLM.")
-        if raised and raised[0] == "ValueError" and not step:  # a setting that only they could judge
-            error = ValueError(raised[1])
+        error: NanoVLLMError = EngineError(f"{reason}, {when}. All {self.size} workers were ended, and the KV cache is lost "
+                                           "with them: make a new LLM.")
+        if raised and raised[0] in SETTING_ERRORS and not step:  # a setting that only they could judge
+            error = SETTING_ERRORS[raised[0]](raised[1])
         if raised:
             error.add_note(f"in the worker:\n{raised[2]}")
         for rank, text in enumerate(words):

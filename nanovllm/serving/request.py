@@ -12,7 +12,7 @@ from nanovllm.sampling_params import SamplingParams
 from nanovllm.serving.detokenizer import IncrementalDetokenizer
 from nanovllm.serving.stop_strings import StopStrings
 from nanovllm.serving.tokenizer import Tokenizer, require_tokenizer
-from nanovllm.utils.checks import check
+from nanovllm.utils.checks import check_request
 from nanovllm.utils.interrupts import uninterrupted
 from nanovllm.utils.numbers import as_token_ids, plain, shown
 
@@ -42,18 +42,18 @@ class Request:
     prompt: a text or token ids. tokenizer: None serves token ids only, and their output has no text. priority: less is
     served sooner; see `Scheduler`.
 
-    Raises ValueError, with nothing queued, when the request could not be served to its end.
+    Raises InvalidRequest, with nothing queued, when the request could not be served to its end.
     """
 
     def __init__(self, engine: LLMEngine, tokenizer: Tokenizer | None, prompt: str | list[int],
                  params: SamplingParams | None = None, priority: int = 0):
         params = params or SamplingParams()
-        check(isinstance(params, SamplingParams), "sampling_params", params, "SamplingParams", "pass a SamplingParams")
+        check_request(isinstance(params, SamplingParams), "sampling_params", params, "SamplingParams", "pass a SamplingParams")
         self.engine, self.tokenizer, self.params, self.priority = engine, tokenizer, params, plain(priority)
         self.prompt = prompt if isinstance(prompt, str) else None
         self.prompt_token_ids = self._encode(prompt) if isinstance(prompt, str) else as_token_ids(prompt)
-        check(tokenizer is not None or not params.stop, "stop", params.stop, "empty for a model without a tokenizer",
-              "use stop_token_ids")
+        check_request(tokenizer is not None or not params.stop, "stop", params.stop, "empty for a model without a tokenizer",
+                      "use stop_token_ids")
         engine.validate(self.prompt_token_ids, params, self.priority)
         self._samples: list[_Sample] = []
 
@@ -135,7 +135,7 @@ class Request:
         return [None, *(_entry(seq, position, k, self.tokenizer) for position in range(1, seq.num_prompt_tokens))]
 
     def _encode(self, text: str) -> list[int]:
-        check(text != "", "prompt", text, "at least one character", "pass a non-empty prompt")
+        check_request(text != "", "prompt", text, "at least one character", "pass a non-empty prompt")
         tokenizer = require_tokenizer(self.tokenizer, self.engine.config.model, "a text prompt")
         try:
             text.encode()

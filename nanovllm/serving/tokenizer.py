@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-from nanovllm.utils.checks import check
+from nanovllm.errors import InvalidRequest
 
 
 class Tokenizer(Protocol):
@@ -19,8 +19,8 @@ class Tokenizer(Protocol):
 
 
 def require_tokenizer(tokenizer: Tokenizer | None, model: str | Path, purpose: str) -> Tokenizer:
-    """The tokenizer. Raises ValueError when the model's folder had none."""
+    """The tokenizer. Raises InvalidRequest when the model's folder had none."""
     if tokenizer is None:
-        check(False, "model", str(model), f"a folder with a tokenizer.json for {purpose}",
-              "add the tokenizer's files, or pass lists of token ids")
+        raise InvalidRequest(f"model={str(model)!r}: must be a folder with a tokenizer.json for {purpose}; "
+                             "add the tokenizer's files, or pass lists of token ids.")
     return tokenizer

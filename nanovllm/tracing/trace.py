@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from nanovllm.engine.sequence import Sequence
+from nanovllm.errors import InvalidArgument
 from nanovllm.tracing.perfetto import perfetto_events
 from nanovllm.tracing.step_record import StepRecord
 from nanovllm.tracing.trace_file import PER_REQUEST, PagedRecords, TraceWriter, read_head
@@ -113,7 +114,7 @@ class Trace:
     def load(cls, path: str | Path) -> "Trace":
         """Open what `save` or a recording to a file wrote, finished or not. Reads records when they are asked for.
 
-        Raises ValueError for a file that is no trace, or one of another version of the format.
+        Raises InvalidArgument for a file that is no trace, or one of another version of the format.
         """
         meta, operations = read_head(path)
         return cls(meta, PagedRecords(path), operations)
@@ -131,9 +132,9 @@ class Trace:
         return data
 
     def _in_memory(self) -> list[StepRecord]:
-        """The records as a list that can grow. Raises TypeError for those of a loaded trace, which stay on disk."""
+        """The records as a list that can grow. Raises InvalidArgument for those of a loaded trace, which stay on disk."""
         if isinstance(self.records, PagedRecords):
-            raise TypeError(f"{self!r} was loaded from a file and cannot grow; record a new one.")
+            raise InvalidArgument(f"trace={self!r}: must be one that is being recorded; this one was loaded from a file.")
         return self.records
 
     def _prune(self) -> None:

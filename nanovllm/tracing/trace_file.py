@@ -15,6 +15,7 @@ from itertools import accumulate, zip_longest
 from pathlib import Path
 from typing import Any, overload
 
+from nanovllm.errors import InvalidArgument
 from nanovllm.tracing.step_record import StepRecord
 
 FORMAT_VERSION = 2
@@ -117,14 +118,14 @@ class PagedRecords(Sequence[StepRecord]):
 
 
 def read_head(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The meta and the profiled operations of a trace. Raises ValueError for another format."""
+    """The meta and the profiled operations of a trace. Raises InvalidArgument for another format."""
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: trace format version {_old_version(path)!r}: must be {FORMAT_VERSION}; "
+        raise InvalidArgument(f"{path}: trace format version {_old_version(path)!r}: must be {FORMAT_VERSION}; "
                          "record the trace again with this version.")
     with zipfile.ZipFile(path) as file:
         head = json.loads(file.read("head.json")) if "head.json" in file.namelist() else {}
         if head.get("version") != FORMAT_VERSION:
-            raise ValueError(f"{path}: trace format version {head.get('version')!r}: must be {FORMAT_VERSION}; "
+            raise InvalidArgument(f"{path}: trace format version {head.get('version')!r}: must be {FORMAT_VERSION}; "
                              "record the trace again with this version.")
         meta = head["meta"] | {name: {} for name in PER_REQUEST}
         for page in _page_heads(file):

@@ -20,8 +20,7 @@ import torch
 from nbclient import NotebookClient
 from torch.utils._triton import has_triton_package
 
-from nanovllm import LLM, AsyncLLM, SamplingParams
-from nanovllm.async_llm import RequestFailed
+from nanovllm import LLM, AsyncLLM, CheckpointError, EngineError, RequestFailed, SamplingParams
 from nanovllm.parallel import parallel_runner
 from nanovllm.parallel.channel import Channel, wait
 from nanovllm.parallel.worker_group import WorkerGroup
@@ -364,7 +363,7 @@ def test_close_and_del_end_workers_in_any_state(folder):
     llm.close()
     llm.close()
     assert time.monotonic() - began < 8 and gone(pids)
-    with pytest.raises(ValueError, match="it was closed"):
+    with pytest.raises(EngineError, match="it was closed"):
         llm.generate([[1]])
 
 
@@ -388,7 +387,7 @@ def test_what_cannot_be_divided_is_refused_with_the_reason_before_anything_start
 def test_a_setting_that_only_a_worker_can_judge_comes_back_as_it_is(folder, tmp_path):
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     (tmp_path / "model.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(ValueError, match="not a complete safetensors file") as caught:
+    with pytest.raises(CheckpointError, match="not a complete safetensors file") as caught:
         LLM(tmp_path, device="cpu", tensor_parallel_size=2)
     assert any("load_weights" in note for note in caught.value.__notes__)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from nanovllm.errors import CheckpointError, InvalidArgument, NanoVLLMError
+from nanovllm.layers.rotary_embedding import longest_context
 from nanovllm.models.registry import model_class
 from nanovllm.utils.checkpoint import quantization_method, read_json, weight_files
 from nanovllm.utils.checks import check
@@ -37,7 +38,7 @@ class Config:
     load_format: "auto" reads the folder's safetensors; "dummy" fills a model of that shape with random numbers where it
         lies, from config.json alone: to measure speed and memory without the weights.
     max_num_batched_tokens: tokens a step may compute. max_num_seqs: sequences that may run at once.
-    max_model_len: longest prompt + output; lowered to the model's max_position_embeddings when that is less.
+    max_model_len: longest prompt + output; lowered to the model's longest context when that is less.
     gpu_memory_utilization: share of the GPU's memory for weights, activations and the KV cache together.
     kvcache_block_size: tokens a block; None is 256 on a GPU (what flash-attn asks for) and 16 elsewhere.
     num_kvcache_blocks: None sizes the cache by the memory at hand.
@@ -100,10 +101,10 @@ class Config:
                   self.tensor_parallel_size, f"at most {torch.cuda.device_count() - self.device.index}, the GPUs that torch "
                   f"sees from {self.device} on", "every rank needs one of its own: lower it, or use device='cpu'")
         self.model = _folder(given["model"])
-        self.hf_config = load_hf_config(self.model, needs_weights=self.load_format == "auto")
+        self.hf_config = load_hf_config(self.model, self.load_format == "auto", self.max_model_len)
         self.dtype = self._resolve_dtype(given["dtype"])
         self.eos_token_ids = self._find_eos_token_ids()
-        self.max_model_len = min(self.max_model_len, self.hf_config.max_position_embeddings)
+        self.max_model_len = self.hf_config.max_model_len
         if given["async_scheduling"] is None:
             self.async_scheduling = self.device.type == "cuda"
         if given["kvcache_block_size"] is None:
@@ -164,10 +165,12 @@ def _device(given: str | torch.device) -> torch.device:
     return device
 
 
-def load_hf_config(folder: Path, needs_weights: bool = True) -> SimpleNamespace:
+def load_hf_config(folder: Path, needs_weights: bool = True, max_model_len: int | None = None) -> SimpleNamespace:
     """Read config.json, by the names that it uses; a null is as good as nothing.
 
     Raises CheckpointError unless the folder holds a model we implement, with weights that we read.
+
+    max_model_len: the longest sequence that is wanted; it comes back lowered to what the model can do, as one of the values.
 
     As plain values: transformers would say the same of the file, and takes a second or two to import.
     """
@@ -176,7 +179,8 @@ def load_hf_config(folder: Path, needs_weights: bool = True) -> SimpleNamespace:
     file = folder / "config.json"
     check(file.is_file(), "model", str(folder), "a folder with a config.json", "pass the folder the model was saved in",
           error=CheckpointError)
-    values = {name: value for name, value in read_json(file).items() if value is not None}
+    # But for one, in which null means something: that there is no window.
+    values = {name: value for name, value in read_json(file).items() if value is not None or name == "sliding_window"}
     architectures = values.get("architectures", [])
     family = model_class(architectures if isinstance(architectures, list) else [architectures])
     if needs_weights:
@@ -184,6 +188,9 @@ def load_hf_config(folder: Path, needs_weights: bool = True) -> SimpleNamespace:
             raise CheckpointError(f"{folder}: its weights are quantized ({method}), which is not implemented; "
                                   "use the original checkpoint.")
         weight_files(folder)
+    for other, name in family.config_aliases.items():
+        if other in values:
+            values.setdefault(name, values[other])
     # As transformers has it in every family.
     values = {"num_key_value_heads": values.get("num_attention_heads")} | family.config_defaults | values
     missing = [name for name in REQUIRED if values.get(name) is None]
@@ -201,6 +208,8 @@ def load_hf_config(folder: Path, needs_weights: bool = True) -> SimpleNamespace:
     check(dtype is not None, f"{file}: dtype", stored, f"one of {tuple(STORED_DTYPES)}", "copy the model's own file again",
           error=CheckpointError)
     config = SimpleNamespace(**values | {"dtype": dtype})
+    longest = longest_context(config)
+    config.max_model_len = longest if max_model_len is None else min(max_model_len, longest)
     family.check_config(config)
     return config
 

@@ -1,4 +1,4 @@
-"""What stands between the QKV projection and attention, in one pass: head norms, RoPE, and the store to the cache."""
+"""What stands between the QKV projection and attention, in one pass: bias, head norms, RoPE, and the store to the cache."""
 
 import triton
 import triton.language as tl
@@ -10,25 +10,36 @@ from nanovllm.kernels.rms_norm import rms_scale
 
 
 @triton.jit
-def _norm_rope(first, second, factor, weight_ptr, cos, sin, eps, HALF: tl.constexpr):
-    """Heads cut in the middle, `[heads, HALF]` each: their norm, then the turn of each pair (first[i], second[i])."""
+def _scaled(raw, factor, bias_ptr, places, inside, BIAS: tl.constexpr):
+    """raw * factor + bias, in float32; places: of the heads' channels in the projection's output."""
+    wide = raw.to(tl.float32) * factor
+    if BIAS:
+        wide += tl.load(bias_ptr + places, mask=inside, other=0.0).to(tl.float32)
+    return wide
+
+
+@triton.jit
+def _norm_rope(wide1, wide2, weight_ptr, cos, sin, eps, kind: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr):
+    """Heads cut in the middle, `[heads, HALF]` each: their norm, then the turn of each pair (wide1[i], wide2[i])."""
     i = tl.arange(0, HALF)
-    wide1, wide2 = first.to(tl.float32) * factor, second.to(tl.float32) * factor
-    scale = tl.rsqrt((tl.sum(wide1 * wide1, 1) + tl.sum(wide2 * wide2, 1)) / (2 * HALF) + eps)[:, None]
-    # Rounded where the plain layers round: after the norm and after its weight.
-    normed1 = ((wide1 * scale).to(first.dtype) * tl.load(weight_ptr + i)[None, :]).to(tl.float32)
-    normed2 = ((wide2 * scale).to(first.dtype) * tl.load(weight_ptr + HALF + i)[None, :]).to(tl.float32)
-    return (normed1 * cos - normed2 * sin).to(first.dtype), (normed2 * cos + normed1 * sin).to(first.dtype)
+    if NORM:
+        scale = tl.rsqrt((tl.sum(wide1 * wide1, 1) + tl.sum(wide2 * wide2, 1)) / (2 * HALF) + eps)[:, None]
+        # Rounded where the plain layers round: after the norm and after its weight.
+        wide1 = ((wide1 * scale).to(kind) * tl.load(weight_ptr + i)[None, :]).to(tl.float32)
+        wide2 = ((wide2 * scale).to(kind) * tl.load(weight_ptr + HALF + i)[None, :]).to(tl.float32)
+    return (wide1 * cos - wide2 * sin).to(kind), (wide2 * cos + wide1 * sin).to(kind)
 
 
 @triton.jit
 def _norm_rope_store_kernel(
     qkv_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, positions_ptr, cos_ptr, sin_ptr, q_weight_ptr, k_weight_ptr, eps,
-    stream_ptr, stream_size, stream_eps,
+    bias_ptr, stream_ptr, stream_size, stream_eps,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     Q_ROWS: tl.constexpr, KV_ROWS: tl.constexpr, STREAM_BLOCK: tl.constexpr, PDL: tl.constexpr,
+    NORM: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """One program takes one token, all its heads. Q_ROWS, KV_ROWS: the numbers of heads, rounded up to powers of two."""
+    kind: tl.constexpr = qkv_ptr.dtype.element_ty
     HALF: tl.constexpr = HEAD_DIM // 2
     WIDTH: tl.constexpr = NUM_KV_HEADS * HEAD_DIM
     token = tl.program_id(0).to(tl.int64)
@@ -39,10 +50,10 @@ def _norm_rope_store_kernel(
     sin = tl.load(sin_ptr + position * HALF + i)[None, :]
     row_ptr = qkv_ptr + token * (NUM_HEADS * HEAD_DIM + 2 * WIDTH)
     head, kv_head = tl.arange(0, Q_ROWS)[:, None], tl.arange(0, KV_ROWS)[:, None]
-    places = row_ptr + head * HEAD_DIM + i[None, :]
-    offsets = kv_head * HEAD_DIM + i[None, :]
+    q_offsets, offsets = head * HEAD_DIM + i[None, :], kv_head * HEAD_DIM + i[None, :]
+    places = row_ptr + q_offsets
     key_ptr, value_ptr = row_ptr + NUM_HEADS * HEAD_DIM, row_ptr + NUM_HEADS * HEAD_DIM + WIDTH
-    inside = kv_head < NUM_KV_HEADS
+    q_inside, inside = head < NUM_HEADS, kv_head < NUM_KV_HEADS
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -51,28 +62,33 @@ def _norm_rope_store_kernel(
         j = tl.arange(0, STREAM_BLOCK)
         stream = tl.load(stream_ptr + token * stream_size + j, mask=j < stream_size, other=0.0)
         factor = rms_scale(stream.to(tl.float32), stream_size, stream_eps)
-    first = tl.load(places, mask=head < NUM_HEADS, other=0.0)
-    second = tl.load(places + HALF, mask=head < NUM_HEADS, other=0.0)
+    first = tl.load(places, mask=q_inside, other=0.0)
+    second = tl.load(places + HALF, mask=q_inside, other=0.0)
     key1, key2 = tl.load(key_ptr + offsets, mask=inside, other=0.0), tl.load(key_ptr + HALF + offsets, mask=inside, other=0.0)
     value1, value2 = tl.load(value_ptr + offsets, mask=inside), tl.load(value_ptr + HALF + offsets, mask=inside)
 
-    first, second = _norm_rope(first, second, factor, q_weight_ptr, cos, sin, eps, HALF)
-    tl.store(places, first, mask=head < NUM_HEADS)
-    tl.store(places + HALF, second, mask=head < NUM_HEADS)
+    wide1 = _scaled(first, factor, bias_ptr, q_offsets, q_inside, BIAS)
+    wide2 = _scaled(second, factor, bias_ptr, q_offsets + HALF, q_inside, BIAS)
+    first, second = _norm_rope(wide1, wide2, q_weight_ptr, cos, sin, eps, kind, HALF, NORM)
+    tl.store(places, first, mask=q_inside)
+    tl.store(places + HALF, second, mask=q_inside)
     if slot >= 0:
-        key1, key2 = _norm_rope(key1, key2, factor, k_weight_ptr, cos, sin, eps, HALF)
+        k_bias_ptr, v_bias_ptr = bias_ptr + NUM_HEADS * HEAD_DIM, bias_ptr + NUM_HEADS * HEAD_DIM + WIDTH
+        wide1 = _scaled(key1, factor, k_bias_ptr, offsets, inside, BIAS)
+        wide2 = _scaled(key2, factor, k_bias_ptr, offsets + HALF, inside, BIAS)
+        key1, key2 = _norm_rope(wide1, wide2, k_weight_ptr, cos, sin, eps, kind, HALF, NORM)
         k_places, v_places = k_cache_ptr + slot * WIDTH + offsets, v_cache_ptr + slot * WIDTH + offsets
         tl.store(k_places, key1, mask=inside)
         tl.store(k_places + HALF, key2, mask=inside)
-        tl.store(v_places, (value1.to(tl.float32) * factor).to(value1.dtype), mask=inside)
-        tl.store(v_places + HALF, (value2.to(tl.float32) * factor).to(value2.dtype), mask=inside)
+        tl.store(v_places, _scaled(value1, factor, v_bias_ptr, offsets, inside, BIAS).to(kind), mask=inside)
+        tl.store(v_places + HALF, _scaled(value2, factor, v_bias_ptr, offsets + HALF, inside, BIAS).to(kind), mask=inside)
 
 
 def norm_rope_store(
     qkv: Tensor,
     positions: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
     eps: float,
     cos: Tensor,
     sin: Tensor,
@@ -81,15 +97,17 @@ def norm_rope_store(
     slot_mapping: Tensor,
     stream: Tensor | None = None,
     stream_eps: float = 0.0,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Norm and turn the query and key heads; send keys and values to their slots; return the queries.
 
     qkv: `[num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]`, contiguous; its query part is overwritten with the
     result, which comes back as `[num_tokens, num_heads, head_dim]`, a view. positions: `[num_tokens]`. q_weight,
-    k_weight: `[head_dim]`. cos, sin: `[max_positions, head_dim / 2]` float32. k_cache, v_cache: `[num_blocks,
-    block_size, num_kv_heads, head_dim]`, contiguous. slot_mapping: `[num_tokens]` int64; -1 is not stored. stream: the
-    residual stream, `[num_tokens, hidden_size]`, when the projection was given it as it is (see `models/fused.py`):
-    everything is multiplied by 1 / rms of its row first.
+    k_weight: `[head_dim]`, or None for heads without a norm. cos, sin: `[max_positions, head_dim / 2]` float32. k_cache,
+    v_cache: `[num_blocks, block_size, num_kv_heads, head_dim]`, contiguous. slot_mapping: `[num_tokens]` int64; -1 is not
+    stored. stream: the residual stream, `[num_tokens, hidden_size]`, when the projection was given it as it is (see
+    `models/fused.py`): everything is multiplied by 1 / rms of its row first. bias: what the projection left out, as long as
+    a row of qkv; it is added after that.
     InvalidArgument if a layout does not hold.
     """
     if not (qkv.is_contiguous() and k_cache.is_contiguous() and v_cache.is_contiguous()):
@@ -99,10 +117,12 @@ def norm_rope_store(
     pdl = has_pdl(qkv.device)
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     _norm_rope_store_kernel[(len(qkv),)](
-        qkv, k_cache, v_cache, slot_mapping, positions, cos, sin, q_weight, k_weight, eps,
+        qkv, k_cache, v_cache, slot_mapping, positions, cos, sin,
+        qkv if q_weight is None else q_weight, qkv if k_weight is None else k_weight, eps, qkv if bias is None else bias,
         qkv if stream is None else stream, 0 if stream is None else stream.shape[1], stream_eps,
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, Q_ROWS=triton.next_power_of_2(num_heads),
         KV_ROWS=triton.next_power_of_2(num_kv_heads),
         STREAM_BLOCK=0 if stream is None else triton.next_power_of_2(stream.shape[1]), PDL=pdl, launch_pdl=pdl, num_warps=4,
+        NORM=q_weight is not None, BIAS=bias is not None,
     )  # fmt: skip
     return qkv[:, : num_heads * head_dim].view(len(qkv), num_heads, head_dim)

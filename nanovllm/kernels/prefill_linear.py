@@ -68,9 +68,9 @@ def _gate_kernel(
 @triton.jit(do_not_specialize=["num_tokens"])
 def _qkv_kernel(
     q_ptr, k_cache_ptr, v_cache_ptr, x_desc, weight_desc, scale_ptr, positions_ptr, slots_ptr, cos_ptr, sin_ptr,
-    q_weight_ptr, k_weight_ptr, num_tokens, in_features, eps,
+    q_weight_ptr, k_weight_ptr, bias_ptr, num_tokens, in_features, eps,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    TOKENS: tl.constexpr, DEPTH: tl.constexpr, TURN: tl.constexpr,
+    TOKENS: tl.constexpr, DEPTH: tl.constexpr, TURN: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """One program computes one head of TOKENS tokens: a query, a key or a value."""
     HALF: tl.constexpr = HEAD_DIM // 2
@@ -82,13 +82,16 @@ def _qkv_kernel(
     token, dim, half = row * TOKENS + tl.arange(0, TOKENS), tl.arange(0, HEAD_DIM), tl.arange(0, HALF)
     inside = token < num_tokens
     acc = acc * tl.load(scale_ptr + token, mask=inside, other=0.0)[:, None]
+    if BIAS:
+        acc += tl.load(bias_ptr + head * HEAD_DIM + dim).to(tl.float32)[None, :]
     slot = tl.load(slots_ptr + token, mask=inside, other=-1)
     stored = (slot >= 0)[:, None]
     place = slot[:, None] * (NUM_KV_HEADS * HEAD_DIM) + head % NUM_KV_HEADS * HEAD_DIM  # NUM_HEADS is a multiple
     if head < NUM_HEADS + NUM_KV_HEADS:
-        weight_ptr = q_weight_ptr if head < NUM_HEADS else k_weight_ptr
-        normed = (acc * rms_scale(acc, HEAD_DIM, eps)[:, None]).to(kind) * tl.load(weight_ptr + dim)[None, :]
-        first, second = normed.to(tl.float32).reshape(TOKENS, 2, HALF).permute(0, 2, 1).split()
+        if NORM:
+            weight_ptr = q_weight_ptr if head < NUM_HEADS else k_weight_ptr
+            acc = ((acc * rms_scale(acc, HEAD_DIM, eps)[:, None]).to(kind) * tl.load(weight_ptr + dim)[None, :]).to(tl.float32)
+        first, second = acc.reshape(TOKENS, 2, HALF).permute(0, 2, 1).split()
         position = tl.load(positions_ptr + token, mask=inside, other=0)
         angles = position[:, None] * HALF + half[None, :]
         cos, sin = tl.load(cos_ptr + angles), tl.load(sin_ptr + angles)
@@ -129,8 +132,9 @@ def gated_linear(x: Tensor, weight: Tensor, scale: Tensor, tokens: int = TOKENS,
 
 
 def qkv_linear(
-    x: Tensor, weight: Tensor, scale: Tensor, positions: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float,
-    cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor, tokens: int = TOKENS,
+    x: Tensor, weight: Tensor, scale: Tensor, positions: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, eps: float,
+    cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor, bias: Tensor | None = None,
+    tokens: int = TOKENS,
 ) -> Tensor:  # fmt: skip
     """As `norm_rope_store` of scale * (x Wᵀ): the queries come back, keys and values go to their slots.
 
@@ -144,8 +148,9 @@ def qkv_linear(
     q = x.new_empty(num_tokens, num_heads, head_dim)
     _qkv_kernel[(triton.cdiv(num_tokens, tokens) * (num_heads + 2 * num_kv_heads),)](
         q, k_cache, v_cache, TensorDescriptor.from_tensor(x, [tokens, DEPTH]),
-        TensorDescriptor.from_tensor(weight, [head_dim, DEPTH]), scale, positions, slot_mapping, cos, sin, q_weight, k_weight,
+        TensorDescriptor.from_tensor(weight, [head_dim, DEPTH]), scale, positions, slot_mapping, cos, sin,
+        q if q_weight is None else q_weight, q if k_weight is None else k_weight, q if bias is None else bias,
         num_tokens, in_features, eps, NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, TOKENS=tokens,
-        DEPTH=DEPTH, TURN=ROWS_IN_TURN, num_warps=4, num_stages=3,
+        DEPTH=DEPTH, TURN=ROWS_IN_TURN, NORM=q_weight is not None, BIAS=bias is not None, num_warps=4, num_stages=3,
     )  # fmt: skip
     return q

@@ -12,16 +12,32 @@ from nanovllm.utils.checks import check
 class RotaryEmbedding(nn.Module):
     """RoPE (Su et al. 2021): channel i and i + head_dim/2 form a pair, turned by position * theta ** (-2i / head_dim).
 
+    frequencies: what takes the place of theta ** (-2i / head_dim), [head_dim / 2] float32, and factor: what cosines and
+    sines are multiplied by, in checkpoints that stretch RoPE to longer contexts.
+
     Owns a float32 table of cosines and sines, [max_positions, head_dim / 2]; bf16 could not tell apart the angles of
-    neighbouring positions far out. One instance a model, no global.
+    neighbouring positions far out. One instance per model, no global.
     """
 
-    def __init__(self, head_dim: int, max_positions: int, theta: float, *, device: torch.device | str | None = None):
+    def __init__(self, head_dim: int, max_positions: int, theta: float, *, frequencies: Tensor | None = None,
+                 factor: float = 1.0, device: torch.device | str | None = None):
         super().__init__()
         # On the CPU, so that every device holds the same table; in float32, the angles checkpoints were trained with.
-        frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, device="cpu").float() / head_dim)
+        if frequencies is None:
+            frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, device="cpu").float() / head_dim)
         angles = torch.arange(max_positions, device="cpu").float()[:, None] * frequencies
-        self.cos, self.sin = angles.cos().to(device or "cpu"), angles.sin().to(device or "cpu")
+        cos, sin = (angles.cos(), angles.sin()) if factor == 1 else (angles.cos() * factor, angles.sin() * factor)
+        self.cos, self.sin = cos.to(device or "cpu"), sin.to(device or "cpu")
+
+    @classmethod
+    def from_config(cls, config: Any, device: torch.device | str | None = None) -> "RotaryEmbedding":
+        """The table that a Hugging Face config asks for, as long as the model's longest context."""
+        parameters = rope_parameters(config)
+        frequencies, factor = None, 1.0
+        if parameters["rope_type"] != "default":
+            frequencies, factor = _scaled_frequencies(config, parameters)
+        return cls(config.head_dim, longest_context(config), parameters["rope_theta"], frequencies=frequencies,
+                   factor=factor, device=device)
 
     def forward(self, positions: Tensor, *heads: Tensor) -> tuple[Tensor, ...]:
         """positions: [num_tokens]; each of heads: [num_tokens, num_heads, head_dim] -> turned copies, same dtype."""
@@ -34,15 +50,60 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
 
 
-def rope_theta(config: Any) -> float:
-    """The base of a Hugging Face config, in either spelling (`rope_theta`, `rope_parameters`).
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
-    Raises CheckpointError for scaled RoPE, which this engine does not implement: ignoring it would change every answer.
+
+def rope_parameters(config: Any) -> dict[str, Any]:
+    """A Hugging Face config's RoPE in one spelling, with `rope_type` and `rope_theta`; it may use `rope_parameters`,
+    `rope_scaling`, `type` and a `rope_theta` at the top.
+
+    Raises CheckpointError for a kind that is not implemented: ignoring it would change every answer.
     """
-    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    check(kind == "default", "rope_type", kind, "'default'", "use a checkpoint without RoPE scaling", error=CheckpointError)
-    theta: Any = parameters.get("rope_theta", getattr(config, "rope_theta", None))
+    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kind = found.get("rope_type") or found.get("type") or "default"
+    check(kind in ROPE_TYPES, "rope_type", kind, f"one of {', '.join(ROPE_TYPES)}", "use a checkpoint with one of these",
+          error=CheckpointError)
+    theta: Any = found.get("rope_theta") or getattr(config, "rope_theta", None)
     check(theta is not None, "rope_theta", theta, "given in config.json", "add rope_theta to the model's config",
           error=CheckpointError)
-    return float(theta)
+    check(kind == "default" or found.get("factor") is not None, "rope_scaling", found, "with a factor",
+          "copy the model's own config.json again", error=CheckpointError)
+    part = found.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None)
+    check(part in (None, 1), "partial_rotary_factor", part, "absent or 1.0", "heads that turn in part are not implemented",
+          error=CheckpointError)
+    kept = {key: value for key, value in found.items() if key != "type"}
+    return kept | {"rope_type": kind, "rope_theta": float(theta)}
+
+
+def rope_theta(config: Any) -> float:
+    """The base of a Hugging Face config, in either spelling. Raises as `rope_parameters` does."""
+    theta: float = rope_parameters(config)["rope_theta"]
+    return theta
+
+
+def longest_context(config: Any) -> int:
+    """Tokens of the longest sequence for which the config's RoPE is meant, as vLLM reckons.
+
+    `linear` and `yarn` stretch what the model was trained with by their factor. `llama3` counts its stretch in
+    max_position_embeddings. `dynamic` stays at max_position_embeddings, where it changes nothing: beyond, its frequencies
+    depend on the length of the sequence, and keys that lie in the cache would have to be turned again.
+    """
+    parameters, trained = rope_parameters(config), int(config.max_position_embeddings)
+    if parameters["rope_type"] == "linear":
+        return int(trained * parameters["factor"])
+    if parameters["rope_type"] == "yarn":
+        original = parameters.get("original_max_position_embeddings") or trained
+        return max(trained, int(original * parameters["factor"]))
+    return trained
+
+
+def _scaled_frequencies(config: Any, parameters: dict[str, Any]) -> tuple[Tensor, float]:
+    """Frequencies and factor of a scaled RoPE, by transformers' own functions, which take a second or two to import."""
+    from transformers import LlamaConfig  # whose own defaults matter to none of them
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    plain = LlamaConfig(hidden_size=config.hidden_size, num_attention_heads=config.num_attention_heads,
+                        head_dim=config.head_dim, max_position_embeddings=config.max_position_embeddings,
+                        rope_parameters=dict(parameters))
+    frequencies, factor = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](plain, "cpu")
+    return frequencies.float(), float(factor)

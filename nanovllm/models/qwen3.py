@@ -11,10 +11,14 @@ from nanovllm.layers.attention import Attention, AttentionBackend
 from nanovllm.layers.embed_head import ParallelLMHead, VocabParallelEmbedding
 from nanovllm.layers.layernorm import RMSNorm
 from nanovllm.layers.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
-from nanovllm.layers.rotary_embedding import RotaryEmbedding, rope_theta
+from nanovllm.layers.rotary_embedding import RotaryEmbedding, longest_context
 from nanovllm.layers.tensor_parallel import TensorParallel
 from nanovllm.utils.checks import check
 from nanovllm.utils.context import Context
+
+# Keys of a config.json that change what is computed, with the value at which they do not.
+UNSUPPORTED = {"vision_config": None, "clip_qkv": None,
+               "attn_logit_softcapping": None, "final_logit_softcapping": None, "logit_scale": 1.0, "residual_multiplier": 1.0}
 
 
 class Qwen3Attention(nn.Module):
@@ -82,8 +86,7 @@ class Qwen3Model(nn.Module):
     def __init__(self, config: Any, make_layer: Callable[[int, RotaryEmbedding], nn.Module], tp: TensorParallel,
                  **factory: Any):
         super().__init__()
-        rotary = RotaryEmbedding(config.head_dim, config.max_position_embeddings, rope_theta(config),
-                                 device=factory.get("device"))
+        rotary = RotaryEmbedding.from_config(config, factory.get("device"))
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size, tp, **factory)
         self.layers = nn.ModuleList(make_layer(index, rotary) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, **factory)
@@ -99,18 +102,22 @@ class Qwen3ForCausalLM(nn.Module):
     """The model and its head. Owns the weights; the KV cache and the batch's layout are handed to every call.
 
     A relative of Qwen3 inherits all of it and says what differs: how it makes a layer, what its config means by a key that
-    is not there, what it cannot compute.
+    is not there, which layers have a window.
 
     packed_modules: checkpoint names whose tensors are parts of one packed weight here.
     config_defaults: what a config.json says that leaves the key out, as transformers' class for the family has it.
+    config_aliases: other spellings of a key.
 
-    Raises CheckpointError for configurations it would compute wrongly (scaled RoPE, sliding windows, other activations).
+    Raises CheckpointError for configurations it would compute wrongly (see `check_config`).
     """
 
-    packed_modules: ClassVar = {"q_proj": ("qkv_proj", "q"), "k_proj": ("qkv_proj", "k"), "v_proj": ("qkv_proj", "v"),
-                                "gate_proj": ("gate_up_proj", "gate"), "up_proj": ("gate_up_proj", "up")}
-    config_defaults: ClassVar = {"head_dim": 128, "hidden_act": "silu", "rms_norm_eps": 1e-6, "attention_bias": False,
-                                 "tie_word_embeddings": False, "eos_token_id": None}
+    packed_modules: ClassVar[dict[str, tuple[str, str]]] = {
+        "q_proj": ("qkv_proj", "q"), "k_proj": ("qkv_proj", "k"), "v_proj": ("qkv_proj", "v"),
+        "gate_proj": ("gate_up_proj", "gate"), "up_proj": ("gate_up_proj", "up")}
+    config_aliases: ClassVar[dict[str, str]] = {}
+    config_defaults: ClassVar[dict[str, Any]] = {
+        "head_dim": 128, "hidden_act": "silu", "rms_norm_eps": 1e-6, "attention_bias": False, "tie_word_embeddings": False,
+        "eos_token_id": None, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 
     def __init__(self, config: Any, backend: AttentionBackend | None, tp: TensorParallel = TensorParallel(), *,
                  device: Any = None, dtype: Any = None):
@@ -129,11 +136,27 @@ class Qwen3ForCausalLM(nn.Module):
 
     @classmethod
     def check_config(cls, config: Any) -> None:
-        """Raise CheckpointError for what this family would compute wrongly."""
+        """Raise CheckpointError for what this family would compute wrongly: other activations, windows that slide within
+        max_model_len (where the config has one, else within the longest context), keys of other families."""
         check(config.hidden_act == "silu", "hidden_act", config.hidden_act, "'silu'", "use a checkpoint with this activation",
               error=CheckpointError)
-        check(not getattr(config, "use_sliding_window", False), "use_sliding_window", True, "False",
-              "use a checkpoint with full attention", error=CheckpointError)
+        for key, neutral in UNSUPPORTED.items():
+            value = getattr(config, key, neutral)
+            check(value in (None, neutral), key, value, f"absent or {neutral}", "what it asks for is not implemented: use a "
+                  "checkpoint without it", error=CheckpointError)
+        window, longest = cls.sliding_window(config), getattr(config, "max_model_len", None) or longest_context(config)
+        check(window is None or longest <= window, "sliding_window", window, f"at least max_model_len={longest}",
+              f"layers that slide are not implemented, but within the window they need not: set max_model_len={window}",
+              error=CheckpointError)
+
+    @classmethod
+    def sliding_window(cls, config: Any) -> int | None:
+        """How many tokens the layers with a window see; None when none has one."""
+        if not getattr(config, "use_sliding_window", False):
+            return None
+        kinds = getattr(config, "layer_types", None)
+        slides = "sliding_attention" in kinds if kinds else config.max_window_layers < config.num_hidden_layers
+        return config.sliding_window if slides else None
 
     def make_layer(self, index: int, config: Any, backend: AttentionBackend | None, rotary: RotaryEmbedding,
                    tp: TensorParallel, **factory: Any) -> Qwen3DecoderLayer:

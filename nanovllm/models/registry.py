@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from nanovllm.models.qwen3 import Qwen3ForCausalLM
 
 # The name in a config.json, which is the class's here, too -> its file. Imported when a checkpoint asks for it.
-ARCHITECTURES = {"Qwen3ForCausalLM": "qwen3"}
+ARCHITECTURES = {"Qwen3ForCausalLM": "qwen3", "Qwen3MoeForCausalLM": "qwen3_moe", "Qwen2ForCausalLM": "qwen2",
+                 "LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral"}
 
 
 def model_class(architectures: Iterable[str]) -> type["Qwen3ForCausalLM"]:

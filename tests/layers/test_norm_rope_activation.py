@@ -74,12 +74,12 @@ def test_both_spellings_of_theta(config):
 
 
 @pytest.mark.parametrize("config", [
-    SimpleNamespace(rope_theta=5e5, rope_scaling={"rope_type": "yarn", "factor": 4.0}),
-    SimpleNamespace(rope_theta=5e5, rope_scaling={"type": "yarn", "factor": 4.0}),
-    SimpleNamespace(rope_parameters={"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0}),
+    SimpleNamespace(rope_theta=5e5, rope_scaling={"rope_type": "longrope", "factor": 4.0}),
+    SimpleNamespace(rope_theta=5e5, rope_scaling={"type": "longrope", "factor": 4.0}),
+    SimpleNamespace(rope_parameters={"rope_type": "longrope", "rope_theta": 5e5, "factor": 4.0}),
 ])
-def test_scaled_rope_is_refused_not_ignored_defect_22(config):
-    with pytest.raises(ValueError, match=r"rope_type='yarn'.*RoPE scaling"):
+def test_rope_of_an_unknown_kind_is_refused_not_ignored_defect_22(config):
+    with pytest.raises(ValueError, match=r"rope_type='longrope'.*default, linear, dynamic, yarn, llama3"):
         rope_theta(config)
 
 

@@ -1,5 +1,6 @@
 """Logits against transformers in float32, whole prompts and in pieces; and configurations the model must refuse."""
 
+from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
@@ -7,14 +8,11 @@ import torch
 from transformers import Qwen3Config
 
 from nanovllm.config import OFFLINE_MODEL
-from nanovllm.layers.attention import select_backend
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
-from nanovllm.utils.context import Context
-from nanovllm.utils.loader import load_weights
 
 from ..checkpoints import TINY, random_checkpoint, reference
+from .paged import Cache, error, our_model
 
-BLOCK_SIZE = 4
 LIMIT = 1e-4  # relative, float32
 SHAPES = {  # GQA 1, 2, 4 and 8; head_dim 32, 64 and 128; tied or not; with biases or not; small and large bases
     "gqa1_hd32": dict(num_attention_heads=4, num_key_value_heads=4),
@@ -27,42 +25,6 @@ SHAPES = {  # GQA 1, 2, 4 and 8; head_dim 32, 64 and 128; tied or not; with bias
     "gqa4_hd64_bias_untied": dict(num_attention_heads=8, num_key_value_heads=2, head_dim=64, attention_bias=True,
                                   tie_word_embeddings=False),
 }
-
-
-def our_model(folder, config) -> Qwen3ForCausalLM:
-    backend = select_backend("torch", device="cpu", dtype=torch.float32, head_dim=config.head_dim, block_size=BLOCK_SIZE)
-    model = Qwen3ForCausalLM(config, backend, device="cpu", dtype=torch.float32)
-    load_weights(model, folder)
-    return model.eval()
-
-
-class Cache:
-    """A paged cache for a few sequences, each with its own blocks, interleaved so that no two of one are neighbours."""
-
-    def __init__(self, config, num_seqs: int, blocks_per_seq: int = 16):
-        self.kv = torch.full((config.num_hidden_layers, 2, num_seqs * blocks_per_seq, BLOCK_SIZE, config.num_key_value_heads,
-                              config.head_dim), float("nan"))
-        self.tables = torch.arange(num_seqs * blocks_per_seq, dtype=torch.int32).view(blocks_per_seq, num_seqs).T.contiguous()
-
-    @torch.inference_mode()
-    def run(self, model, pieces: list[tuple[int, list[int], int]]) -> list[torch.Tensor]:
-        """pieces: (sequence, token ids, position of the first); decodes come first. Returns the logits of each piece's rows."""
-        lens = [len(ids) for _, ids, _ in pieces]
-        positions = torch.cat([torch.arange(start, start + len(ids)) for _, ids, start in pieces])
-        tables = self.tables[[seq for seq, _, _ in pieces]]
-        owner = torch.repeat_interleave(torch.arange(len(pieces)), torch.tensor(lens))
-        slots = tables[owner, positions // BLOCK_SIZE].long() * BLOCK_SIZE + positions % BLOCK_SIZE
-        context_lens = [start + len(ids) for _, ids, start in pieces]
-        context = Context(
-            cu_seqlens_q=torch.tensor([0, *lens]).cumsum(0).int(), context_lens=torch.tensor(context_lens, dtype=torch.int32),
-            block_tables=tables, slot_mapping=slots, max_seqlen_q=max(lens), max_seqlen_k=max(context_lens),
-            num_decodes=sum(n == 1 for n in lens), last_rows=torch.arange(sum(lens)))
-        hidden = model(torch.tensor([t for _, ids, _ in pieces for t in ids]), positions, self.kv, context)
-        return list(model.compute_logits(hidden).split(lens))
-
-
-def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 @pytest.fixture(scope="module", params=["offline", *SHAPES])
@@ -116,13 +78,15 @@ def test_rope_theta_at_the_top_of_the_config_means_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}), "rope_type='yarn'"),
+    (dict(rope_parameters={"rope_type": "longrope", "rope_theta": 1e6, "factor": 4.0, "long_factor": [1.0] * 16,
+                           "short_factor": [1.0] * 16}), "rope_type='longrope'"),
     (dict(hidden_act="gelu"), "hidden_act='gelu'"),
-    (dict(use_sliding_window=True, sliding_window=8), "use_sliding_window=True"),
+    (dict(use_sliding_window=True, sliding_window=8, max_window_layers=1), "sliding_window=8.*max_model_len=8"),
+    (dict(partial_rotary_factor=0.5), "partial_rotary_factor=0.5"),
 ])
 def test_what_it_would_compute_wrongly_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        Qwen3ForCausalLM(Qwen3Config(**TINY | change), None)
+        Qwen3ForCausalLM(Qwen3Config(**deepcopy(TINY) | change), None)
 
 
 def test_parameters_are_made_where_and_as_told_and_no_default_changes():

@@ -163,7 +163,7 @@ def serve() -> None:
     llm = LLM(**ENGINE)
     try:
         with bind("127.0.0.1", 0) as listener:
-            Server(create_app(AsyncLLM(llm)), 10, "warning").run(sockets=[listener])
+            Server(create_app(AsyncLLM(llm), generation_config="vllm"), 10, "warning").run(sockets=[listener])
     except KeyboardInterrupt:
         pass
     engine = llm.engine

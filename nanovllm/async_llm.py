@@ -89,11 +89,18 @@ class AsyncLLM:
         """Continue one conversation in the model's own chat format; see `LLM.chat`."""
         return await self.generate(self.llm.render_chat(messages, **template_arguments), sampling_params)
 
-    async def submit(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, wants_deltas: bool = True
-                     ) -> "AsyncRequest":
-        """Queue one prompt and return at once, with a handle on the request. Raises as `generate` does."""
-        self._thread.check_room(1)  # before the work of encoding
-        request = await asyncio.to_thread(Request, self.llm.engine, self.llm.tokenizer, prompt, sampling_params)
+    def check_room(self, num_samples: int) -> None:
+        """Raise QueueFull unless so many samples may be queued now; RequestFailed when nothing is served any more."""
+        self._thread.check_room(num_samples)
+
+    async def submit(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0,
+                     wants_deltas: bool = True) -> "AsyncRequest":
+        """Queue one prompt and return at once, with a handle on the request. Raises as `generate` does.
+
+        priority: less is served sooner; see `Scheduler`.
+        """
+        self.check_room(1)  # before the work of encoding
+        request = await asyncio.to_thread(Request, self.llm.engine, self.llm.tokenizer, prompt, sampling_params, priority)
         handle = AsyncRequest(self, request, wants_deltas)
         self._thread.submit(handle)
         return handle

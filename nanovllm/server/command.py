@@ -35,6 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="samples that may wait for their first step; more are refused with status 429")
     server.add_argument("--max-body-bytes", type=int, default=4 * 2**20, metavar="N",
                         help="largest body of a request; larger ones are refused with status 413")
+    server.add_argument("--receive-seconds", type=float, default=60, metavar="S",
+                        help="how long a client may take to send a request, or to read nothing of its answer")
+    server.add_argument("--generation-config", default="auto", choices=("auto", "vllm"),
+                        help="auto: requests that do not say how to draw get what the model's generation_config.json "
+                             "recommends; vllm: they get temperature 1 and no filters")
+    server.add_argument("--allow-origin", action="append", default=argparse.SUPPRESS, metavar="ORIGIN",
+                        help="a web page's origin whose scripts may use the server, such as http://localhost:3000; * is every "
+                             "one; may be given several times (default: none)")
+    server.add_argument("--allow-host", action="append", default=argparse.SUPPRESS, metavar="NAME",
+                        help="a name that the server is reached by, *.example.com or *; may be given several times (default: "
+                             "this machine's own when it listens there only, else any)")
+    server.add_argument("--public-metrics", action="store_true", help="answer /metrics without the key")
     server.add_argument("--shutdown-seconds", type=float, default=10, metavar="S",
                         help="how long running requests may take to end after Ctrl-C or SIGTERM")
     server.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"),

@@ -1,5 +1,6 @@
 """Every error a client can meet, in the OpenAI API's envelope."""
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,6 +11,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from nanovllm.errors import CheckpointError, EngineError, InvalidArgument, QueueFull, RequestFailed
+from nanovllm.server.schemas import ErrorBody
+
+LONGEST_MESSAGE = 600  # characters; what a client sent comes back in it, and may have been megabytes
+LONGEST_PARAM = 100
+
+logger = logging.getLogger("nanovllm.server")
 
 
 class UnknownModel(LookupError):
@@ -37,12 +44,23 @@ ANSWERS: dict[type[Exception], Answer] = {
 }
 """The nearest class decides."""
 
-TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+_MEANINGS = {400: "The request cannot be served; `param` names the field", 401: "The API key is wrong or missing",
+             403: "The Host header names another machine", 404: "There is no such model or endpoint",
+             408: "The body did not arrive in time", 413: "The body is too large", 415: "The body is not declared as JSON",
+             429: "Too many requests wait; ask again later", 500: "A step of the engine failed, or there is a bug",
+             503: "The engine is closed"}
+REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody, "description": meaning}
+                                             for status, meaning in _MEANINGS.items()}
+"""What the OpenAPI document says of every endpoint that takes a body."""
+REFUSALS_OF_GET: dict[int | str, dict[str, Any]] = {status: REFUSALS[status] for status in (401, 403, 500)}
 
 
-def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> ErrorBody:
     kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    param = None if param is None else _shortened(param, LONGEST_PARAM)
+    return {"error": {"message": _shortened(message, LONGEST_MESSAGE), "type": kind, "param": param, "code": code}}
 
 
 def error_response(status: int, message: str, param: str | None = None, code: str | None = None,
@@ -54,31 +72,38 @@ def response_to(request: Request, error: Exception) -> JSONResponse:
     """What the table says of an exception."""
     status, param, code, headers = next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
     message = str(error)
+    if isinstance(error, RequestFailed):
+        log_failure(error)
     if status == 400:
         param = _field_at_fault(message, "messages" if "chat" in request.url.path else "prompt")
     elif status == 500 and not request.app.state.server.llm.is_open:
         status = 503
-    elif not isinstance(error, (LookupError, ValueError, EngineError)):
+    elif ANSWERS[Exception].status == status and not isinstance(error, (ValueError, EngineError)):
         message = f"{type(error).__name__}: {error}"
     return error_response(status, message, param, code, headers)
 
 
-def _field_at_fault(message: str, default: str) -> str:
-    """The field that a message of `check` begins with; what names none is about the prompt's tokens."""
-    named = re.match(r"([a-z_]+)(\[\d+\])?=", message)
-    return named[1] if named and named[1] != "message" else default
+def log_failure(error: RequestFailed) -> None:
+    """Log what made a request fail, with its traceback: once, however many requests it ended."""
+    cause = error.__cause__
+    if cause is not None and not getattr(cause, "nanovllm_logged", False):
+        cause.nanovllm_logged = True  # type: ignore[attr-defined]
+        logger.error("%s", error, exc_info=cause)
 
 
-def malformed_body(_: Request, error: Exception) -> JSONResponse:
+def malformed_body(request: Request, error: Exception) -> JSONResponse:
     """What the body's validation says, in the words of the first thing that is wrong."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return error_response(400, f"The body is not valid JSON: {first['ctx']['error']}.")
+    if isinstance(error.body, bytes):  # nobody has tried to read it
+        declared = request.headers.get("content-type")
+        return error_response(415, f"Content-Type={declared!r}: must be 'application/json'; send that header with the body.")
     where = [part for part in first["loc"] if part != "body"]
     param = ".".join(map(str, where)) or None
     message = "unknown field" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-    return error_response(400, f"{param or 'body'}: {message}.", param)
+    return error_response(400, f"{_shortened(param or 'body', LONGEST_PARAM)}: {message}.", param)
 
 
 def http_error(_: Request, error: Exception) -> JSONResponse:
@@ -87,8 +112,21 @@ def http_error(_: Request, error: Exception) -> JSONResponse:
 
 
 def install(app: FastAPI) -> None:
-    """Have `app` answer its exceptions in the envelope."""
+    """Have `app` answer its exceptions in the envelope; what is in the table as Exception is `RequestIds`' affair."""
     app.add_exception_handler(RequestValidationError, malformed_body)
     app.add_exception_handler(HTTPException, http_error)
     for kind in ANSWERS:
-        app.add_exception_handler(kind, response_to)
+        if kind is not Exception:
+            app.add_exception_handler(kind, response_to)
+
+
+def _field_at_fault(message: str, default: str) -> str:
+    """The field that a message of `check` begins with; what names none is about the prompt's tokens."""
+    named = re.match(r"([a-z_]+)(\[\d+\])?=", message)
+    return named[1] if named and named[1] != "message" else default
+
+
+def _shortened(text: str, longest: int) -> str:
+    """The text as JSON can carry it, its middle left out when it is long: limit and remedy stand at the end."""
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if len(text) <= longest else f"{text[:longest // 2]} … {text[len(text) - longest // 2:]}"

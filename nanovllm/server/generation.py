@@ -1,68 +1,97 @@
 """The endpoints that generate text: /v1/completions and /v1/chat/completions."""
 
 import asyncio
-import inspect
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from transformers import PreTrainedTokenizerBase
 
-from nanovllm.llm import Prompt
+from nanovllm.async_llm import AsyncRequest
+from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.server.protocol import ChatCompletionRequest, CompletionRequest
+from nanovllm.server.errors import REFUSALS
+from nanovllm.server.prompts import EncodedPrompt
+from nanovllm.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from nanovllm.server.replies import ChatReply, CompletionReply
+from nanovllm.server.request_ids import request_id_of
+from nanovllm.server.schemas import ChatCompletionBody, CompletionBody
 from nanovllm.server.state import ServerState, State
 from nanovllm.server.streaming import ClientDisconnected, EventStream, unless_disconnected
-from nanovllm.utils.checks import check
 
 router = APIRouter()
 
-DEFAULT_MAX_TOKENS = 16  # of a completion, as in the OpenAI API; a chat's answer may take all the room there is
 
-TEMPLATE_ARGUMENTS = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+def _answers(model: type) -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI document says of a generating endpoint."""
+    events = {"text/event-stream": {"schema": {"type": "string"}}}
+    return {200: {"model": model, "content": events, "description": "The whole answer, or with `stream` its pieces as "
+                  "server-sent events, the last of them `[DONE]`"}, **REFUSALS}
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=_answers(CompletionBody))
 async def completions(body: CompletionRequest, request: Request, state: State) -> Response:
     """Continue one prompt or several."""
-    state.require_model(body.model)
-    params = body.sampling_params(state.vocab_size, DEFAULT_MAX_TOKENS)
-    reply = CompletionReply(state.model_name, params.n, params.logprobs, body.include_usage)
-    return await answer(state, request, body.prompt, params, reply, stream=bool(body.stream))
+    params = check_request(state, body, len(body.prompt))
+    prompts = await asyncio.to_thread(state.encoder.completion, body)
+    reply = CompletionReply(body, params, state.model_name, request_id_of(request, body.request_id), state.encoder.decode)
+    running = await submit(state, body, prompts, params)
+    texts = [state.encoder.decode(p.token_ids) if reply.echoes and p.text is None else p.text for p in prompts]
+    if body.stream:
+        return EventStream(running, reply, texts)
+    outputs = await outputs_of(request, running)
+    return client_has_left() if outputs is None else JSONResponse(reply.whole(outputs, texts))
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=_answers(ChatCompletionBody))
 async def chat_completions(body: ChatCompletionRequest, request: Request, state: State) -> Response:
     """Write the assistant's next message of a conversation."""
+    params = check_request(state, body, 1)
+    prompt = await asyncio.to_thread(state.encoder.chat, body)
+    reply = ChatReply(body, params, state.model_name, request_id_of(request, body.request_id))
+    running = await submit(state, body, [prompt], params)
+    if body.stream:
+        return EventStream(running, reply, [prompt.text])
+    outputs = await outputs_of(request, running)
+    return client_has_left() if outputs is None else JSONResponse(reply.whole(outputs[0]))
+
+
+def check_request(state: ServerState, body: GenerationRequest, num_prompts: int) -> SamplingParams:
+    """Everything that can be said against a request before the work of encoding its prompt."""
     state.require_model(body.model)
-    prompt = await asyncio.to_thread(chat_token_ids, state, body)
-    params = body.sampling_params(state.vocab_size, state.room_after(len(prompt)))
-    reply = ChatReply(state.model_name, params.n, params.logprobs, body.include_usage)
-    return await answer(state, request, [prompt], params, reply, stream=bool(body.stream))
+    params = body.sampling_params(state.vocab_size, state.defaults)
+    state.check_room(num_prompts * params.n)
+    return params
 
 
-async def answer(state: ServerState, request: Request, prompts: list[Prompt], params: SamplingParams, reply: CompletionReply,
-                 *, stream: bool) -> Response:
-    """Run the prompts, and abort them when the client disconnects."""
-    running = await state.submit(prompts, params, wants_deltas=stream)
-    if stream:
-        return EventStream(running, reply)
+async def submit(state: ServerState, body: GenerationRequest, prompts: list[EncodedPrompt], params: SamplingParams
+                 ) -> list[AsyncRequest]:
+    """Queue all prompts of one call, or none: what is queued already is aborted when a later one is refused."""
+    own_params = []
+    for prompt in prompts:
+        num_tokens = len(prompt.token_ids)
+        own_params.append(body.fit(params, num_tokens, state.room_after(num_tokens), state.defaults))
+    running: list[AsyncRequest] = []
     try:
-        outputs = await unless_disconnected(request.receive, asyncio.gather(*(r.output() for r in running)))
+        for prompt, own in zip(prompts, own_params):
+            running.append(await state.llm.submit(prompt.token_ids, own, priority=body.priority or 0,
+                                                  wants_deltas=bool(body.stream)))
+    except BaseException:
+        for request in running:
+            request.abort()
+        raise
+    return running
+
+
+async def outputs_of(request: Request, running: list[AsyncRequest]) -> list[RequestOutput] | None:
+    """Wait for the whole answers; None when the client disconnects first, which aborts them."""
+    try:
+        return await unless_disconnected(request.receive, asyncio.gather(*(each.output() for each in running)))
     except ClientDisconnected:
-        return Response(status_code=499)  # nobody reads it but the log
+        return None
     finally:
-        for r in running:
-            r.abort()
-    return JSONResponse(reply.whole(outputs))
+        for each in running:
+            each.abort()
 
 
-def chat_token_ids(state: ServerState, body: ChatCompletionRequest) -> list[int]:
-    """The prompt's tokens, as the model's chat template writes them."""
-    extras = body.chat_template_kwargs or {}
-    for key in extras:  # a template's own variables, never the tokenizer's arguments: a template is a program
-        check(key not in TEMPLATE_ARGUMENTS, "chat_template_kwargs", key, "a variable of the model's chat template",
-              "leave it out")
-    text = state.sync_llm.render_chat([message.for_template() for message in body.messages], **extras)
-    token_ids: list[int] = state.sync_llm.tokenizer.encode(text)
-    return token_ids
+def client_has_left() -> Response:
+    return Response(status_code=499)  # nobody reads it but the log

@@ -40,6 +40,7 @@ class Metrics:
         self.inter_token = histogram("inter_token_seconds", "From one token of a sample to its next.")
         self.total = histogram("request_seconds", "From a request's arrival to its last token.")
         self.registry.register(self)
+        self.num_in_progress = 0  # calls of the OpenAI API that are being answered
 
     def observe(self, output: RequestOutput) -> None:
         """Count a request that has ended."""
@@ -80,7 +81,7 @@ class Metrics:
 
 
 class CountResponses:
-    """ASGI middleware that counts answers by their status."""
+    """ASGI middleware that counts answers by their status, and the calls of the API that have none yet or only a part."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics):
         self.app, self.metrics = app, metrics
@@ -91,4 +92,9 @@ class CountResponses:
                 self.metrics.responses.labels(str(message["status"])).inc()
             await send(message)
 
-        await self.app(scope, receive, counted)
+        in_progress = int(scope["type"] == "http" and scope["method"] == "POST" and scope["path"].startswith("/v1/"))
+        self.metrics.num_in_progress += in_progress
+        try:
+            await self.app(scope, receive, counted)
+        finally:
+            self.metrics.num_in_progress -= in_progress

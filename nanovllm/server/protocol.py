@@ -1,168 +1,217 @@
 """What a client may ask for: the OpenAI API's request bodies, field by field, and what of it the engine is told.
 
 A field that is not known is refused, and so is one that is known and not served, unless it asks for nothing: a client
-never believes that something happened which did not.
+never believes that something happened which did not. What is null asks for nothing, known or not.
 """
 
-import re
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nanovllm.sampling_params import MAX_LOGPROBS, SamplingParams
+from nanovllm.server.defaults import SamplingDefaults
+from nanovllm.server.fields import Content, LogitBias, Prompts, Seed, StopStrings, TokenIds, only
 from nanovllm.utils.checks import check
 
-
-def _only(*neutral: Any) -> AfterValidator:
-    """What validates a field that is not served: it may only hold a value that asks for nothing."""
-    def validate(value: Any) -> Any:
-        if value is not None and value not in neutral:
-            raise ValueError("this server does not offer it; leave it out")
-        return value
-    return AfterValidator(validate)
+DEFAULT_MAX_TOKENS = 16  # of a completion, as in the OpenAI API; a chat's answer may take all the room there is
+NO_LIMIT = 2**31
 
 
-def _is_text(value: Any) -> bool:
-    """JSON can spell half a surrogate pair, which is no character."""
-    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+class Body(BaseModel):
+    """What all bodies have in common: they are strict, and an unknown field is an error unless it is null."""
 
-
-def _texts(value: Any) -> list[str]:
-    if value is None or _is_text(value):
-        return [value] if value else []
-    if not (isinstance(value, list) and all(map(_is_text, value))):
-        raise ValueError("must be a text or a list of texts")
-    texts: list[str] = value
-    return texts
-
-
-def _prompts(value: Any) -> list[str | list[int]]:
-    """Every prompt as a text or a list of token ids."""
-    def is_token_ids(ids: Any) -> bool:
-        return isinstance(ids, list) and bool(ids) and all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
-    if _is_text(value) or is_token_ids(value):
-        return [value]
-    if isinstance(value, list) and value and (all(map(_is_text, value)) or all(map(is_token_ids, value))):
-        prompts: list[str | list[int]] = value
-        return prompts
-    raise ValueError("must be a text, a list of texts, a list of token ids or a list of such lists, and none of them empty")
-
-
-def _content(value: Any) -> str:
-    """A message's text, of one piece or of several parts."""
-    if isinstance(value, list):
-        if not all(isinstance(part, dict) and part.get("type") == "text" and _is_text(part.get("text")) for part in value):
-            raise ValueError("parts must be of type 'text'; this server reads nothing else")
-        return "".join(part["text"] for part in value)
-    if not _is_text(value):
-        raise ValueError("must be a text or a list of parts of type 'text'")
-    content: str = value
-    return content
-
-
-class _Body(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_unknown_nulls(cls, body: Any) -> Any:
+        if isinstance(body, dict):
+            return {name: value for name, value in body.items() if value is not None or name in cls.model_fields}
+        return body
 
-class StreamOptions(_Body):
+
+class StreamOptions(Body):
     include_usage: bool | None = None
-    include_obfuscation: Annotated[Any, _only(False)] = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: Annotated[bool | None, only(False)] = None
 
 
-class GenerationRequest(_Body):
+class GenerationRequest(Body):
     """What completions and chat completions have in common. None is the default everywhere.
 
-    From `top_k` on, fields go beyond the OpenAI API and mean what they mean in SamplingParams.
+    From `top_k` on, fields go beyond the OpenAI API and mean what they mean in vLLM.
     """
 
     SAMPLING: ClassVar[tuple[str, ...]] = (
         "temperature", "top_p", "n", "seed", "presence_penalty", "frequency_penalty", "top_k", "min_p", "repetition_penalty",
-        "min_tokens", "ignore_eos", "stop_token_ids", "skip_special_tokens", "include_stop_str_in_output")
+        "min_tokens", "ignore_eos", "skip_special_tokens", "include_stop_str_in_output")
+    default_max_tokens: ClassVar[int] = NO_LIMIT
 
     model: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     n: int | None = None
-    stop: Annotated[Any, AfterValidator(_texts)] = None
-    seed: int | None = None
+    stop: StopStrings = None
+    seed: Seed = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: LogitBias | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    user: str | None = None  # these four say something about the request, and nothing about the answer
+    user: str | None = None  # these say something about the request, and nothing about the answer
     metadata: dict[str, str] | None = None
     store: bool | None = None
     service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
 
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     min_tokens: int | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: TokenIds | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
+    prompt_logprobs: int | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
+    add_special_tokens: bool | None = None
+    priority: int | None = None
+    request_id: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")] | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+
+    best_of: Annotated[int | None, only(1)] = None
+    use_beam_search: Annotated[bool | None, only(False)] = None
+    length_penalty: Annotated[float | None, only(1)] = None
+    early_stopping: Annotated[bool | None, only(False)] = None
+    spaces_between_special_tokens: Annotated[bool | None, only(True)] = None
+    truncation_side: Annotated[str | None, only("left")] = None
+    bad_words: Annotated[list[str] | None, only([])] = None
+    allowed_token_ids: Annotated[list[int] | None, only()] = None
+    cache_salt: Annotated[str | None, only("")] = None
+    structured_outputs: Annotated[dict[str, Any] | None, only({})] = None
 
     @property
-    def num_tokens_wanted(self) -> int | None:
-        return self.max_tokens
+    def tokens_wanted(self) -> tuple[str, int | None]:
+        """The field that says how many tokens to generate at most, and what it says."""
+        return "max_tokens", self.max_tokens
 
     @property
     def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to report at each step; None reports none, nor the drawn one."""
         raise NotImplementedError
 
     @property
-    def include_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
+    def echoes(self) -> bool:
+        """Whether the answer begins with the prompt."""
+        return False
 
-    def sampling_params(self, vocab_size: int, default_max_tokens: int) -> SamplingParams:
-        """Raises ValueError as SamplingParams does, and for tokens that the model does not have."""
-        fields = {name: value for name in self.SAMPLING if (value := getattr(self, name)) is not None}
+    @property
+    def only_prompt(self) -> bool:
+        """Whether nothing is to be generated: the prompt's own log-probabilities are what the client wants."""
+        return self.tokens_wanted[1] == 0 and (self.echoes or self.prompt_logprobs is not None)
+
+    def sampling_params(self, vocab_size: int, defaults: SamplingDefaults) -> SamplingParams:
+        """What the engine is told, whatever room the prompt leaves; see `fit`.
+
+        Raises ValueError as SamplingParams does, and for tokens that the model does not have.
+        """
+        fields = dict(defaults.values)
+        fields |= {name: value for name in self.SAMPLING if (value := getattr(self, name)) is not None}
         for key in self.logit_bias or ():
             check(key.isdecimal() and key.isascii(), "logit_bias", key, "token ids as keys", 'pass {"50": -100}')
         bias = {int(key): value for key, value in (self.logit_bias or {}).items()}
         for name, tokens in (("stop_token_ids", self.stop_token_ids or ()), ("logit_bias", bias)):
             for token in tokens:
                 check(0 <= token < vocab_size, name, token, f"in [0, {vocab_size}), the model's vocabulary", "leave it out")
+        top_k = fields.get("top_k", 0)
+        check(top_k < 2**63, "top_k", top_k, "below 2**63", "use 0 to keep every token")
         if self.stream_options is not None:
-            check(bool(self.stream), "stream_options", self.stream_options.model_dump(), "left out unless stream is true",
-                  "set stream to true")
-        max_tokens = self.num_tokens_wanted
-        return SamplingParams(max_tokens=default_max_tokens if max_tokens is None else max_tokens,
-                              stop=tuple(_texts(self.stop)), logit_bias=bias or None, logprobs=self.num_logprobs, **fields)
+            check(bool(self.stream), "stream_options", self.stream_options.model_dump(exclude_none=True),
+                  "left out unless stream is true", "set stream to true")
+        check(not (self.stream and self.prompt_logprobs is not None), "prompt_logprobs", self.prompt_logprobs,
+              "left out when stream is true", "they come with whole answers only")
+        name, wanted = self.tokens_wanted
+        if self.only_prompt:
+            wanted = 1
+        check(wanted is None or wanted >= 1, name, wanted, "1 or more", "a request generates at least one token")
+        prompt_logprobs = self.num_logprobs if self.echoes and self.prompt_logprobs is None else self.prompt_logprobs
+        return SamplingParams(max_tokens=self.default_max_tokens if wanted is None else wanted, stop=tuple(self.stop or ()),
+                              stop_token_ids=tuple(self.stop_token_ids or ()), logit_bias=bias or None,
+                              logprobs=self.num_logprobs, prompt_logprobs=prompt_logprobs, **fields)
+
+    def fit(self, params: SamplingParams, num_prompt_tokens: int, room: int, defaults: SamplingDefaults) -> SamplingParams:
+        """`params` for a prompt that leaves room for so many tokens.
+
+        Raises ValueError when a promise would be broken. What nobody asked for, the default, is cut to the room.
+        """
+        why, remedy = f"the room that a prompt of {num_prompt_tokens} tokens leaves", "lower it or shorten the prompt"
+        check(params.min_tokens <= room, "min_tokens", params.min_tokens, f"at most {room}, {why}", remedy)
+        name, wanted = self.tokens_wanted
+        check(wanted is None or wanted <= room, name, wanted, f"at most {room}, {why}", remedy)
+        limit = min(room, defaults.max_tokens or room)
+        return params if params.max_tokens <= limit else replace(params, max_tokens=limit)
 
 
 class CompletionRequest(GenerationRequest):
     """The body of POST /v1/completions."""
 
-    prompt: Annotated[Any, AfterValidator(_prompts)]
+    default_max_tokens: ClassVar[int] = DEFAULT_MAX_TOKENS
+
+    prompt: Prompts
     logprobs: int | None = None
-    echo: Annotated[Any, _only(False)] = None
-    best_of: Annotated[Any, _only(1)] = None
-    suffix: Annotated[Any, _only("")] = None
+    echo: bool | None = None
+    suffix: Annotated[str | None, only("")] = None
 
     @property
     def num_logprobs(self) -> int | None:
         return self.logprobs
 
+    @property
+    def echoes(self) -> bool:
+        return bool(self.echo)
 
-class Message(_Body):
-    """One turn of a conversation. An answer of this server may be handed back as it is."""
+
+class Message(Body):
+    """One turn of a conversation. An answer of this server may be handed back as it is.
+
+    Programs echo what other servers put into their answers: what says nothing to the model is taken and left out.
+    """
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Any, AfterValidator(_content)]
+    content: Content
     name: str | None = None
-    refusal: Annotated[Any, _only()] = None
-    annotations: Annotated[Any, _only([])] = None
-    audio: Annotated[Any, _only()] = None
-    function_call: Annotated[Any, _only()] = None
-    tool_calls: Annotated[Any, _only([])] = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+    provider_specific_fields: dict[str, Any] | None = None
+    thinking_blocks: list[Any] | None = None
+    id: str | None = None
+    index: int | None = None
+    status: str | None = None
+    weight: float | None = None
+    cache_control: dict[str, Any] | None = None
+    audio: Annotated[Any, only()] = None
+    images: Annotated[list[Any] | None, only([])] = None
+    function_call: Annotated[Any, only()] = None
+    tool_calls: Annotated[list[Any] | None, only([])] = None
+    tool_call_id: Annotated[str | None, only("")] = None
 
     def for_template(self) -> dict[str, str]:
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+        """The message as chat templates know it."""
+        message: dict[str, str] = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+        reasoning = self.reasoning if self.reasoning_content is None else self.reasoning_content
+        if self.name is not None:
+            message["name"] = self.name
+        if reasoning is not None:  # Qwen's templates put it into think tags, or leave it out of earlier turns
+            message["reasoning_content"] = reasoning
+        return message
 
 
 class ChatCompletionRequest(GenerationRequest):
@@ -173,24 +222,53 @@ class ChatCompletionRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    response_format: Annotated[Any, _only({"type": "text"})] = None
-    tools: Annotated[Any, _only([])] = None
-    tool_choice: Annotated[Any, _only("none", "auto")] = None
-    parallel_tool_calls: Annotated[Any, _only(True, False)] = None
-    functions: Annotated[Any, _only([])] = None
-    function_call: Annotated[Any, _only("none", "auto")] = None
-    modalities: Annotated[Any, _only(["text"])] = None
-    audio: Annotated[Any, _only()] = None
-    prediction: Annotated[Any, _only()] = None
-    reasoning_effort: Annotated[Any, _only()] = None
-    web_search_options: Annotated[Any, _only()] = None
+    verbosity: str | None = None
+
+    echo: Annotated[bool | None, only(False)] = None
+    add_generation_prompt: Annotated[bool | None, only(True)] = None
+    continue_final_message: Annotated[bool | None, only(False)] = None
+    response_format: Annotated[dict[str, Any] | None, only({"type": "text"})] = None
+    tools: Annotated[list[Any] | None, only([])] = None
+    tool_choice: Annotated[Any, only("none", "auto")] = None
+    parallel_tool_calls: bool | None = None
+    functions: Annotated[list[Any] | None, only([])] = None
+    function_call: Annotated[Any, only("none", "auto")] = None
+    modalities: Annotated[list[str] | None, only(["text"])] = None
+    audio: Annotated[Any, only()] = None
+    prediction: Annotated[Any, only()] = None
+    reasoning_effort: Annotated[str | None, only()] = None
+    include_reasoning: Annotated[bool | None, only(True)] = None
+    web_search_options: Annotated[Any, only()] = None
 
     @property
-    def num_tokens_wanted(self) -> int | None:
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+    def tokens_wanted(self) -> tuple[str, int | None]:
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return super().tokens_wanted
 
     @property
     def num_logprobs(self) -> int | None:
-        check(self.logprobs or self.top_logprobs is None, "top_logprobs", self.top_logprobs, "left out unless logprobs is true",
+        check(self.logprobs or not self.top_logprobs, "top_logprobs", self.top_logprobs, "left out unless logprobs is true",
               "set logprobs to true")
         return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class TokenizeRequest(Body):
+    """The body of POST /tokenize: a prompt, or the messages of a chat."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: Annotated[bool | None, only(True)] = None
+    continue_final_message: Annotated[bool | None, only(False)] = None
+    tools: Annotated[list[Any] | None, only([])] = None
+
+
+class DetokenizeRequest(Body):
+    """The body of POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[int]

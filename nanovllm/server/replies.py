@@ -1,116 +1,264 @@
 """What a client gets: the OpenAI API's response bodies and stream chunks, as plain dicts."""
 
 import time
-import uuid
 from collections import Counter
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
+from nanovllm.sampling_params import SamplingParams
+from nanovllm.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from nanovllm.server.schemas import (
+    ChatChoice,
+    ChatCompletionBody,
+    ChatLogprobs,
+    CompletionBody,
+    CompletionChoice,
+    CompletionLogprobs,
+    PromptLogprobs,
+    TokenLogprob,
+    UsageBody,
+)
 from nanovllm.serving.request import Delta
 
-Json = dict[str, Any]
+Chunk = dict[str, Any]
+LogprobEntry = dict[int, Logprob]
+LEAST_LOGPROB = -9999.0  # JSON has no infinity
 
 
-class CompletionReply:
-    """One answer of /v1/completions. `index` counts choices: prompt i's sample j is choice i * n + j."""
+class Reply:
+    """One answer in the making, whole or in chunks.
+
+    Owns nothing but the tallies that a stream needs. `index` counts choices: prompt i's sample j is choice i * n + j.
+    """
+
+    kind, prefix = "", ""
+
+    def __init__(self, body: GenerationRequest, params: SamplingParams, model: str, request_id: str):
+        self._num_samples, self._num_logprobs = params.n, params.logprobs
+        self._returns_token_ids = bool(body.return_token_ids)
+        self._names_tokens_by_id = bool(body.return_tokens_as_token_ids)
+        self._returns_prompt_logprobs = body.prompt_logprobs is not None
+        self.only_prompt = body.only_prompt
+        options = body.stream_options
+        self._includes_usage = bool(options and options.include_usage)
+        self._includes_usage_always = self._includes_usage and bool(options and options.continuous_usage_stats)
+        self._offsets: Counter[int] = Counter()  # of each choice: characters of the tokens reported so far
+        self._num_prompt_tokens: dict[int, int] = {}  # of each prompt
+        self._num_tokens: Counter[int] = Counter()  # of each prompt: tokens streamed so far
+        self._id, self._created, self._model = f"{self.prefix}-{request_id}", int(time.time()), model
+
+    def opening(self, prompt: int, num_prompt_tokens: int) -> list[Chunk]:
+        """Chunks that come before any token is drawn."""
+        self._num_prompt_tokens[prompt] = num_prompt_tokens
+        return []
+
+    def beginning(self, prompt: int, prompt_token_ids: list[int], text: str | None,
+                  prompt_logprobs: list[LogprobEntry | None] | None) -> list[Chunk]:
+        """Chunks that come once a prompt has been computed, and before what is generated."""
+        raise NotImplementedError
+
+    def chunks(self, prompt: int, delta: Delta) -> list[Chunk]:
+        """The chunks that say what a delta says; none for one that has nothing to say yet."""
+        raise NotImplementedError
+
+    def closing(self, outputs: list[RequestOutput]) -> list[Chunk]:
+        """Chunks that come after all text: the usage, when it was asked for."""
+        return [self._chunk([]) | {"usage": self._usage(outputs)}] if self._includes_usage else []
+
+    def _index(self, prompt: int, sample: int) -> int:
+        return prompt * self._num_samples + sample
+
+    def _chunk(self, choices: Sequence[Chunk | CompletionChoice], prompt: int | None = None) -> Chunk:
+        chunk: Chunk = {"id": self._id, "object": self.kind, "created": self._created, "model": self._model,
+                        "choices": list(choices)}
+        if self._includes_usage_always and prompt is not None:
+            chunk["usage"] = _usage_body(self._num_prompt_tokens[prompt], self._num_tokens[prompt], 0)
+        elif self._includes_usage:
+            chunk["usage"] = None
+        return chunk
+
+    def _usage(self, outputs: list[RequestOutput]) -> UsageBody:
+        generated = 0 if self.only_prompt else sum(output.usage.completion_tokens for output in outputs)
+        return _usage_body(sum(output.usage.prompt_tokens for output in outputs), generated,
+                           sum(output.usage.cached_tokens for output in outputs))
+
+    def _token_text(self, token: int, entry: Logprob) -> str:
+        return f"token_id:{token}" if self._names_tokens_by_id else entry.decoded_token or ""
+
+
+class CompletionReply(Reply):
+    """One answer of /v1/completions."""
 
     kind, prefix = "text_completion", "cmpl"
 
-    def __init__(self, model: str, num_samples: int, num_logprobs: int | None, include_usage: bool):
-        self.num_samples, self.num_logprobs, self.include_usage = num_samples, num_logprobs, include_usage
-        self._offsets: Counter[int] = Counter()  # of each choice: characters of the tokens reported so far
-        reply_id = f"{self.prefix}-{uuid.uuid4().hex}"
-        self.head = {"id": reply_id, "object": self.kind, "created": int(time.time()), "model": model}
+    def __init__(self, body: CompletionRequest, params: SamplingParams, model: str, request_id: str,
+                 decode: Callable[[list[int]], str]):
+        """decode: the text of token ids, for a prompt's first token, of which the engine reports nothing."""
+        super().__init__(body, params, model, request_id)
+        self.echoes, self._decode = body.echoes, decode
 
-    def whole(self, outputs: list[RequestOutput]) -> Json:
-        choices = [self._choice(self._index(i, sample.index), sample) for i, output in enumerate(outputs)
-                   for sample in output.outputs]
-        return self.head | {"choices": choices, "usage": usage(outputs)}
+    def whole(self, outputs: list[RequestOutput], prompts: list[str | None]) -> CompletionBody:
+        """prompts: their texts, which an echo begins with."""
+        choices = [self._choice(self._index(i, sample.index), sample, output, text)
+                   for i, (output, text) in enumerate(zip(outputs, prompts)) for sample in output.outputs]
+        return {"id": self._id, "object": self.kind, "created": self._created, "model": self._model, "choices": choices,
+                "usage": self._usage(outputs)}
 
-    def opening(self, prompt: int) -> list[Json]:
-        """Chunks that come before any text."""
-        return []
+    def beginning(self, prompt: int, prompt_token_ids: list[int], text: str | None,
+                  prompt_logprobs: list[LogprobEntry | None] | None) -> list[Chunk]:
+        chunks = []
+        for sample in range(self._num_samples):
+            index = self._index(prompt, sample)
+            choice: CompletionChoice = {"index": index, "text": "", "logprobs": None,
+                                        "finish_reason": None, "stop_reason": None}
+            if self.echoes:
+                choice["text"] = text or ""
+                choice["logprobs"] = self._logprobs(index, prompt_token_ids, prompt_logprobs)
+            if self._returns_token_ids:
+                choice |= {"prompt_token_ids": prompt_token_ids, "token_ids": []}
+            if self.echoes or self._returns_token_ids:
+                chunks.append(self._chunk([choice], prompt))
+        return chunks
 
-    def chunks(self, prompt: int, delta: Delta) -> list[Json]:
-        """The chunks that say what a delta says; none for one that has nothing to say yet."""
-        if not (delta.text or delta.finish_reason or (delta.logprobs and self.num_logprobs is not None)):
+    def chunks(self, prompt: int, delta: Delta) -> list[Chunk]:
+        self._num_tokens[prompt] += 0 if self.only_prompt else len(delta.token_ids)
+        tells_tokens = delta.token_ids and not self.only_prompt and (
+            self._num_logprobs is not None or self._returns_token_ids or self._includes_usage_always)
+        if not ((delta.text and not self.only_prompt) or delta.finish_reason or tells_tokens):
             return []
-        return [self._chunk([self._choice(self._index(prompt, delta.index), delta)])]
+        return [self._chunk([self._choice(self._index(prompt, delta.index), delta)], prompt)]
 
-    def closing(self, outputs: list[RequestOutput]) -> list[Json]:
-        """Chunks that come after all text: the usage, when it was asked for."""
-        return [self._chunk([]) | {"usage": usage(outputs)}] if self.include_usage else []
+    def _choice(self, index: int, part: CompletionOutput | Delta, output: RequestOutput | None = None,
+                prompt: str | None = None) -> CompletionChoice:
+        """output: of a whole answer, not of a stream's, whose prompt went out in `beginning`."""
+        token_ids, logprobs, text = ([], [], "") if self.only_prompt else (part.token_ids, part.logprobs or [], part.text)
+        entries: list[LogprobEntry | None] = list(logprobs)
+        reported = list(token_ids[:len(entries)])
+        if output is not None and self.echoes:
+            text = (prompt or "") + text
+            if output.prompt_logprobs is not None:
+                entries, reported = output.prompt_logprobs + entries, output.prompt_token_ids + reported
+        ended = ("length", None) if self.only_prompt and part.finish_reason else (part.finish_reason, part.stop_reason)
+        choice: CompletionChoice = {"index": index, "text": text, "logprobs": self._logprobs(index, reported, entries),
+                                    "finish_reason": ended[0], "stop_reason": ended[1]}
+        if self._returns_token_ids:
+            choice["token_ids"] = list(token_ids)
+            if output is not None:
+                choice["prompt_token_ids"] = output.prompt_token_ids
+        if output is not None and self._returns_prompt_logprobs:
+            choice["prompt_logprobs"] = _prompt_logprobs(output)
+        return choice
 
-    def _index(self, prompt: int, sample: int) -> int:
-        return prompt * self.num_samples + sample
-
-    def _chunk(self, choices: list[Json]) -> Json:
-        return self.head | {"choices": choices} | ({"usage": None} if self.include_usage else {})
-
-    def _choice(self, index: int, part: CompletionOutput | Delta) -> Json:
-        return {"index": index, "text": part.text, "logprobs": self._logprobs(index, part),
-                "finish_reason": part.finish_reason, "stop_reason": part.stop_reason}
-
-    def _logprobs(self, index: int, part: CompletionOutput | Delta) -> Json | None:
-        if self.num_logprobs is None or part.logprobs is None:
+    def _logprobs(self, index: int, token_ids: list[int], entries: Sequence[LogprobEntry | None] | None
+                  ) -> CompletionLogprobs | None:
+        """entries: one for each token; None for a prompt's first, of which the model thinks nothing."""
+        if self._num_logprobs is None or entries is None:
             return None
-        drawn = [entry[token] for token, entry in zip(part.token_ids, part.logprobs)]
-        tokens = [token.decoded_token or "" for token in drawn]
+        tokens = [self._first_text(token) if entry is None else self._token_text(token, entry[token])
+                  for token, entry in zip(token_ids, entries)]
         *offsets, self._offsets[index] = accumulate(map(len, tokens), initial=self._offsets[index])
-        return {"tokens": tokens, "token_logprobs": [token.logprob for token in drawn],
-                "top_logprobs": [{e.decoded_token: e.logprob for e in entry.values()} for entry in part.logprobs],
+        return {"tokens": tokens,
+                "token_logprobs": [None if entry is None else _finite(entry[token].logprob)
+                                   for token, entry in zip(token_ids, entries)],
+                "top_logprobs": [None if entry is None else {self._token_text(i, e): _finite(e.logprob)
+                                                             for i, e in entry.items()} for entry in entries],
                 "text_offset": offsets}
 
+    def _first_text(self, token: int) -> str:
+        return f"token_id:{token}" if self._names_tokens_by_id else self._decode([token])
 
-class ChatReply(CompletionReply):
+
+class ChatReply(Reply):
     """One answer of /v1/chat/completions."""
 
     kind, prefix = "chat.completion", "chatcmpl"
 
-    def opening(self, prompt: int) -> list[Json]:
-        return [self._chunk([self._delta(i, {"role": "assistant", "content": ""})]) for i in range(self.num_samples)]
+    def __init__(self, body: ChatCompletionRequest, params: SamplingParams, model: str, request_id: str):
+        super().__init__(body, params, model, request_id)
 
-    def chunks(self, prompt: int, delta: Delta) -> list[Json]:
-        chunks, logprobs = [], self._logprobs(delta.index, delta)
-        if delta.text or logprobs:
-            chunks.append(self._chunk([self._delta(delta.index, {"content": delta.text}, logprobs)]))
+    def whole(self, output: RequestOutput) -> ChatCompletionBody:
+        body: ChatCompletionBody = {
+            "id": self._id, "object": self.kind, "created": self._created, "model": self._model,
+            "choices": [self._choice(sample) for sample in output.outputs], "usage": self._usage([output])}
+        if self._returns_prompt_logprobs:
+            body["prompt_logprobs"] = _prompt_logprobs(output)
+        if self._returns_token_ids:
+            body["prompt_token_ids"] = output.prompt_token_ids
+        return body
+
+    def opening(self, prompt: int, num_prompt_tokens: int) -> list[Chunk]:
+        super().opening(prompt, num_prompt_tokens)
+        return [self._chunk([self._delta(i, {"role": "assistant", "content": ""})], prompt) for i in range(self._num_samples)]
+
+    def beginning(self, prompt: int, prompt_token_ids: list[int], text: str | None,
+                  prompt_logprobs: list[LogprobEntry | None] | None) -> list[Chunk]:
+        return [self._chunk([], prompt) | {"prompt_token_ids": prompt_token_ids}] if self._returns_token_ids else []
+
+    def chunks(self, prompt: int, delta: Delta) -> list[Chunk]:
+        chunks, logprobs = [], self._logprobs(delta)
+        self._num_tokens[prompt] += len(delta.token_ids)
+        tells_tokens = delta.token_ids and (self._returns_token_ids or self._includes_usage_always)
+        if not self.only_prompt and (delta.text or logprobs or tells_tokens):
+            choice = self._delta(delta.index, {"content": delta.text}, logprobs)
+            if self._returns_token_ids:
+                choice["token_ids"] = delta.token_ids
+            chunks.append(self._chunk([choice], prompt))
         if delta.finish_reason:
-            chunks.append(self._chunk([self._delta(delta.index, {}, None, delta.finish_reason, delta.stop_reason)]))
+            chunks.append(self._chunk([self._delta(delta.index, {}, None, delta.finish_reason, delta.stop_reason)], prompt))
         return chunks
 
-    def _chunk(self, choices: list[Json]) -> Json:
-        return super()._chunk(choices) | {"object": "chat.completion.chunk"}
+    def _chunk(self, choices: Sequence[Chunk | CompletionChoice], prompt: int | None = None) -> Chunk:
+        return super()._chunk(choices, prompt) | {"object": "chat.completion.chunk"}
 
     @staticmethod
-    def _delta(index: int, delta: Json, logprobs: Json | None = None, finish_reason: str | None = None,
-               stop_reason: str | int | None = None) -> Json:
+    def _delta(index: int, delta: dict[str, str], logprobs: ChatLogprobs | None = None, finish_reason: str | None = None,
+               stop_reason: str | int | None = None) -> Chunk:
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason,
                 "stop_reason": stop_reason}
 
-    def _choice(self, index: int, part: CompletionOutput | Delta) -> Json:
-        return {"index": index, "message": {"role": "assistant", "content": part.text, "refusal": None},
-                "logprobs": self._logprobs(index, part),
-                "finish_reason": part.finish_reason, "stop_reason": part.stop_reason}
+    def _choice(self, part: CompletionOutput) -> ChatChoice:
+        text = "" if self.only_prompt else part.text
+        choice: ChatChoice = {
+            "index": part.index, "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": None if self.only_prompt else self._logprobs(part),
+            "finish_reason": "length" if self.only_prompt else part.finish_reason,
+            "stop_reason": None if self.only_prompt else part.stop_reason}
+        if self._returns_token_ids:
+            choice["token_ids"] = [] if self.only_prompt else part.token_ids
+        return choice
 
-    def _logprobs(self, index: int, part: CompletionOutput | Delta) -> Json | None:
-        if self.num_logprobs is None or part.logprobs is None:
+    def _logprobs(self, part: CompletionOutput | Delta) -> ChatLogprobs | None:
+        if self._num_logprobs is None or part.logprobs is None:
             return None
-        content = []
+        content: ChatLogprobs = {"content": [], "refusal": None}
         for token, entry in zip(part.token_ids, part.logprobs):
-            likeliest = sorted((e for e in entry.values() if e.rank <= self.num_logprobs), key=lambda e: e.rank)
-            content.append(_token(entry[token]) | {"top_logprobs": [_token(e) for e in likeliest]})
-        return {"content": content, "refusal": None}
+            likeliest = sorted((e.rank, i) for i, e in entry.items() if e.rank <= self._num_logprobs)
+            content["content"].append({**self._token(token, entry[token]),
+                                       "top_logprobs": [self._token(i, entry[i]) for _, i in likeliest]})
+        return content
+
+    def _token(self, token: int, entry: Logprob) -> TokenLogprob:
+        text = entry.decoded_token or ""
+        # A token that ends inside a character has no text of its own, and its bytes cannot be told from the text it got.
+        return {"token": self._token_text(token, entry), "logprob": _finite(entry.logprob),
+                "bytes": None if "\ufffd" in text else list(text.encode())}
 
 
-def _token(entry: Logprob) -> Json:
-    text = entry.decoded_token or ""
-    # A token that ends inside a character has no text of its own, and its bytes cannot be told from the text it got.
-    return {"token": text, "logprob": entry.logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
+def _finite(logprob: float) -> float:
+    return max(logprob, LEAST_LOGPROB)
 
 
-def usage(outputs: list[RequestOutput]) -> Json:
-    prompt = sum(output.usage.prompt_tokens for output in outputs)
-    completion = sum(output.usage.completion_tokens for output in outputs)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": sum(output.usage.cached_tokens for output in outputs)}}
+def _prompt_logprobs(output: RequestOutput) -> PromptLogprobs | None:
+    """In vLLM's form: {token id, as text: {logprob, rank, decoded_token}} for each token of the prompt but the first."""
+    if output.prompt_logprobs is None:
+        return None
+    return [None if entry is None else {
+        str(token): {"logprob": _finite(e.logprob), "rank": e.rank, "decoded_token": e.decoded_token}
+        for token, e in entry.items()} for entry in output.prompt_logprobs]
+
+
+def _usage_body(prompt: int, generated: int, cached: int) -> UsageBody:
+    return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated,
+            "prompt_tokens_details": {"cached_tokens": cached}}

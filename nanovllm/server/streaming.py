@@ -8,9 +8,10 @@ from typing import TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from nanovllm.async_llm import AsyncRequest, RequestFailed
-from nanovllm.server.errors import error_body
-from nanovllm.server.replies import CompletionReply
+from nanovllm.async_llm import AsyncRequest
+from nanovllm.errors import RequestFailed
+from nanovllm.server.errors import error_body, log_failure
+from nanovllm.server.replies import Chunk, Reply
 
 T = TypeVar("T")
 
@@ -49,10 +50,11 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, requests: list[AsyncRequest], reply: CompletionReply):
+    def __init__(self, requests: list[AsyncRequest], reply: Reply, prompts: list[str | None]):
+        """prompts: their texts, one for each request."""
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._requests, self._reply = requests, reply
+        self._requests, self._reply, self._prompts = requests, reply, prompts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -70,19 +72,27 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
 
         async def follow(prompt: int, request: AsyncRequest) -> None:
-            for chunk in self._reply.opening(prompt):
+            own = request.request
+            for chunk in self._reply.opening(prompt, len(own.prompt_token_ids)):
                 await event(json.dumps(chunk))
+            chunks: list[Chunk] = []
+            has_begun = False
             async for delta in request:
-                for chunk in self._reply.chunks(prompt, delta):
+                if not has_begun:
+                    has_begun = True
+                    chunks = self._reply.beginning(prompt, own.prompt_token_ids, self._prompts[prompt], own.prompt_logprobs())
+                for chunk in chunks + self._reply.chunks(prompt, delta):
                     await event(json.dumps(chunk))
+                chunks = []
 
         results = await asyncio.gather(*(follow(i, request) for i, request in enumerate(self._requests)),
                                        return_exceptions=True)
-        errors = [result for result in results if result is not None]
-        if errors and not isinstance(errors[0], RequestFailed):
-            raise errors[0]
-        if errors:  # the status is out already; an error event is what clients look for
-            await event(json.dumps(error_body(500, str(errors[0]))))
+        error = next((result for result in results if result is not None), None)
+        if isinstance(error, RequestFailed):  # the status is out already; an error event is what clients look for
+            log_failure(error)
+            await event(json.dumps(error_body(500, str(error))))
+        elif error is not None:
+            raise error
         else:
             for chunk in self._reply.closing([await request.output() for request in self._requests]):
                 await event(json.dumps(chunk))

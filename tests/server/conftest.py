@@ -36,10 +36,12 @@ class Running:
 
 
 @contextmanager
-def running_server(llm: LLM, max_queued: int | None = None, shutdown_seconds: float = 5, **options):
+def running_server(llm: LLM, max_queued: int | None = None, shutdown_seconds: float = 5, receive_seconds: float = 60,
+                   **options):
     """The tests' own way to have a server: `with running_server(llm) as server`."""
     with bind("127.0.0.1", 0) as listener:
-        server = Server(create_app(AsyncLLM(llm, max_queued=max_queued), **options), shutdown_seconds, "warning")
+        app = create_app(AsyncLLM(llm, max_queued=max_queued), receive_seconds=receive_seconds, **options)
+        server = Server(app, shutdown_seconds, "warning", receive_seconds)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         running = Running(llm, server, listener.getsockname()[1])

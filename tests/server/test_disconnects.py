@@ -25,10 +25,10 @@ def running(server) -> bool:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_hangs_up_frees_its_blocks(server, stream):
+def test_a_client_that_disconnects_frees_its_blocks(server, stream):
     body = json.dumps(ENDLESS | {"stream": stream}).encode()
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                            b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
         server.wait_until(lambda: running(server))
     steps = server.llm.engine.num_steps
@@ -49,7 +49,7 @@ def test_a_client_that_gives_up_waiting_frees_its_blocks(server):
     server.wait_until_idle()
 
 
-def test_hang_ups_change_nobody_elses_text(server, client):
+def test_disconnects_change_nobody_elses_text(server, client):
     alone = client.completions.create(model="offline", prompt="A hen", temperature=0, max_tokens=60).choices[0].text
 
     def leave():
@@ -110,6 +110,7 @@ def test_the_command_serves_until_a_signal_and_ends_without_a_traceback(number, 
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout.readline().startswith("AsyncLLM(")
+        assert "temperature 0.7, top_p 0.95; --generation-config vllm turns that off" in process.stdout.readline()
         listening = process.stdout.readline()
         assert listening.startswith("Listening on http://127.0.0.1:")
         with openai.OpenAI(base_url=listening.split()[-1], api_key="sesame", max_retries=0) as client:

@@ -20,21 +20,33 @@ def post(server, path, **request):
 
 @pytest.mark.parametrize("field, value, says", [
     ("temperature", -1, "0 or more"), ("temperature", "hot", "number"), ("max_tokens", 0, "1 or more"),
-    ("max_tokens", 1.5, "integer"), ("top_p", 0, r"(0, 1]"), ("n", 0, "1 or more"), ("seed", -1, "2**63"),
+    ("max_tokens", 1.5, "integer"), ("top_p", 0, r"(0, 1]"), ("n", 0, "1 or more"), ("seed", -2, "2**63"),
     ("presence_penalty", 3, "[-2, 2]"), ("stop", [1], "a list of texts"), ("logprobs", 21, "0 to 20"),
     ("logit_bias", {"x": 1}, "token ids as keys"), ("logit_bias", {"999999": 1}, "vocabulary"),
     ("stop_token_ids", [-1], "vocabulary"), ("stream", "yes", "boolean"), ("stream_options", {"include_usage": True}, "stream"),
-    ("echo", True, "does not offer it"), ("best_of", 2, "does not offer it"), ("suffix", "x", "does not offer it"),
+    ("best_of", 2, "does not offer it"), ("suffix", "x", "does not offer it"),
     ("prompt", "", "at least one character"), ("prompt", [], "none of them empty"), ("prompt", {"a": 1}, "a text"),
     ("prompt", ["a", [1]], "a list of texts"), ("prompt", [[]], "none of them empty"), ("prompt", [999999], "vocabulary"),
     ("prompt", [True], "a text"), ("prompt", None, "a text"), ("prompt", "word " * 5000, "max_model_len"),
     ("prompt", "half \ud800 a pair", "a text"), ("temprature", 1, "unknown field"), ("top_k", -2, "-1 or more"),
+    ("top_k", 2**63, "2**63"), ("top_k", 10**30, "2**63"), ("seed", 2**63, "2**63"), ("seed", True, "integer"),
+    ("max_tokens", 10**12, "the room that a prompt of"), ("max_tokens", 2048, "the room that a prompt of"),
+    ("min_tokens", 3, "max_tokens=2"), ("n", 10**9, "at most 1024"), ("priority", 101, "[-100, 100]"),
+    ("stop", ["x"] * 65, "at most 64"), ("stop", ["x" * 100] * 41, "at most 4096"), ("stop", "x" * 5000, "at most 4096"),
+    ("stop_token_ids", [1] * 1025, "at most 1024"), ("logit_bias", {str(i): 1 for i in range(1025)}, "at most 1024"),
+    ("prompt", "x" * 30000, "30000 characters"), ("prompt", ["Hello", "x" * 30000], "30000 characters"),
+    ("truncate_prompt_tokens", 0, "-1 or from 1"), ("truncate_prompt_tokens", -2, "greater than or equal to -1"),
+    ("truncate_prompt_tokens", 10**20, "-1 or from 1"), ("request_id", "a b", "pattern"), ("request_id", "", "at least 1"),
+    ("use_beam_search", True, "does not offer it"), ("length_penalty", 1.5, "does not offer it"),
+    ("bad_words", ["fox"], "does not offer it"), ("allowed_token_ids", [1], "does not offer it"),
+    ("cache_salt", "x", "does not offer it"), ("structured_outputs", {"regex": "a"}, "does not offer it"),
+    ("prompt_logprobs", 21, "0 to 20"), ("prompt_logprobs", -1, "0 to 20"), ("guided_json", {}, "unknown field"),
 ])
 def test_a_bad_field_of_a_completion_is_named(server, field, value, says):
     body = {"model": "offline", "prompt": "Hello", "max_tokens": 2} | {field: value}
     status, error = post(server, "completions", json=body)
     assert (status, error["param"], error["type"]) == (400, field, "invalid_request_error")
-    assert says in error["message"]
+    assert says in error["message"] and len(error["message"]) < 700
 
 
 @pytest.mark.parametrize("field, value, says", [
@@ -45,12 +57,102 @@ def test_a_bad_field_of_a_completion_is_named(server, field, value, says):
     ("top_logprobs", 2, "set logprobs"), ("chat_template_kwargs", {"chat_template": "{{ 1 }}"}, "leave it out"),
     ("chat_template_kwargs", {"tokenize": True}, "leave it out"),
     ("messages", [{"role": "user", "content": "word " * 5000}], "max_model_len"),
+    ("messages", [{"role": "user", "content": "1" * 40000}], "characters"),
+    ("chat_template_kwargs", {"messages": []}, "leave it out"), ("chat_template_kwargs", {"conversation": 1}, "leave it out"),
+    ("chat_template_kwargs", {"self": 1}, "leave it out"),
+    ("chat_template_kwargs", {"add_generation_prompt": False}, "leave it out"),
+    ("max_completion_tokens", 0, "max_completion_tokens=0"),
+    ("max_completion_tokens", 10**12, "max_completion_tokens=1000000000000"),
+    ("min_tokens", 2040, "max_tokens"), ("messages.0.foo", [{"role": "user", "content": "x", "foo": "bar"}], "unknown field"),
+    ("messages.0.tool_calls", [{"role": "assistant", "content": "x", "tool_calls": [{}]}], "does not offer it"),
+    ("messages.0.tool_call_id", [{"role": "user", "content": "x", "tool_call_id": "a"}], "does not offer it"),
+    ("messages.1.audio", [*MESSAGES, {"role": "assistant", "content": "x", "audio": {"id": "x"}}], "does not offer it"),
+    ("reasoning_effort", "high", "does not offer it"), ("add_generation_prompt", False, "does not offer it"),
+    ("continue_final_message", True, "does not offer it"), ("stream_options.x", {"x": 1}, "unknown field"),
+    ("include_reasoning", False, "does not offer it"), ("parallel_tool_calls", 1, "boolean"),
 ])
 def test_a_bad_field_of_a_chat_is_named(server, field, value, says):
     body = {"messages": MESSAGES, "max_tokens": 2} | {field.split(".")[0]: value}
     status, error = post(server, "chat/completions", json=body)
     assert (status, error["param"]) == (400, field)
     assert says in error["message"]
+
+
+def test_a_promise_of_tokens_is_kept_or_refused(server):
+    """The room is max_model_len less the prompt: what fits into it is generated, one token more is refused."""
+    ids = list(range(3, 13))
+    body = {"prompt": ids, "max_tokens": 2038, "min_tokens": 2038, "stream": True, "temperature": 0}
+    for over in ({"max_tokens": 2039, "min_tokens": 1}, {"max_tokens": 2039, "min_tokens": 2039}):
+        status, error = post(server, "completions", json=body | over)
+        assert status == 400 and "at most 2038, the room that a prompt of 10 tokens leaves" in error["message"]
+    status, error = post(server, "chat/completions", json={"messages": MESSAGES, "min_tokens": 2047})
+    assert (status, error["param"]) == (400, "min_tokens") and "room" in error["message"]
+    status, error = post(server, "completions", json={"prompt": [ids, ids * 200], "max_tokens": 100})
+    assert (status, error["param"]) == (400, "max_tokens") and "of 2000 tokens" in error["message"]  # the longer one decides
+    reply = httpx.post(f"{server.url}/v1/completions", json={"prompt": [ids, ids * 204], "temperature": 0, "ignore_eos": True})
+    assert reply.json()["usage"]["completion_tokens"] == 16 + 8  # a default is no promise: it is cut to each prompt's room
+
+
+def test_what_a_client_sent_comes_back_short(server):
+    """Names, values and fields of any length, and such as are no text."""
+    long, chat = "x" * 100_000, "chat/completions"
+    for path, body in (("completions", {"model": long, "prompt": "a"}), (chat, {"model": long, "messages": MESSAGES}),
+                       ("completions", {"prompt": "a", long: 1}), ("completions", {"prompt": "a", "stop": [long]}),
+                       ("completions", {"prompt": "a", "logit_bias": {long: 1}}),
+                       ("completions", {"prompt": "a", "top_k": long}),
+                       (chat, {"messages": MESSAGES, "chat_template_kwargs": {"tokenize": long}}),
+                       (chat, {"messages": [{"role": long, "content": "a"}]}),
+                       ("completions", {"model": "\ud800", "prompt": "a"}), ("completions", {"prompt": "a", "\ud800": 1}),
+                       ("completions", {"prompt": "a", "user": "\ud800"}), ("completions", {"prompt": [10**4000]}),
+                       (chat, {"messages": MESSAGES, "chat_template_kwargs": {"\ud800": "\ud800"}})):
+        reply = httpx.post(f"{server.url}/v1/{path}", content=json.dumps(body), headers={"Content-Type": "application/json"})
+        harmless = body.get("user") or "\ud800" in body.get("chat_template_kwargs", {})
+        assert reply.status_code in (400, 404) or (harmless and reply.status_code == 200), reply.text[:300]
+        assert len(reply.content) < 2000, reply.text[:300]
+    reply = httpx.get(f"{server.url}/v1/models/{long[:50_000]}")  # uvicorn takes heads of up to 64 kB
+    assert reply.status_code in (400, 404) and len(reply.content) < 2000
+
+
+def test_a_template_that_refuses_is_400_with_its_words(server, monkeypatch):
+    def refusing(template):
+        monkeypatch.setattr(server.llm.tokenizer, "chat_template", template)
+        return post(server, "chat/completions", json={"messages": MESSAGES, "max_tokens": 1})
+
+    for template, says in (("{{ raise_exception('Only user and assistant') }}", "Only user and assistant"),
+                           ("{{ nothing.there }}", "nothing"), ("{{ messages[0] + 1 }}", "dict"),
+                           ("{% for x in %}", "template"),
+                           ("{{ 1 / 0 }}", "zero"), ("{{ messages.__class__.__mro__ }}", "unsafe")):
+        status, error = refusing(template)
+        assert (status, error["param"]) == (400, "messages") and says in error["message"], error
+    status, error = refusing("")
+    assert status == 400
+
+
+def test_a_body_without_its_type_is_told_which(server):
+    body = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
+    for headers in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"},
+                    {"Content-Type": "nonsense"}):
+        status, error = post(server, "completions", content=body, headers=headers)
+        assert status == 415 and error["message"].startswith("Content-Type=") and "application/json" in error["message"]
+    for good in ("application/json; charset=utf-8", "application/vnd.api+json"):
+        assert httpx.post(f"{server.url}/v1/completions", content=body, headers={"Content-Type": good}).status_code == 200
+
+
+def test_deep_and_odd_bodies(server):
+    def nested(depth):
+        body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "chat_template_kwargs": {"x": "deep"}}
+        return json.dumps(body).replace('"deep"', "[" * depth + "]" * depth)
+
+    for depth in (10, 300, 900, 5000, 100_000):
+        reply = httpx.post(f"{server.url}/v1/chat/completions", content=nested(depth),
+                           headers={"Content-Type": "application/json"})
+        assert reply.status_code == 200 if depth == 10 else reply.status_code in (200, 400), (depth, reply.text[:200])
+    for body in ('{"prompt": "a", "temperature": NaN}', '{"prompt": "a", "temperature": 1e999}', '{"prompt": "a", "n": 1e400}',
+                 '{"prompt": "a", "logit_bias": {"1": Infinity}}', '{"prompt": "a", "seed": 1' + "0" * 5000 + "}",
+                 '{"prompt": "a", "stop": {}}', '{"prompt": "a", "stop": 0.5}', '{"prompt": "a", "stream_options": []}',
+                 '"text"', "null", "12", "[]", '{"prompt": null}', "{}", '{"prompt": "a", "prompt": 5}'):
+        status, error = post(server, "completions", content=body)
+        assert status == 400 and error["message"], body
 
 
 def test_a_body_that_is_no_json_object(server):

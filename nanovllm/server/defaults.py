@@ -1,0 +1,53 @@
+"""What a request draws with when it does not say: the model's own recommendation, or nothing in particular."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nanovllm.errors import CheckpointError
+from nanovllm.sampling_params import SamplingParams
+from nanovllm.utils.checks import check
+
+SOURCES = ("auto", "vllm")
+RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """Values of SamplingParams for what a request leaves out. Immutable.
+
+    max_tokens: most tokens that any request generates, whatever it asks for; None sets no limit.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    max_tokens: int | None = None
+
+    @classmethod
+    def of_model(cls, model: Path, source: str = "auto") -> "SamplingDefaults":
+        """What the model's generation_config.json recommends, as in vLLM.
+
+        source: "auto" reads the file, when there is one; "vllm" leaves the defaults of SamplingParams.
+        Raises CheckpointError when the file cannot be read or holds what cannot be served.
+        """
+        check(source in SOURCES, "generation_config", source, f"one of {SOURCES}", "use 'vllm' to ignore the model's file")
+        file = model / "generation_config.json"
+        if source == "vllm" or not file.is_file():
+            return cls()
+        try:
+            recommended = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(recommended, dict):
+                raise ValueError("not a JSON object")
+            values = {name: recommended[name] for name in RECOMMENDED if recommended.get(name) is not None}
+            max_tokens = recommended.get("max_new_tokens")
+            SamplingParams(**values, **{} if max_tokens is None else {"max_tokens": max_tokens})
+        except ValueError as error:
+            raise CheckpointError(f"{file}: {error} Correct the file, or start with --generation-config vllm.") from error
+        return cls(values, max_tokens)
+
+    def __str__(self) -> str:
+        stated = [f"{name} {value:g}" for name, value in self.values.items()]
+        if self.max_tokens is not None:
+            stated.append(f"at most {self.max_tokens} tokens")
+        return ", ".join(stated)

@@ -1,0 +1,95 @@
+"""The kinds of field that request bodies consist of: what each takes, and what the OpenAPI document says of it.
+
+The OpenAI API lets one field hold a text or a list of texts or more. These check by hand, so that a client reads one
+sentence about its field and not a line for every branch of a union.
+"""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
+
+MAX_STOP_STRINGS = 64
+MAX_STOP_CHARACTERS = 4096
+MAX_LISTED_TOKENS = 1024
+
+_TEXT = {"type": "string"}
+_TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+
+
+def only(*neutral: Any) -> AfterValidator:
+    """What validates a field that is not served: it may only hold a value that asks for nothing."""
+    def validate(value: Any) -> Any:
+        # 1 == True, and one of them may ask for something where the other does not.
+        if value is not None and not any(value == each and isinstance(value, bool) == isinstance(each, bool)
+                                         for each in neutral):
+            raise ValueError("this server does not offer it; leave it out")
+        return value
+    return AfterValidator(validate)
+
+
+def is_text(value: Any) -> bool:
+    """JSON can spell half a surrogate pair, which is no character."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
+def _is_token_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(i, int) and not isinstance(i, bool) for i in value)
+
+
+def _stop_strings(value: Any) -> list[str]:
+    texts: list[str] = [] if value is None or value == "" else [value] if isinstance(value, str) else value
+    if not (isinstance(texts, list) and all(map(is_text, texts))):
+        raise ValueError("must be a text or a list of texts")
+    if len(texts) > MAX_STOP_STRINGS:
+        raise ValueError(f"{len(texts)} texts; at most {MAX_STOP_STRINGS} are looked for, send fewer")
+    if (total := sum(map(len, texts))) > MAX_STOP_CHARACTERS:
+        raise ValueError(f"{total} characters in all; at most {MAX_STOP_CHARACTERS} are looked for, send shorter ones")
+    return texts
+
+
+def _prompts(value: Any) -> list[str | list[int]]:
+    """Every prompt as a text or a list of token ids."""
+    if is_text(value) or _is_token_ids(value):
+        return [value]
+    if isinstance(value, list) and value and (all(map(is_text, value)) or all(map(_is_token_ids, value))):
+        prompts: list[str | list[int]] = value
+        return prompts
+    raise ValueError("must be a text, a list of texts, a list of token ids or a list of such lists, and none of them empty")
+
+
+def _content(value: Any) -> str:
+    """A message's text, of one piece or of several parts."""
+    if isinstance(value, list):
+        if not all(isinstance(part, dict) and part.get("type") == "text" and is_text(part.get("text")) for part in value):
+            raise ValueError("parts must be of type 'text'; this server reads nothing else")
+        return "".join(part["text"] for part in value)
+    if not is_text(value):
+        raise ValueError("must be a text or a list of parts of type 'text'")
+    content: str = value
+    return content
+
+
+def _few(value: Any) -> Any:
+    if isinstance(value, list | dict) and len(value) > MAX_LISTED_TOKENS:
+        raise ValueError(f"{len(value)} entries; at most {MAX_LISTED_TOKENS} are looked at in every step, send fewer")
+    return value
+
+
+def _seed(value: Any) -> Any:
+    return None if value == -1 and not isinstance(value, bool) else value
+
+
+StopStrings = Annotated[Any, AfterValidator(_stop_strings), WithJsonSchema({"anyOf": [
+    _TEXT | {"maxLength": MAX_STOP_CHARACTERS}, {"type": "null"},
+    {"type": "array", "items": _TEXT | {"minLength": 1}, "maxItems": MAX_STOP_STRINGS}]})]
+Prompts = Annotated[Any, AfterValidator(_prompts), WithJsonSchema({"anyOf": [
+    _TEXT | {"minLength": 1}, {"type": "array", "items": _TEXT | {"minLength": 1}, "minItems": 1}, _TOKEN_IDS,
+    {"type": "array", "items": _TOKEN_IDS, "minItems": 1}]})]
+Content = Annotated[Any, AfterValidator(_content), WithJsonSchema({"anyOf": [
+    _TEXT, {"type": "array", "items": {"type": "object", "required": ["type", "text"],
+                                       "properties": {"type": {"const": "text"}, "text": _TEXT}}}]})]
+TokenIds = Annotated[list[int], BeforeValidator(_few)]
+LogitBias = Annotated[dict[str, float], BeforeValidator(_few)]
+Seed = Annotated[int | None, BeforeValidator(_seed)]
+"""-1 is what many programs send for none."""

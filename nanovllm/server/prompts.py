@@ -1,0 +1,102 @@
+"""From what a client sent to the tokens of a prompt."""
+
+import inspect
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from nanovllm.errors import InvalidRequest
+from nanovllm.llm import LLM
+from nanovllm.sampling_params import SamplingParams
+from nanovllm.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, Message
+from nanovllm.utils.checks import check
+
+# A template is a program, and these are the tokenizer's own arguments; "messages" and the like are what it is given.
+RESERVED = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages", "self"}
+
+
+class EncodedPrompt(NamedTuple):
+    """text: None for a prompt that came as token ids."""
+
+    text: str | None
+    token_ids: list[int]
+
+
+class PromptEncoder:
+    """Makes tokens of prompts and chats. Knows the tokenizer and the limits; queues nothing.
+
+    A tokenizer takes seconds and gigabytes for a text of some megabytes, so a text is measured before it is encoded. No
+    token is longer than the vocabulary's longest, so one of more than max_characters characters has more tokens than
+    max_model_len.
+
+    Its methods take milliseconds for a long prompt: call them in a thread. Raise ValueError for what cannot be served.
+    """
+
+    def __init__(self, llm: LLM):
+        self._llm = llm
+        self.max_characters: int | None = None
+        if llm.tokenizer is not None:
+            self.max_characters = llm.config.max_model_len * max(map(len, llm.tokenizer.get_vocab()))
+
+    def completion(self, body: CompletionRequest) -> list[EncodedPrompt]:
+        """The prompts of a completion, one or several."""
+        special = body.add_special_tokens is not False
+        return [self._fit(prompt if isinstance(prompt, str) else None,
+                          self.encode(prompt, special) if isinstance(prompt, str) else list(prompt), body)
+                for prompt in body.prompt]
+
+    def chat(self, body: ChatCompletionRequest) -> EncodedPrompt:
+        """The prompt that the model's chat template makes of a conversation."""
+        text = self.render(body.messages, body.chat_template_kwargs or {})
+        return self._fit(text, self.encode(text, bool(body.add_special_tokens)), body)
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """A text's tokens. add_special_tokens: such as the tokenizer itself puts around a text."""
+        check(text != "", "prompt", text, "at least one character", "pass a non-empty prompt")
+        tokenizer = self._tokenizer()
+        if self.max_characters is not None and len(text) > self.max_characters:
+            raise InvalidRequest(
+                f"The prompt has {len(text)} characters: must be at most {self.max_characters}, as more cannot fit into "
+                f"max_model_len={self._llm.config.max_model_len} tokens; shorten the prompt or raise max_model_len.")
+        token_ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False)
+        return token_ids
+
+    def decode(self, token_ids: list[int]) -> str:
+        vocab_size = self._llm.config.hf_config.vocab_size
+        for token in token_ids:
+            check(0 <= token < vocab_size, "tokens", token, f"in [0, {vocab_size}), the model's vocabulary", "leave it out")
+        return str(self._tokenizer().decode(token_ids))
+
+    def token_strings(self, token_ids: list[int]) -> list[str]:
+        """The tokens as the vocabulary writes them."""
+        return list(self._tokenizer().convert_ids_to_tokens(token_ids))
+
+    def render(self, messages: list[Message], variables: dict[str, Any]) -> str:
+        """The text that the chat template makes of a conversation. variables: what else the template is to know."""
+        for name in variables:
+            check(name not in RESERVED, "chat_template_kwargs", name, "a variable of the model's chat template", "leave it out")
+        try:
+            return str(self._llm.render_chat([message.for_template() for message in messages], **variables))
+        except ValueError:
+            raise
+        except Exception as error:  # a template is a program that comes with the model, and reads what the client wrote
+            raise InvalidRequest(f"The model's chat template cannot render this conversation: {error or type(error).__name__}"
+                                 ) from error
+
+    def _fit(self, text: str | None, token_ids: list[int], body: GenerationRequest) -> EncodedPrompt:
+        """A prompt as short as the client wants it, if it can be served."""
+        if body.truncate_prompt_tokens is not None:
+            longest, keep = self._llm.config.max_model_len, body.truncate_prompt_tokens
+            check(keep != 0 and keep < longest, "truncate_prompt_tokens", keep,
+                  f"-1 or from 1 to {longest - 1}, as max_model_len={longest}", "use -1 for what leaves room for the answer")
+            if keep == -1:
+                keep = max(1, longest - (body.tokens_wanted[1] or 1))
+            if len(token_ids) > keep:
+                text, token_ids = None, token_ids[-keep:]
+        self._llm.engine.validate(token_ids, SamplingParams(max_tokens=1))
+        return EncodedPrompt(text, token_ids)
+
+    def _tokenizer(self) -> Any:
+        check(self._llm.tokenizer is not None, "model", str(self._llm.config.model),
+              "a folder with a tokenizer.json for a text prompt", "add the tokenizer's files, or pass lists of token ids")
+        return self._llm.tokenizer

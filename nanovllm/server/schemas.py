@@ -1,0 +1,144 @@
+"""The shapes of everything the server answers, for type checkers, the OpenAPI document and readers.
+
+Nothing is validated against them while serving: a type checker holds `replies` to them, and a fuzz test the whole server.
+"""
+
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
+
+TopLogprobs = dict[str, float]
+PromptLogprobs = list[dict[str, Any] | None]
+
+
+class ErrorDetail(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(TypedDict):
+    """What every refusal and every failure looks like."""
+
+    error: ErrorDetail
+
+
+class PromptTokensDetails(TypedDict):
+    cached_tokens: int
+
+
+class UsageBody(TypedDict):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class CompletionLogprobs(TypedDict):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[TopLogprobs | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(TypedDict):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str | None
+    stop_reason: str | int | None
+    prompt_logprobs: NotRequired[PromptLogprobs | None]
+    token_ids: NotRequired[list[int]]
+    prompt_token_ids: NotRequired[list[int]]
+
+
+class CompletionBody(TypedDict):
+    """An answer of /v1/completions."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: UsageBody
+
+
+class TokenLogprob(TypedDict):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChosenTokenLogprob(TokenLogprob):
+    top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(TypedDict):
+    content: list[ChosenTokenLogprob]
+    refusal: str | None
+
+
+class AssistantMessage(TypedDict):
+    role: str
+    content: str
+    refusal: str | None
+
+
+class ChatChoice(TypedDict):
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+    stop_reason: str | int | None
+    token_ids: NotRequired[list[int]]
+
+
+class ChatCompletionBody(TypedDict):
+    """An answer of /v1/chat/completions."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageBody
+    prompt_logprobs: NotRequired[PromptLogprobs | None]
+    prompt_token_ids: NotRequired[list[int]]
+
+
+class ModelBody(TypedDict):
+    id: str
+    object: str
+    created: int
+    owned_by: str
+    max_model_len: int
+
+
+class ModelsBody(TypedDict):
+    object: str
+    data: list[ModelBody]
+
+
+class HealthBody(TypedDict):
+    status: str
+    reason: NotRequired[str]
+
+
+class VersionBody(TypedDict):
+    version: str
+
+
+class LoadBody(TypedDict):
+    server_load: int
+
+
+class TokenizeBody(TypedDict):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizeBody(TypedDict):
+    prompt: str

@@ -9,6 +9,7 @@ from nanovllm.errors import InvalidRequest
 from nanovllm.llm import LLM
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, Message
+from nanovllm.serving.tokenizer import Tokenizer, require_tokenizer
 from nanovllm.utils.checks import check
 
 # A template is a program, and these are the tokenizer's own arguments; "messages" and the like are what it is given.
@@ -58,25 +59,24 @@ class PromptEncoder:
             raise InvalidRequest(
                 f"The prompt has {len(text)} characters: must be at most {self.max_characters}, as more cannot fit into "
                 f"max_model_len={self._llm.config.max_model_len} tokens; shorten the prompt or raise max_model_len.")
-        token_ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False)
-        return token_ids
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False)
 
     def decode(self, token_ids: list[int]) -> str:
         vocab_size = self._llm.config.hf_config.vocab_size
         for token in token_ids:
             check(0 <= token < vocab_size, "tokens", token, f"in [0, {vocab_size}), the model's vocabulary", "leave it out")
-        return str(self._tokenizer().decode(token_ids))
+        return self._tokenizer().decode(token_ids)
 
     def token_strings(self, token_ids: list[int]) -> list[str]:
         """The tokens as the vocabulary writes them."""
-        return list(self._tokenizer().convert_ids_to_tokens(token_ids))
+        return self._tokenizer().convert_ids_to_tokens(token_ids)
 
     def render(self, messages: list[Message], variables: dict[str, Any]) -> str:
         """The text that the chat template makes of a conversation. variables: what else the template is to know."""
         for name in variables:
             check(name not in RESERVED, "chat_template_kwargs", name, "a variable of the model's chat template", "leave it out")
         try:
-            return str(self._llm.render_chat([message.for_template() for message in messages], **variables))
+            return self._llm.render_chat([message.for_template() for message in messages], **variables)
         except ValueError:
             raise
         except Exception as error:  # a template is a program that comes with the model, and reads what the client wrote
@@ -96,7 +96,5 @@ class PromptEncoder:
         self._llm.engine.validate(token_ids, SamplingParams(max_tokens=1))
         return EncodedPrompt(text, token_ids)
 
-    def _tokenizer(self) -> Any:
-        check(self._llm.tokenizer is not None, "model", str(self._llm.config.model),
-              "a folder with a tokenizer.json for a text prompt", "add the tokenizer's files, or pass lists of token ids")
-        return self._llm.tokenizer
+    def _tokenizer(self) -> Tokenizer:
+        return require_tokenizer(self._llm.tokenizer, self._llm.config.model, "a text")

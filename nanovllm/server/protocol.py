@@ -129,8 +129,6 @@ class GenerationRequest(Body):
         for name, tokens in (("stop_token_ids", self.stop_token_ids or ()), ("logit_bias", bias)):
             for token in tokens:
                 check(0 <= token < vocab_size, name, token, f"in [0, {vocab_size}), the model's vocabulary", "leave it out")
-        top_k = fields.get("top_k", 0)
-        check(top_k < 2**63, "top_k", top_k, "below 2**63", "use 0 to keep every token")
         if self.stream_options is not None:
             check(bool(self.stream), "stream_options", self.stream_options.model_dump(exclude_none=True),
                   "left out unless stream is true", "set stream to true")

@@ -163,7 +163,7 @@ class Bench:
             profiled = profile_steps(engine, 12)
             for seq in sequences:
                 engine.abort(seq.seq_id)
-            while engine._under_way:
+            while engine._in_flight:
                 engine.step()
             work = roofline.decode_work(self.llm.config.hf_config, contexts)
             floors = {kind: part.floor(self.ceilings) * 1e3 for kind, part in work.items()}
@@ -197,7 +197,7 @@ class Bench:
             while any(seq.num_uncomputed_tokens > 1 for seq in sequences) or engine.scheduler.waiting:
                 engine.step()
             engine._looks_ahead = False
-            while engine._under_way:  # what it launched in its own form
+            while engine._in_flight:  # what it launched in its own form
                 engine.step()
             take()
             engine.step()
@@ -210,7 +210,7 @@ class Bench:
             rows.append({"engine": name, "ms a step": ms, "tok/s": 128 / ms * 1e3})
             for seq in sequences:
                 engine.abort(seq.seq_id)
-            while engine._under_way:
+            while engine._in_flight:
                 engine.step()
         self.put("ablation", rows)
 

@@ -51,7 +51,7 @@ def record(llm: LLM, folder: Path = RECORDED) -> None:
                 engine.step()
         for seq in sequences:
             engine.abort(seq.seq_id)
-        while engine.has_unfinished or engine._under_way:
+        while engine.has_unfinished or engine._in_flight:
             engine.step()
     runner.graphs = graphs
     prompts, _ = workloads.shared_prompt(6, 10)

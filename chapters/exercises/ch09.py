@@ -133,7 +133,7 @@ def serve_with(prepare, prompts) -> str:
         tensors = prepare(items, block_size)
         dtypes = {"input_ids": np.int64, "positions": np.int64, "slot_mapping": np.int64, "last_rows": np.int64}
         arrays = {name: np.array(_plain(tensors[name]), dtypes.get(name, np.int32)) for name in NAMES}
-        return SimpleNamespace(**arrays, pending=np.zeros(0, np.int64), owners=[])
+        return SimpleNamespace(**arrays, pending=np.zeros(0, np.int64), pending_ids=[])
 
     params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
     texts = []

@@ -1,4 +1,4 @@
-"""The KV cache's bookkeeping: which physical block belongs to whom, and which still hold something worth keeping."""
+"""The KV cache's bookkeeping: which sequences hold a physical block, and which free blocks still hold a cached prefix."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
@@ -10,8 +10,8 @@ from nanovllm.utils.checks import check
 class BlockManager:
     """Hands out physical block ids, as an operating system hands out pages (PagedAttention, Kwon et al. 2023).
 
-    Owns the ids 0..num_blocks-1: their reference counts, the hash of what each full block holds, and the queue of those
-    nobody references. It never touches the memory behind an id and never decides who runs.
+    Owns the ids 0..num_blocks-1: their reference counts, the hash of what each full block holds, and the queue of
+    unreferenced ones. It never touches the memory behind an id and never decides which sequences run.
 
     A block is free (unreferenced, empty), cached (unreferenced, content kept until the block is reused, least recently
     used first), in use (one owner) or shared (several sequences whose prefixes are equal). Every operation costs
@@ -26,7 +26,7 @@ class BlockManager:
         self.enable_prefix_caching = enable_prefix_caching
         self.ref_counts = [0] * num_blocks
         self.hashes: list[bytes | None] = [None] * num_blocks  # of blocks whose content can be found again
-        self._cached: dict[bytes, int] = {}                    # the way back: hash -> block
+        self._cached: dict[bytes, int] = {}                    # the inverse: hash -> block
         self._unreferenced = OrderedDict.fromkeys(range(num_blocks))  # next to be reused first
         self.num_evictions = 0
 
@@ -37,7 +37,7 @@ class BlockManager:
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that can be handed out now: the empty ones and the cached ones nobody references."""
+        """Blocks that can be handed out now: the empty ones and the cached ones without a reference."""
         return len(self._unreferenced)
 
     def block_state(self, block: int) -> str:
@@ -61,10 +61,13 @@ class BlockManager:
         return blocks
 
     def num_new_blocks(self, seq: Sequence, num_tokens: int, prefix: Iterable[int] = ()) -> int:
-        """How many blocks leave the unreferenced queue if `seq` is to hold `num_tokens` tokens, starting with `prefix`."""
+        """How many free blocks `seq` would take to hold `num_tokens` tokens.
+
+        prefix: cached blocks that it would start with. Those that another sequence holds already take no free block.
+        """
         prefix = list(prefix)
-        revived = sum(self.ref_counts[b] == 0 for b in prefix)
-        return max(0, self.num_blocks_for(num_tokens) - len(seq.block_table) - len(prefix)) + revived
+        unreferenced = sum(self.ref_counts[b] == 0 for b in prefix)
+        return max(0, self.num_blocks_for(num_tokens) - len(seq.block_table) - len(prefix)) + unreferenced
 
     def allocate(self, seq: Sequence, prefix: list[int]) -> None:
         """Start the block table of a sequence that holds none with the cached blocks that `find_cached_prefix` returned."""
@@ -120,13 +123,13 @@ class BlockManager:
         seq.num_computed_tokens = 0
 
     def forget(self, seq: Sequence) -> None:
-        """Let nobody find the blocks that `seq` holds: their content is not to be trusted."""
+        """Make the blocks that `seq` holds unfindable: their content is not to be trusted."""
         for block in seq.block_table:
             if self.hashes[block] is not None:
                 self._forget(block)
 
     def reset_prefix_cache(self) -> int:
-        """Forget every cached content that no sequence holds; returns how many blocks that freed."""
+        """Forget the content of every cached block; returns how many blocks that emptied."""
         cached = [b for b in self._unreferenced if self.hashes[b] is not None]
         for block in cached:
             self._forget(block)
@@ -137,7 +140,7 @@ class BlockManager:
         return list(self._unreferenced)
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
-        """Raise RuntimeError unless the books balance against the sequences that hold blocks.
+        """Raise RuntimeError unless reference counts, queue and hashes agree with the sequences that hold blocks.
 
         O(blocks in use or findable), and two counts over the cache: cheap enough to be called after every step of a test.
         """

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nanovllm.engine.decode_rows import DecodeRows
 from nanovllm.engine.scheduled_batch import ScheduledSequence
-from nanovllm.engine.step_inputs import send
+from nanovllm.engine.step_inputs import to_device
 from nanovllm.layers.sampler import Draw
 from nanovllm.models.causal_lm import CausalLM
 from nanovllm.utils.context import Context
@@ -67,7 +67,7 @@ class DecodeGraphs:
         """
         size, *changes = self.rows.assign(items, drawn_by)
         if any(len(change) for change in changes):
-            records, entries = send(changes, self.state.drawn.device)
+            records, entries = to_device(changes, self.state.drawn.device)
             self._kernels.write_rows(self.state, records, entries, self.state.drawn if drawn is None else drawn)
         if size not in self._graphs:
             return self._step(size)

@@ -1,4 +1,4 @@
-"""Which sequence has which row of the decode batch, and what the host must tell the device before a step."""
+"""Which sequence has which row of the decode batch, and which rows the host must write before a step."""
 
 from heapq import heappop, heappush
 
@@ -6,17 +6,17 @@ import numpy as np
 
 from nanovllm.engine.scheduled_batch import ScheduledSequence
 
-UNKNOWN = -2  # a row whose place in the cache the device does not have right
+UNKNOWN = -2  # a row that the device must be given anew
 
 
 class DecodeRows:
     """The host's picture of the rows in `utils.row_state.RowState`.
 
-    A sequence keeps its row for as long as it decodes. Whoever is new takes the lowest empty row, and when so many have
-    left that a smaller batch would do, those at the end move into the gaps. The device moves every row on by one token
-    a step; what it cannot know is found here by comparing the place at which each sequence is to run with the place at
-    which its row will be. Whatever differs is written anew, for whatever reason it differs, so nobody has to tell of
-    prompts, preemptions or steps rolled back.
+    A sequence keeps its row for as long as it decodes. A new one takes the lowest empty row, and when so many have left
+    that a smaller batch would do, those at the end move into the gaps. The device advances every row by one token per
+    step. All other changes are found here, by comparing the position at which each sequence is to run with the position
+    that its row will have. A row that differs is written anew, whatever the reason, so no notice of prompts, preemptions
+    or steps rolled back is needed.
 
     Imports no torch. sizes: the batch sizes that can run, in rising order (see `cuda_graphs.batch_sizes`).
     """
@@ -24,7 +24,7 @@ class DecodeRows:
     def __init__(self, sizes: list[int], block_size: int, max_blocks: int):
         self.block_size, self.max_blocks = block_size, max_blocks
         self._sizes = np.array(sizes)
-        self._cached = np.full(sizes[-1], -1)  # as the device will have it when the next step begins
+        self._cached = np.full(sizes[-1], -1)  # the position of each row when the next step begins
         self.reset()
         self._cached[:] = -1  # the device's rows are empty, too
 
@@ -37,10 +37,10 @@ class DecodeRows:
         self._cached[self._cached >= 0] = UNKNOWN
 
     def reset(self) -> None:
-        """A step failed, perhaps half-way through `assign`: nobody has a row any more, and all will be written anew."""
-        self.row_of: dict[int, int] = {}  # by seq_id; never changed in place, so that who holds it keeps the old one
+        """Take every row from its sequence, after a step that failed, perhaps within `assign`: all will be written anew."""
+        self.row_of: dict[int, int] = {}  # by seq_id; replaced, never changed in place: the runner keeps the last one
         self.rows = np.zeros(0, np.int64)  # of the batch's items, in their order
-        self.apart: list[int] = []  # items whose draw takes more than a temperature
+        self.resampled: list[int] = []  # items whose draw takes more than a temperature: they are drawn again
         self._seq_ids: list[int] = []
         self._size = int(self._sizes[0])
         self._cached[:] = UNKNOWN
@@ -49,12 +49,12 @@ class DecodeRows:
     def assign(self, items: list[ScheduledSequence], drawn_by: dict[int, int]) -> tuple[int, np.ndarray, np.ndarray]:
         """Give each item its row; returns (batch size, records, entries), which `write_rows` takes.
 
-        items: all with one token, and sampling. drawn_by: by seq_id, where in the last step's tokens its own stands.
+        items: all with one token, and sampling. drawn_by: by seq_id, the index of its token among the last step's.
         """
         seq_ids = [item.seq.seq_id for item in items]
         if seq_ids != self._seq_ids:
             self._reassign(seq_ids)
-            self.apart = [i for i, item in enumerate(items) if not item.seq.sampling_params.draws_plainly]
+            self.resampled = [i for i, item in enumerate(items) if not item.seq.sampling_params.draws_plainly]
         starts, rows = np.array([item.start for item in items]), self.rows
         fresh = self._cached[rows] != starts
         grown = (starts % self.block_size == 0) & ~fresh
@@ -81,25 +81,25 @@ class DecodeRows:
             if seq_id in staying:
                 row_of[seq_id] = row
             else:
-                self._release(row)
+                self._release_row(row)
         for seq_id in seq_ids:
             if seq_id not in row_of:
-                row_of[seq_id] = self._take()
+                row_of[seq_id] = self._claim_row()
         self._size = self.size_for(len(seq_ids))
         for seq_id, row in row_of.items():
             if row >= self._size:
-                # Nobody new sits in the row left behind: whoever was new has a row by now. Its token can still be read.
-                row_of[seq_id] = self._take()
-                self._release(row)
+                # The row left behind stays empty, since new sequences have theirs by now; its token can still be read.
+                row_of[seq_id] = self._claim_row()
+                self._release_row(row)
         self.row_of, self._seq_ids = row_of, seq_ids
         self.rows = np.array([row_of[seq_id] for seq_id in seq_ids])
 
-    def _take(self) -> int:
+    def _claim_row(self) -> int:
         row = heappop(self._empty)
         self._cached[row] = UNKNOWN
         return row
 
-    def _release(self, row: int) -> None:
+    def _release_row(self, row: int) -> None:
         heappush(self._empty, row)
         self._cached[row] = UNKNOWN
 

@@ -26,8 +26,8 @@ class Step:
 class Listener(Protocol):
     """Is told what happens in an engine, from `LLMEngine.attach` until `LLMEngine.detach`.
 
-    one_step_at_a_time: the engine does not look ahead while it listens, so that queues and tables, too, show what the
-        step did that has just ended. Otherwise they may already count the one under way.
+    one_step_at_a_time: the engine does not look ahead while it listens, so that queues and block tables,
+        too, are those after the step that has just ended. Otherwise they may already include the one in flight.
 
     It is called inside the engine's calls, in the thread that makes them: it should be quick, and what it raises comes out
     of that call.

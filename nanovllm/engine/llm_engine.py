@@ -25,7 +25,7 @@ from nanovllm.utils.numbers import as_token_ids, plain
 
 
 @dataclass(slots=True)
-class _StepUnderWay:
+class _StepInFlight:
     """timestamps: when its phases began so far; see `Step`. launched: what the runner's `collect` takes."""
 
     batch: ScheduledBatch
@@ -40,7 +40,7 @@ class LLMEngine:
     only: text is `LLM`'s business. `scheduler_cls` and `block_manager_cls` take your own classes in place of ours.
 
     With `async_scheduling` it looks ahead: step n + 1 is scheduled and launched while step n runs. A scheduler with a
-    `schedule` or `update` of its own is never looked past.
+    `schedule` or `update` of its own is always given one step at a time.
     """
 
     def __init__(self, config: Config, runner: Runner, scheduler_cls: Callable[..., Scheduler] = Scheduler,
@@ -52,13 +52,13 @@ class LLMEngine:
         self.scheduler = scheduler_cls(
             self.block_manager, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=config.max_model_len, eos_token_ids=config.eos_token_ids)
-        # A scheduler that goes its own way may not know of pending tokens.
+        # A scheduler with a `schedule` or `update` of its own may not know of pending tokens.
         own = all(getattr(type(self.scheduler), name, None) is getattr(Scheduler, name) for name in ("schedule", "update"))
         self._looks_ahead = config.async_scheduling and own
-        self._under_way: deque[_StepUnderWay] = deque()
+        self._in_flight: deque[_StepInFlight] = deque()
         self.num_steps = 0
         self._ids = itertools.count()
-        self._seeds = random.Random(config.seed)  # for requests that bring none
+        self._seeds = random.Random(config.seed)  # for requests without one
         self._listeners: list[Listener] = []
 
     def __repr__(self) -> str:
@@ -126,14 +126,14 @@ class LLMEngine:
         Where the engine looks ahead, the step after it is scheduled and launched first, so that the device never waits
         for the host: a sequence that then turns out to have ended has cost one row of that step, and nothing else.
 
-        An exception, an interrupt too, rolls all steps under way back: their sequences keep their place and can run
+        An exception, an interrupt too, rolls all steps in flight back: their sequences keep their blocks and can run
         again or be aborted. Interrupts come between the phases, or while the model runs, but never in the bookkeeping.
         """
         try:
-            while len(self._under_way) < self._depth:
+            while len(self._in_flight) < self._depth:
                 timestamps = [time.perf_counter()]
                 with uninterrupted():
-                    for step in self._under_way:
+                    for step in self._in_flight:
                         self.scheduler.advance(step.batch)
                     batch = self.scheduler.schedule()
                 timestamps.append(time.perf_counter())
@@ -142,24 +142,24 @@ class LLMEngine:
                     break
                 launched = self.model_runner.launch(batch)
                 timestamps.append(time.perf_counter())
-                self._under_way.append(_StepUnderWay(batch, launched, timestamps))
-            if not self._under_way:
+                self._in_flight.append(_StepInFlight(batch, launched, timestamps))
+            if not self._in_flight:
                 return []
-            oldest = self._under_way[0]
+            oldest = self._in_flight[0]
             token_ids = self.model_runner.collect(oldest.launched)
             oldest.timestamps.append(time.perf_counter())
             with uninterrupted():
-                self._stamp(oldest)
+                self._record_times(oldest)
                 finished = self.scheduler.update(oldest.batch, token_ids)
                 oldest.timestamps.append(time.perf_counter())
-                self._under_way.popleft()
+                self._in_flight.popleft()
         except BaseException as error:
             with uninterrupted():
                 self._roll_back()
             error.add_note(f"in step {self.num_steps} of {self!r}, which was rolled back")
             raise
-        if all(item.seq.is_finished for later in self._under_way for item in later.batch.items):
-            self._under_way.clear()  # nobody waits for it
+        if all(item.seq.is_finished for later in self._in_flight for item in later.batch.items):
+            self._in_flight.clear()  # its tokens are of no use
         ended = Step(self.num_steps, oldest.batch, token_ids, finished, oldest.timestamps)
         for listener in self._listeners:
             listener.stepped(ended)
@@ -168,20 +168,20 @@ class LLMEngine:
 
     @property
     def _depth(self) -> int:
-        """Steps under way at once."""
+        """Most steps in flight at once."""
         return 2 if self._looks_ahead and not any(listener.one_step_at_a_time for listener in self._listeners) else 1
 
     def _check_progress(self, empty: ScheduledBatch) -> None:
-        if not self._under_way and self.has_unfinished and not empty.preempted:
+        if not self._in_flight and self.has_unfinished and not empty.preempted:
             raise RuntimeError(f"{self.scheduler!r} scheduled nothing although sequences wait; "
                                "this is a bug in the scheduler.")
 
     def _roll_back(self) -> None:
-        """Forget the steps under way. What they wrote to the cache will be written again, with the same values."""
-        for step in reversed(self._under_way):
+        """Forget the steps in flight. What they wrote to the cache will be written again, with the same values."""
+        for step in reversed(self._in_flight):
             if step.batch.is_advanced:
                 self.scheduler.roll_back(step.batch)
-        self._under_way.clear()
+        self._in_flight.clear()
         self.model_runner.reset()
 
     def attach(self, listener: Listener) -> None:
@@ -192,12 +192,12 @@ class LLMEngine:
         self._listeners = [other for other in self._listeners if other is not listener]
 
     def check_integrity(self) -> None:
-        """Raise RuntimeError unless the engine's books balance."""
+        """Raise RuntimeError unless queues, block tables and reference counts agree."""
         self.scheduler.check_integrity()
 
     @staticmethod
-    def _stamp(step: _StepUnderWay) -> None:
-        """Note when sequences first ran and when their tokens were there."""
+    def _record_times(step: _StepInFlight) -> None:
+        """Record when sequences first ran and when their tokens arrived."""
         for item in step.batch.items:
             seq = item.seq
             if seq.scheduled_at is None:

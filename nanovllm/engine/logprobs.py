@@ -17,10 +17,10 @@ CHUNK_ROWS = 256  # a prompt's logits are made so many rows at once: 156 MB in f
 class LogprobReport:
     """Log-probabilities on their way from the device to the sequences that asked for them.
 
-    owners: (sequence, position) of the token that row i of `top` speaks of; a prompt's own tokens have positions, too.
+    targets: (sequence, position) of the token that row i of `top` belongs to; a prompt's own tokens have positions, too.
     """
 
-    owners: list[tuple[Sequence, int]]
+    targets: list[tuple[Sequence, int]]
     top: TopLogprobs
 
     def fetch(self) -> None:
@@ -28,8 +28,8 @@ class LogprobReport:
         self.top = TopLogprobs(*(column.to("cpu", non_blocking=True) for column in self.top))
 
     def deliver(self) -> None:
-        """Note the numbers, which must be on the host by now, in each sequence's `logprobs`."""
-        for (seq, position), *entry in zip(self.owners, *(column.tolist() for column in self.top)):
+        """Put the numbers, which must be on the host by now, into each sequence's `logprobs`."""
+        for (seq, position), *entry in zip(self.targets, *(column.tolist() for column in self.top)):
             seq.note_logprobs({position: tuple(entry)})
 
 
@@ -40,24 +40,24 @@ def sampled_report(batch: ScheduledBatch, logits: Tensor, token_ids: Tensor) -> 
     if not wanted:
         return []
     rows = torch.tensor(list(wanted), device=logits.device)
-    owners = [(sampled[row].seq, sampled[row].start + sampled[row].num_tokens) for row in wanted]
-    return [LogprobReport(owners, top_logprobs(logits[rows], token_ids[rows], max(wanted.values())))]
+    targets = [(sampled[row].seq, sampled[row].start + sampled[row].num_tokens) for row in wanted]
+    return [LogprobReport(targets, top_logprobs(logits[rows], token_ids[rows], max(wanted.values())))]
 
 
 def prompt_reports(batch: ScheduledBatch, hidden: Tensor, compute_logits: Callable[[Tensor], Tensor]) -> list[LogprobReport]:
     """Of the prompts' tokens that this step predicts anew, in chunks. hidden: [num_tokens, hidden_size], of the whole step."""
-    rows, owners, k, first = [], [], 0, 0
+    rows, targets, k, first = [], [], 0, 0
     for item in batch.items:
         seq, wanted = item.seq, item.seq.sampling_params.prompt_logprobs
         if wanted is not None:
             known = range(item.start, min(item.start + item.num_tokens, seq.num_prompt_tokens - 1))  # the next is prompt
             rows += [first + position - item.start for position in known]
-            owners += [(seq, position + 1) for position in known]
+            targets += [(seq, position + 1) for position in known]
             k = max(k, wanted)
         first += item.num_tokens
     reports = []
     for start in range(0, len(rows), CHUNK_ROWS):
-        some = owners[start:start + CHUNK_ROWS]
+        some = targets[start:start + CHUNK_ROWS]
         logits = compute_logits(hidden[torch.tensor(rows[start:start + CHUNK_ROWS], device=hidden.device)])
         chosen = torch.tensor([seq.token_ids[position] for seq, position in some], device=hidden.device)
         reports.append(LogprobReport(some, top_logprobs(logits, chosen, k)))

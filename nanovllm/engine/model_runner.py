@@ -11,7 +11,7 @@ from nanovllm.engine.cache_size import CacheShape, fit_blocks
 from nanovllm.engine.cuda_graphs import DecodeGraphs, RowKernels
 from nanovllm.engine.logprobs import LogprobReport, prompt_reports, sampled_report
 from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
-from nanovllm.engine.step_inputs import Layout, StepInputs, send
+from nanovllm.engine.step_inputs import Layout, StepInputs, to_device
 from nanovllm.errors import EngineError
 from nanovllm.layers import row_state
 from nanovllm.layers.attention import select_backend
@@ -27,7 +27,7 @@ from nanovllm.utils.loader import load_weights, random_weights
 
 
 class Launched:
-    """A step under way. Its results are on their way to the host from the moment they exist, behind nothing later.
+    """A step in flight. Its results are on their way to the host from the moment they exist, behind nothing later.
 
     token_ids: [num_rows] int64, on the device. reports: log-probabilities that sequences asked for. rows: where each
         token of the batch stands, in the batch's order; None when they stand in it.
@@ -142,11 +142,11 @@ class ModelRunner:
         logits = graphs.launch(items, self._drawn, self._drawn_by)
         state, rows = graphs.state, graphs.rows
         self._drawn, self._drawn_by = state.drawn, rows.row_of
-        apart = rows.apart if self.sampler is self._own_sampler else list(range(len(items)))
+        resampled = rows.resampled if self.sampler is self._own_sampler else list(range(len(items)))
         reports = []
-        if apart:
-            some = [items[i] for i in apart]
-            at, = send([rows.rows[apart]], self.device)
+        if resampled:
+            some = [items[i] for i in resampled]
+            at, = to_device([rows.rows[resampled]], self.device)
             asked = logits[at]
             token_ids = self._draw(asked, self._sampling(some, state.input_ids[at]))
             state.drawn[at] = token_ids
@@ -158,7 +158,7 @@ class ModelRunner:
         return launched.wait()
 
     def reset(self) -> None:
-        """Forget the tokens last drawn, after a step that failed: whoever runs next brings its own."""
+        """Forget the tokens last drawn, after a step that failed: sequences that run next bring their own."""
         self._drawn, self._drawn_by = None, {}
         if self.graphs:
             self.graphs.rows.reset()
@@ -170,15 +170,16 @@ class ModelRunner:
     def prepare(self, batch: ScheduledBatch) -> StepInputs:
         """The step's tensors on the device, with the tokens that only the device knows put in their places."""
         layout = Layout.of(batch.items, self.block_size)
-        source = np.array([self._drawn_by[seq_id] for seq_id in layout.owners], np.int64)
-        input_ids, positions, cu_seqlens_q, context_lens, block_tables, slot_mapping, last_rows, pending, source_rows = send(
-            (layout.input_ids, layout.positions, layout.cu_seqlens_q, layout.context_lens, layout.block_tables,
-             layout.slot_mapping, layout.last_rows, layout.pending, source), self.device)
+        source = np.array([self._drawn_by[seq_id] for seq_id in layout.pending_ids], np.int64)
+        arrays = (layout.input_ids, layout.positions, layout.cu_seqlens_q, layout.context_lens, layout.block_tables,
+                  layout.slot_mapping, layout.last_rows, layout.pending, source)
+        (input_ids, positions, cu_seqlens_q, context_lens, block_tables, slot_mapping, last_rows, pending,
+         source_rows) = to_device(arrays, self.device)
         context = Context(
             cu_seqlens_q, context_lens, block_tables, slot_mapping, max_seqlen_q=max(item.num_tokens for item in batch.items),
             max_seqlen_k=int(layout.context_lens.max()), num_decodes=batch.num_decodes, last_rows=last_rows)
-        if self._drawn is not None and layout.owners:
-            input_ids[pending] = self._drawn[source_rows].clamp(min=0)  # who drew none has ended, and runs for nobody
+        if self._drawn is not None and layout.pending_ids:
+            input_ids[pending] = self._drawn[source_rows].clamp(min=0)  # below 0: it has ended, and its row is dropped
         sampled = [item for item in batch.items if item.samples]
         sampling = self._sampling(sampled, input_ids[context.last_rows]) if sampled else None
         return StepInputs(input_ids, positions, context, sampling)

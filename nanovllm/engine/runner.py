@@ -1,4 +1,4 @@
-"""What the engine asks of whoever runs its batches: a model on one device, or one that is split over several."""
+"""What the engine asks of the object that runs its batches: a model on one device, or one that is split over several."""
 
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ class Runner(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forget the steps under way, after one that failed: whoever runs next brings its own tokens."""
+        """Forget the steps in flight, after one that failed: the sequences that run next bring their own tokens."""
 
     def close(self) -> None:
         """Give all memory back. May be called any number of times."""

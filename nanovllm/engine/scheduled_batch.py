@@ -1,4 +1,4 @@
-"""What the scheduler decided for one step, on its way to whoever runs and records it."""
+"""What the scheduler decided for one step, handed to the runner and to listeners."""
 
 from dataclasses import dataclass, field
 

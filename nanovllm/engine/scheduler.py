@@ -1,4 +1,4 @@
-"""Who runs this step, and how many tokens of each: continuous batching under one token budget."""
+"""Which sequences run in a step, and how many tokens of each: continuous batching under one token budget."""
 
 from bisect import insort
 
@@ -12,19 +12,19 @@ STEPS_PER_PRIORITY = 64  # what one unit of priority is worth, in steps of waiti
 
 
 class Scheduler:
-    """Decides who runs (Orca's iteration-level batching, Yu et al. 2022; chunked prefill, Agrawal et al. 2023).
+    """Decides which sequences run (Orca's iteration-level batching, Yu et al. 2022; chunked prefill, Agrawal et al. 2023).
 
     Owns the waiting queue and the running list. It never sees a tensor and never asks how long anything took.
 
-    One budget of `max_num_batched_tokens` a step: running sequences take their next token first, so a long prompt never
-    stalls them; what is left goes to prompt chunks, first of admitted sequences, then of waiting ones as they stand in
-    line. When blocks run out the last in line of the running is preempted: it gives its blocks back and is recomputed
-    later. New sequences are admitted only while every running one still finds a block for its next token; that
-    reserve is the watermark that keeps admission from causing preemption.
+    Each step has a budget of `max_num_batched_tokens`. Running sequences take their next token first, so a long prompt
+    never stalls them; the rest goes to prompt chunks, first of admitted sequences, then of waiting ones in queue order.
+    When blocks run out, the last running sequence in queue order is preempted: its blocks are freed, and it is recomputed
+    later. A sequence is admitted only while every running one still has a free block for its next token; this reserve is
+    the watermark that keeps admission from causing preemption.
 
-    Who comes first is decided once, on arrival: a request takes its place in line `priority` times STEPS_PER_PRIORITY
-    steps behind (below 0: before) where it arrived. Waiting thus outweighs any priority in the end, and nothing starves.
-    A policy of your own: subclass this and override `_line`.
+    Queue order is fixed on arrival by `order_key`: the number of the step before which the request arrived, plus `priority`
+    times STEPS_PER_PRIORITY. A request that waits long enough therefore runs before any later one, whatever their
+    priorities, and none starves. For a policy of your own, subclass this and override `order_key`.
     """
 
     def __init__(self, block_manager: BlockManager, *, max_num_seqs: int = 512, max_num_batched_tokens: int = 16384,
@@ -38,7 +38,7 @@ class Scheduler:
         self.max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
         self.max_model_len = max_model_len
         self.eos_token_ids = frozenset(eos_token_ids)
-        self.waiting: list[Sequence] = []  # both in line, see above
+        self.waiting: list[Sequence] = []  # both in queue order
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self.num_scheduled_steps = 0
@@ -71,13 +71,13 @@ class Scheduler:
     def add(self, seq: Sequence) -> None:
         """Queue a sequence. Raises InvalidRequest when it could never finish."""
         self.validate(seq.num_prompt_tokens, seq.sampling_params.max_tokens, seq.priority)
-        seq.place = self._line(seq)
-        insort(self.waiting, seq, key=_place)
+        seq.order_key = self.order_key(seq)
+        insort(self.waiting, seq, key=_queue_order)
 
     def abort(self, seq_id: int, reason: str = "abort") -> Sequence | None:
         """Take a sequence out of the engine and free its blocks; None when it is not there (it may just have ended).
 
-        reason: its finish_reason: "abort", "stop" (whoever reads its text found a stop string) or "error".
+        reason: its finish_reason: "abort", "stop" (a stop string was found in its text) or "error".
         """
         for seq in (*self.running, *self.waiting):
             if seq.seq_id == seq_id:
@@ -100,18 +100,18 @@ class Scheduler:
         for seq in decoding + prefilling:
             if budget and seq.status is SequenceStatus.RUNNING:  # an earlier turn may have preempted it
                 budget -= self._schedule_running(seq, budget, batch)
-        if self.waiting and not batch.preempted:  # whoever was just thrown out must not come back, nor be overtaken
+        if self.waiting and not batch.preempted:  # else the preempted would come straight back, or be overtaken
             self._admit(budget, batch)
         if prefilling or batch.admitted:
             batch.items.sort(key=lambda item: item.num_tokens > 1)
         return batch
 
     def advance(self, batch: ScheduledBatch) -> None:
-        """Count `batch`, which is under way, as computed, so that `schedule` can look past it.
+        """Count `batch`, which is in flight, as computed, so that the step after it can be scheduled.
 
         Sequences that draw a token in it get a pending one, which takes part in everything but its own value: it has a
-        position and a slot, and can be scheduled. Blocks it fills become findable before they are written: whoever finds
-        one runs in a later step.
+        position and a slot, and can be scheduled. Blocks it fills become findable before they are written: a
+        sequence that finds one runs in a later step.
         """
         batch.is_advanced = True
         block_size = self.block_manager.block_size
@@ -124,7 +124,7 @@ class Scheduler:
                     self.block_manager.commit(seq, item.start)
 
     def update(self, batch: ScheduledBatch, token_ids: list[int]) -> list[Sequence]:
-        """Take in the tokens drawn for `batch`, one for each item that `samples`, in order. Returns who finished.
+        """Take in the tokens drawn for `batch`, one for each item that `samples`, in order. Returns those that finished.
 
         token_ids: below 0 where the scores were not finite, which ends the sequence with an error.
         """
@@ -133,8 +133,8 @@ class Scheduler:
         finished = []
         for item, token in zip((item for item in batch.items if item.samples), token_ids):
             seq = item.seq
-            # The row of a sequence that ended while the step ran was for nothing. One that was preempted meanwhile has
-            # lost its blocks, but keeps the token.
+            # The token of a sequence that ended while the step ran is dropped. One that was preempted meanwhile has lost its
+            # blocks, but keeps the token.
             if seq.status is SequenceStatus.FINISHED:
                 continue
             if token >= 0:
@@ -149,7 +149,7 @@ class Scheduler:
         return finished
 
     def roll_back(self, batch: ScheduledBatch) -> None:
-        """Take back `advance`, after a step that failed: its sequences keep their blocks and compute the same again."""
+        """Undo `advance`, after a step that failed: its sequences keep their blocks and compute the same again."""
         for item in batch.items:
             item.seq.num_pending_tokens = 0
             item.seq.num_computed_tokens = min(item.start, item.seq.num_computed_tokens)
@@ -160,23 +160,23 @@ class Scheduler:
                                (self.waiting, {SequenceStatus.WAITING, SequenceStatus.PREEMPTED})):
             for seq in queue:
                 if seq.status not in allowed:
-                    raise RuntimeError(f"{seq!r} stands in the wrong queue")
+                    raise RuntimeError(f"{seq!r} is in the wrong queue")
         if len(self.running) > self.max_num_seqs:
             raise RuntimeError(f"{len(self.running)} running sequences, cap {self.max_num_seqs}")
         self.block_manager.check_integrity([*self.running, *self.waiting])
 
     def _schedule_running(self, seq: Sequence, budget: int, batch: ScheduledBatch) -> int:
-        """Give `seq` its next tokens, preempting others for room; returns how many it got (0 if it fell itself)."""
+        """Give `seq` its next tokens, preempting others for room; returns how many it got (0 if it was preempted itself)."""
         num_tokens = min(seq.num_uncomputed_tokens, budget)
         upto = seq.num_computed_tokens + num_tokens
         has_room = upto <= len(seq.block_table) * self.block_manager.block_size
         while not has_room and self.block_manager.num_new_blocks(seq, upto) > self.block_manager.num_free_blocks:
-            # Last in line first, and never one that already has its place in this batch while another can go.
+            # The last in queue order first, but one that is already in this batch only when no other is left.
             scheduled = {item.seq.seq_id for item in batch.items}
             victim = next((s for s in reversed(self.running) if s.seq_id not in scheduled), seq)
             self._preempt(victim, batch, f"sequence {seq.seq_id} needs {self.block_manager.num_new_blocks(seq, upto)} more "
                           f"blocks and {self.block_manager.num_free_blocks} are free; "
-                          + ("all others have their place in this step" if victim is seq else "this one is last in line"))
+                          + ("all others are already in this step" if victim is seq else "this one is last in queue order"))
             if victim is seq:
                 return 0
         if not has_room:
@@ -186,7 +186,7 @@ class Scheduler:
         return num_tokens
 
     def _admit(self, budget: int, batch: ScheduledBatch) -> None:
-        """Admit waiting sequences as they stand in line while budget, places and blocks last."""
+        """Admit waiting sequences in queue order while budget, max_num_seqs and blocks allow."""
         manager = self.block_manager
         # Blocks that admitted prompts will still need for the chunks to come.
         promised = sum(manager.num_new_blocks(seq, len(seq)) for seq in self.running)
@@ -198,9 +198,9 @@ class Scheduler:
                 batch.left_waiting[seq.seq_id] = f"the budget of {self.max_num_batched_tokens} tokens is spent"
                 break
             if len(self.running) >= self.max_num_seqs:
-                batch.left_waiting[seq.seq_id] = f"all {self.max_num_seqs} places are taken"
+                batch.left_waiting[seq.seq_id] = f"max_num_seqs={self.max_num_seqs} sequences are running"
                 break
-            # Who asks for its prompt's log-probabilities must compute every token of it.
+            # Log-probabilities of a prompt need every token of it computed.
             reuses = manager.enable_prefix_caching and seq.sampling_params.prompt_logprobs is None
             prefix = manager.find_cached_prefix(seq) if reuses else []
             hashes = seq.block_hashes(manager.block_size) if reuses else []
@@ -219,7 +219,7 @@ class Scheduler:
             num_tokens = min(seq.num_uncomputed_tokens, budget)
             manager.append(seq, seq.num_computed_tokens + num_tokens)
             promised += manager.num_new_blocks(seq, len(seq))
-            insort(self.running, seq, key=_place)
+            insort(self.running, seq, key=_queue_order)
             seq.status = SequenceStatus.RUNNING
             item = ScheduledSequence(seq, seq.num_computed_tokens, num_tokens, self._admit_reason(seq, num_tokens))
             batch.items.append(item)
@@ -228,8 +228,8 @@ class Scheduler:
             budget -= num_tokens
         self.waiting[:0] = skipped
 
-    def _line(self, seq: Sequence) -> int:
-        """The sequence's place in line; those with less come first, and of equals who was added first."""
+    def order_key(self, seq: Sequence) -> int:
+        """What the queues are sorted by, lowest first; equal keys by arrival. Asked once, when the sequence is added."""
         return self.num_scheduled_steps + STEPS_PER_PRIORITY * seq.priority
 
     def _queue_of(self, seq: Sequence) -> list[Sequence]:
@@ -255,7 +255,7 @@ class Scheduler:
         seq.status = SequenceStatus.PREEMPTED
         seq.num_preemptions += 1
         self.num_preemptions += 1
-        insort(self.waiting, seq, key=_place)
+        insort(self.waiting, seq, key=_queue_order)
         batch.preempted.append(seq)
         batch.preemption_reasons[seq.seq_id] = reason
 
@@ -288,5 +288,5 @@ class Scheduler:
         return f"{what}{hit}" + (f", chunked: {left} tokens wait for budget" if left else "")
 
 
-def _place(seq: Sequence) -> tuple[int, int]:
-    return seq.place, seq.seq_id
+def _queue_order(seq: Sequence) -> tuple[int, int]:
+    return seq.order_key, seq.seq_id

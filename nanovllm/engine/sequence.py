@@ -1,4 +1,4 @@
-"""A request as the engine sees it: a growing list of tokens and a note of how far the cache has followed."""
+"""A request as the engine sees it: a growing list of tokens, and how many of them are in the KV cache."""
 
 import time
 from array import array
@@ -13,7 +13,7 @@ from nanovllm.sampling_params import SamplingParams
 class SequenceStatus(Enum):
     WAITING = "waiting"      # in the queue, holding no blocks
     RUNNING = "running"      # admitted: holds blocks, scheduled every step
-    PREEMPTED = "preempted"  # thrown out for want of blocks; waits to be recomputed
+    PREEMPTED = "preempted"  # lost its blocks to another sequence; waits to be recomputed
     FINISHED = "finished"
 
 
@@ -23,13 +23,13 @@ class Sequence:
     Owns the token ids, the block table and the counters below. It never allocates a block (BlockManager does) and never
     decides when it runs (Scheduler does); it imports no torch and knows no device.
 
-    seq_id: unique in one engine, in order of arrival. priority: less is served sooner. place: its place in line, the
-        scheduler's affair.
+    seq_id: unique in one engine, in order of arrival. priority: a lower one is served sooner. order_key:
+        what the scheduler's queues are sorted by; see `Scheduler.order_key`.
     token_ids: prompt and generated tokens, in one list.
     num_prompt_tokens: where the prompt ends.
-    num_computed_tokens: tokens whose keys and values are in the cache, or will be once the steps under way are done; the
+    num_computed_tokens: tokens whose keys and values are in the cache, or will be once the steps in flight are done; the
         next step starts at this position.
-    num_pending_tokens: 1 while a step under way draws its next token: it counts, but is not in token_ids yet.
+    num_pending_tokens: 1 while a step in flight draws its next token: it counts, but is not in token_ids yet.
     num_cached_tokens: leading tokens found in the prefix cache at admission. Their slots may be shared, so no step
         writes them: a fully cached prompt recomputes its last token to get logits, without storing it again.
     num_hit_tokens: the same of its first admission, where only other requests can have left them.
@@ -41,16 +41,16 @@ class Sequence:
     seed: what its draws are computed from; the engine picks one for a request that brings none.
     """
 
-    __slots__ = ("seq_id", "priority", "place", "token_ids", "num_prompt_tokens", "num_computed_tokens", "num_pending_tokens",
-                 "num_cached_tokens", "num_hit_tokens", "block_table", "status", "sampling_params", "seed", "finish_reason",
-                 "stop_reason", "error", "num_preemptions", "logprobs", "arrived_at", "scheduled_at", "token_times",
-                 "_block_hashes")
+    __slots__ = ("seq_id", "priority", "order_key", "token_ids", "num_prompt_tokens", "num_computed_tokens",
+                 "num_pending_tokens", "num_cached_tokens", "num_hit_tokens", "block_table", "status", "sampling_params",
+                 "seed", "finish_reason", "stop_reason", "error", "num_preemptions", "logprobs", "arrived_at", "scheduled_at",
+                 "token_times", "_block_hashes")
 
     def __init__(self, seq_id: int, prompt_token_ids: list[int], sampling_params: SamplingParams | None = None,
                  priority: int = 0):
         self.seq_id = seq_id
         self.priority = priority
-        self.place = 0
+        self.order_key = 0
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
@@ -124,7 +124,7 @@ class Sequence:
         """The chained hash of every full block: each covers its own tokens and, through its parent, all before it.
 
         Equal hashes mean equal prefixes, which is what makes a cached block safe to share (vLLM's automatic prefix
-        caching). 128-bit BLAKE2 rather than Python's `hash`: two different prompts must never meet. Computed once a block.
+        caching). 128-bit BLAKE2 rather than Python's `hash`: two different prompts must never meet. Computed once per block.
         """
         hashes = self._block_hashes
         for i in range(len(hashes), len(self.token_ids) // block_size):

@@ -27,7 +27,7 @@ class StepInputs:
 class Layout:
     """A step as numpy arrays on the host, in the terms of `StepInputs` and `Context`.
 
-    pending: [num_pending] int64, rows of input_ids whose token is still being drawn; they hold 0 for now. owners: the
+    pending: [num_pending] int64, rows of input_ids whose token is still being drawn; they hold 0 for now. pending_ids: the
     seq_id of each, in the same order.
     """
 
@@ -39,7 +39,7 @@ class Layout:
     slot_mapping: np.ndarray
     last_rows: np.ndarray
     pending: np.ndarray
-    owners: list[int]
+    pending_ids: list[int]
 
     @classmethod
     def of(cls, items: list[ScheduledSequence], block_size: int) -> "Layout":
@@ -48,13 +48,13 @@ class Layout:
         starts = np.array([item.start for item in items], np.int32)
         cu_seqlens_q = np.zeros(len(items) + 1, np.int32)
         np.cumsum(lens, out=cu_seqlens_q[1:])
-        token_ids, pending, owners = [], [], []
+        token_ids, pending, pending_ids = [], [], []
         for item in items:
             seq = item.seq
             token_ids += seq.token_ids[item.start:item.start + item.num_tokens]
             if item.samples and seq.num_pending_tokens:
                 pending.append(len(token_ids))
-                owners.append(seq.seq_id)
+                pending_ids.append(seq.seq_id)
                 token_ids.append(0)
         owner = np.repeat(np.arange(len(items)), lens)
         positions = np.arange(len(token_ids)) - (cu_seqlens_q[:-1] - starts)[owner]
@@ -65,7 +65,7 @@ class Layout:
         return cls(
             np.array(array("q", token_ids)), positions, cu_seqlens_q, starts + lens, tables, slots,
             last_rows=cu_seqlens_q[1:][[item.samples for item in items]].astype(np.int64) - 1,
-            pending=np.array(pending, np.int64), owners=owners)
+            pending=np.array(pending, np.int64), pending_ids=pending_ids)
 
 
 def block_tables(tables: list[list[int]]) -> np.ndarray:
@@ -76,18 +76,18 @@ def block_tables(tables: list[list[int]]) -> np.ndarray:
     return padded
 
 
-def send(arrays: Iterable[np.ndarray], device: torch.device) -> list[Tensor]:
-    """The arrays on the device, in one copy for all of them that nobody waits for.
+def to_device(arrays: Iterable[np.ndarray], device: torch.device) -> list[Tensor]:
+    """The arrays on the device, in one asynchronous copy for all of them.
 
-    From pinned memory, which torch hands out again only when the copy is done.
+    The copy is made from pinned memory, which torch reuses only once the copy is done.
     """
     arrays = [np.ascontiguousarray(a) for a in arrays]
     if device.type == "cpu":
         return [torch.from_numpy(a) for a in arrays]
-    starts = np.cumsum([0] + [-(-a.nbytes // 16) * 16 for a in arrays]).tolist()  # kernels like 16-byte borders
+    starts = np.cumsum([0] + [-(-a.nbytes // 16) * 16 for a in arrays]).tolist()  # kernels read 16 bytes at a time
     packed = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
-    there = packed.numpy()
+    host = packed.numpy()
     for a, start in zip(arrays, starts):
-        there[start:start + a.nbytes] = a.reshape(-1).view(np.uint8)
-    sent = packed.to(device, non_blocking=True)
-    return [sent[start:start + a.nbytes].view(torch.from_numpy(a).dtype).view(a.shape) for a, start in zip(arrays, starts)]
+        host[start:start + a.nbytes] = a.reshape(-1).view(np.uint8)
+    copied = packed.to(device, non_blocking=True)
+    return [copied[start:start + a.nbytes].view(torch.from_numpy(a).dtype).view(a.shape) for a, start in zip(arrays, starts)]

@@ -71,7 +71,7 @@ class RowsRunner(FakeRunner):
     def check(self, items, size):
         state, rows = self.state, self.rows.rows
         layout = Layout.of(items, self.block_size)
-        for row, seq_id in zip(layout.pending, layout.owners):
+        for row, seq_id in zip(layout.pending, layout.pending_ids):
             layout.input_ids[row] = self.drawn[seq_id][0]
         assert len(set(rows.tolist())) == len(items) and max(rows) < size
         for name in ("input_ids", "positions", "slot_mapping", "context_lens"):

@@ -76,7 +76,7 @@ def test_no_one_is_overtaken_by_whoever_arrives_long_after(arrivals, cap, num_bl
 
 def test_a_policy_of_your_own():
     class ShortestFirst(Scheduler):
-        def _line(self, seq):
+        def order_key(self, seq):
             return seq.num_prompt_tokens
 
     scheduler, runner = make(max_num_seqs=1)

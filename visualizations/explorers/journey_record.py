@@ -81,7 +81,7 @@ class _Journey:
         self._stop("waiting queue", Request.submit,
                    "The ids go into a Sequence. It holds no block, and nothing is computed for it yet.", "seq",
                    "seq.num_uncomputed_tokens", "params.temperature", "params.max_tokens")
-        self._stop("waiting queue", type(scheduler).add, "The sequence takes its place in line, and waits for a step.",
+        self._stop("waiting queue", type(scheduler).add, "The sequence joins the queue in order, and waits for a step.",
                    "scheduler", "scheduler.waiting")
 
     def _step(self) -> None:

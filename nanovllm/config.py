@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from nanovllm.errors import CheckpointError, InvalidArgument, NanoVLLMError
 from nanovllm.layers.rotary_embedding import longest_context
 from nanovllm.models.registry import model_class
+from nanovllm.speculative_config import SpeculativeConfig
 from nanovllm.utils.checkpoint import quantization_method, read_json, weight_files
 from nanovllm.utils.checks import check
 from nanovllm.utils.numbers import is_int, is_number, plain
@@ -48,6 +49,8 @@ class Config:
     async_scheduling: prepare the next step while this one runs; None is True on a GPU. On a CPU, which does both itself,
         it gains nothing.
 
+    speculative_config: draft tokens and check several in one step; see `SpeculativeConfig` for its keys. None drafts none.
+
     Raises InvalidArgument naming the setting, its value, the limit and the remedy.
     """
 
@@ -68,8 +71,10 @@ class Config:
     enable_prefix_caching: bool = True
     seed: int | None = None
     load_format: str = "auto"
+    speculative_config: Resolved[dict[str, Any] | SpeculativeConfig | None, SpeculativeConfig | None] = Resolved(None)
     hf_config: SimpleNamespace = field(init=False, repr=False)
     eos_token_ids: tuple[int, ...] = field(init=False)
+    draft: "Config | None" = field(init=False, default=None, repr=False)  # of the draft model
 
     def __post_init__(self) -> None:
         for setting in fields(self):
@@ -105,10 +110,22 @@ class Config:
         self.dtype = self._resolve_dtype(given["dtype"])
         self.eos_token_ids = self._find_eos_token_ids()
         self.max_model_len = self.hf_config.max_model_len
+        if given["speculative_config"] is not None:
+            settings = self.speculative_config = SpeculativeConfig.of(given["speculative_config"])
+            if settings.model is not None:
+                self.draft = self._draft_config(settings.model)
         if given["async_scheduling"] is None:
             self.async_scheduling = self.device.type == "cuda"
         if given["kvcache_block_size"] is None:
             self.kvcache_block_size = 256 if self.device.type == "cuda" else 16
+
+    def _draft_config(self, model: str | Path) -> "Config":
+        """The draft model's, which runs beside this one: unsplit, and with as many blocks as this one turns out to have."""
+        draft = replace(self, model=model, dtype=self.dtype, tensor_parallel_size=1, speculative_config=None)
+        check(draft.hf_config.vocab_size == self.hf_config.vocab_size, "speculative_config['model']", str(model),
+              f"a model with the target's vocabulary of {self.hf_config.vocab_size} tokens, not {draft.hf_config.vocab_size}",
+              "use a smaller model of the same family")
+        return draft
 
     def _resolve_dtype(self, given: str | torch.dtype) -> torch.dtype:
         if given == "auto":  # a CPU multiplies float32 fastest, and exactly

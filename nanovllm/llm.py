@@ -12,6 +12,9 @@ from typing import Any, cast, overload
 from tqdm.auto import tqdm
 
 from nanovllm.config import Config
+from nanovllm.engine.drafts import Drafter
+from nanovllm.engine.drafts_model import DraftModel
+from nanovllm.engine.drafts_ngram import NgramDrafter
 from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.runner import Runner
@@ -44,7 +47,8 @@ class LLM:
 
     Owns the tokenizer and one LLMEngine, which it puts together. `LLM()` runs the model that ships with the package; the
     settings are those of `nanovllm.config.Config`. Parts of your own: `scheduler_cls` and `block_manager_cls` (see
-    `LLMEngine`), and `sampler`, which turns (logits [num_rows, vocab_size], SamplingBatch) into token ids [num_rows] int64.
+    `LLMEngine`), a `drafter` (see `nanovllm.engine.drafts.Drafter`), and `sampler`, which turns (logits [num_rows,
+    vocab_size], SamplingBatch) into token ids [num_rows] int64.
     `close()` (or leaving a `with` block, or the last reference) gives all its memory back.
 
     Raises InvalidArgument for a setting that cannot be served, CheckpointError for a folder that cannot be read, and
@@ -52,13 +56,14 @@ class LLM:
     """
 
     def __init__(self, model: str | Path | None = None, **settings: Any):
-        check_keywords("LLM", settings, (*CONFIG_FIELDS, *ENGINE_PARTS, "sampler"))
+        check_keywords("LLM", settings, (*CONFIG_FIELDS, *ENGINE_PARTS, "sampler", "drafter"))
         parts = {name: settings.pop(name) for name in ENGINE_PARTS if name in settings}
-        sampler = settings.pop("sampler", None)
+        sampler, drafter = settings.pop("sampler", None), settings.pop("drafter", None)
         config = Config(model, **settings)
         self.tokenizer = _load_tokenizer(config.model)
         try:
-            self.engine = LLMEngine(config, _make_runner(config, sampler), **parts)
+            runner = _make_runner(config, sampler)
+            self.engine = LLMEngine(config, runner, drafter=_make_drafter(config, drafter, runner.num_blocks), **parts)
         except BaseException as error:
             _forget_locals(error)
             raise
@@ -237,6 +242,24 @@ def _make_runner(config: Config, sampler: Sample | None) -> Runner:
     return runner
 
 
+def _make_drafter(config: Config, own: Drafter | None, num_blocks: int) -> Drafter | None:
+    """What guesses tokens, if anything is to: `own`, or what the configuration names."""
+    settings = config.speculative_config
+    method = settings.method if settings else None
+    if own is not None:
+        check(method is None, "drafter", own, f"left out beside speculative_config's method {method!r}", "pass one of the two")
+        check(callable(getattr(own, "propose", None)), "drafter", own, "an object with a `propose` method",
+              "subclass nanovllm.engine.drafts.Drafter")
+        return own
+    check(settings is None or method is not None, "speculative_config['method']", method, "named",
+          "pass 'ngram' or 'draft_model', or a drafter of your own: LLM(drafter=...)")
+    if settings and method == "ngram":
+        return NgramDrafter(*settings.lookup_lengths)
+    if config.draft:
+        return DraftModel(config.draft, num_blocks)
+    return None
+
+
 def _load_tokenizer(folder: Path) -> Tokenizer | None:
     """The folder's tokenizer; None when it has none (random weights for benchmarks): prompts are then token ids."""
     if not (folder / "tokenizer.json").is_file():
@@ -250,6 +273,8 @@ def _load_tokenizer(folder: Path) -> Tokenizer | None:
 
 def _release(engine: LLMEngine) -> None:
     engine.model_runner.close()
+    if engine.speculation:
+        engine.speculation.drafter.close()
 
 
 def _report_failures(requests: list[Request]) -> None:

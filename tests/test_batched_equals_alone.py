@@ -5,10 +5,13 @@ import random
 import pytest
 
 from nanovllm import LLM, SamplingParams
+from nanovllm.config import DRAFT_MODEL
+from nanovllm.engine.drafts import Drafter
 from nanovllm.serving.request import Request
 
 NUM_REQUESTS = 200
-WAYS = ["step by step", "looking ahead", "looking ahead, from rows", "looking ahead, two ranks"]
+WAYS = ["step by step", "looking ahead", "looking ahead, from rows", "looking ahead, two ranks", "drafting",
+        "drafting, looking ahead, two ranks", "drafting with a model, looking ahead"]
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("batched_equals_alone")]  # whose fixtures are made once
 
 
@@ -43,6 +46,26 @@ def random_request(rng: random.Random, tokenizer, stories: list[list[int]]) -> t
         include_stop_str_in_output=rng.random() < 0.3)
 
 
+class HalfRight(Drafter):
+    """Knows what each request would get alone, and tells it with a mistake now and then."""
+
+    cost = 0.0
+
+    def __init__(self, work, alone):
+        self.random, self.answers = random.Random(2), {}
+        for (prompt, params), output in zip(work, alone):
+            for sample in output.outputs:
+                self.answers[tuple(prompt), params.seed + sample.index] = sample.token_ids
+
+    def propose(self, sequences, limits):
+        proposals = []
+        for seq, limit in zip(sequences, limits):
+            answer = self.answers[tuple(seq.prompt_token_ids), seq.seed][seq.num_output_tokens:]
+            drafts = (answer + [self.random.randrange(300) for _ in range(limit)])[:limit]
+            proposals.append([self.random.randrange(300) if self.random.random() < 0.25 else token for token in drafts])
+        return proposals
+
+
 @pytest.fixture(scope="module")
 def work_and_alone():
     """All requests, and the output of each one by itself."""
@@ -58,9 +81,15 @@ def work_and_alone():
 @pytest.fixture(scope="module", params=WAYS)
 def together(work_and_alone, request):
     """The outputs of all requests in one engine under pressure, with random arrivals, looks and aborts; who was aborted."""
-    rng, ahead = random.Random(1), request.param != "step by step"
+    rng, ahead = random.Random(1), "ahead" in request.param
     pressure = dict(kvcache_block_size=2, num_kvcache_blocks=56, max_num_batched_tokens=40, max_num_seqs=24)
     ranks = 2 if "ranks" in request.param else 1
+    if "drafting" in request.param:
+        pressure["speculative_config"] = {"disable_by_batch_size": 64}
+        if "model" in request.param:
+            pressure["speculative_config"]["model"] = DRAFT_MODEL
+        else:
+            pressure["drafter"] = HalfRight(*work_and_alone)
     with LLM(device="cpu", async_scheduling=ahead, tensor_parallel_size=ranks, **pressure) as llm:
         if "rows" in request.param:  # as CUDA graphs run them
             runner = llm.engine.model_runner
@@ -83,6 +112,9 @@ def together(work_and_alone, request):
             running = [one for one in running if not one.is_finished]
         assert llm.engine.block_manager.num_free_blocks == llm.engine.block_manager.num_blocks
         outputs = [one.output() for one in requests]
+        if "drafting" in request.param:
+            counts = llm.engine.speculation.counts
+            assert counts.accepted >= 200 and counts.drafted - counts.accepted >= 200, counts
         # The test is worth something only under pressure.
         assert llm.engine.scheduler.num_preemptions >= 20 and most >= 8
         assert sum(out.usage.cached_tokens for out in outputs) >= 500

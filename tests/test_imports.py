@@ -14,6 +14,7 @@ FILES = sorted(path for package in ("nanovllm", "visualizations") for path in (R
 FLOORS = [
     {"nanovllm.errors", "nanovllm.outputs"},
     {"nanovllm.utils"},
+    {"nanovllm.speculative_config"},
     {"nanovllm.sampling_params"},
     {"nanovllm.kernels"},
     {"nanovllm.layers"},
@@ -34,6 +35,7 @@ FLOORS = [
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 WITHOUT_TORCH = ("nanovllm.engine.sequence", "nanovllm.engine.block_manager", "nanovllm.engine.scheduler",
                  "nanovllm.engine.scheduled_batch", "nanovllm.engine.listener", "nanovllm.engine.decode_rows",
+                 "nanovllm.engine.drafts_control", "nanovllm.engine.drafts_ngram",
                  "nanovllm.tracing.trace", "nanovllm.fleet.simulation",
                  "nanovllm.fleet.router", "nanovllm.fleet.simulated_fleet")
 

@@ -99,6 +99,11 @@ class BlockManager:
             self.ref_counts[block] = 1
             seq.block_table.append(block)
 
+    def trim(self, seq: Sequence, num_tokens: int) -> None:
+        """Give back the blocks at the end of the table that `num_tokens` tokens do not need."""
+        while len(seq.block_table) > self.num_blocks_for(num_tokens):
+            self._release(seq.block_table.pop())
+
     def commit(self, seq: Sequence, start: int) -> None:
         """Make findable the blocks of `seq` that were filled since it had `start` computed tokens."""
         if not self.enable_prefix_caching:
@@ -114,11 +119,7 @@ class BlockManager:
         """Drop the references of `seq`. Contents stay findable until their block is reused."""
         # Last block first: a prefix is worth more than its tail, so it should be the last to go.
         for block in reversed(seq.block_table):
-            self.ref_counts[block] -= 1
-            if self.ref_counts[block] == 0:
-                self._unreferenced[block] = None
-                if self.hashes[block] is None:  # nothing to keep: reuse it before anything cached
-                    self._unreferenced.move_to_end(block, last=False)
+            self._release(block)
         seq.block_table = []
         seq.num_computed_tokens = 0
 
@@ -164,6 +165,13 @@ class BlockManager:
         for block, count in writers.most_common(1):
             if count > 1:
                 raise RuntimeError(f"block {block}: {count} sequences are to write it")
+
+    def _release(self, block: int) -> None:
+        self.ref_counts[block] -= 1
+        if self.ref_counts[block] == 0:
+            self._unreferenced[block] = None
+            if self.hashes[block] is None:  # nothing to keep: reuse it before anything cached
+                self._unreferenced.move_to_end(block, last=False)
 
     def _forget(self, block: int) -> None:
         block_hash, self.hashes[block] = self.hashes[block], None

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from nanovllm.config import Config
+from nanovllm.layers.attention_backends import TorchBackend
 from nanovllm.models.causal_lm import CausalLM
+from nanovllm.models.registry import model_class
 from nanovllm.utils.checks import check
 from nanovllm.utils.context import Context
 
@@ -43,8 +45,9 @@ def fit_blocks(model: CausalLM, shape: CacheShape, config: Config) -> int:
     useful = per_seq * config.max_num_seqs
     if config.device.type == "cpu":
         return min(max(per_seq, CPU_CACHE_BYTES // shape.bytes_per_block), useful)
-    budget = _free_memory(model, shape, config)
-    blocks = min(budget // shape.bytes_per_block, useful)
+    at_rest, with_each_block = _draft_memory(config)
+    budget = _free_memory(model, shape, config) - at_rest
+    blocks = min(budget // (shape.bytes_per_block + with_each_block), useful)
     check(blocks >= per_seq, "memory for the KV cache", f"{budget / 2**30:.2f} GiB",
           f"at least {per_seq * shape.bytes_per_block / 2**30:.2f} GiB, one request of max_model_len={config.max_model_len}",
           "raise gpu_memory_utilization, lower max_model_len or free memory on the GPU")
@@ -89,3 +92,16 @@ def _graph_memory(config: Config) -> int:
         return 0
     vocab_size: int = config.hf_config.vocab_size
     return config.max_num_seqs * vocab_size * config.dtype.itemsize + GRAPH_BYTES
+
+
+def _draft_memory(config: Config) -> tuple[int, int]:
+    """Bytes that a draft model will take, which is loaded later: weights and graphs, and of its own cache a block's."""
+    draft = config.draft
+    if draft is None:
+        return 0, 0
+    hf = draft.hf_config
+    with torch.device("meta"):
+        weights = model_class(hf.architectures)(hf, TorchBackend(), device="meta", dtype=draft.dtype).parameters()
+    at_rest = sum(weight.numel() * weight.element_size() for weight in weights) + _graph_memory(draft)
+    shape = CacheShape(hf.num_hidden_layers, draft.kvcache_block_size, hf.num_key_value_heads, hf.head_dim, draft.dtype)
+    return at_rest, shape.bytes_per_block

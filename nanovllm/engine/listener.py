@@ -11,8 +11,9 @@ from nanovllm.engine.sequence import Sequence
 class Step:
     """A step that has ended.
 
-    number: how many steps ended before it. batch: what ran. token_ids: the token drawn for each item that samples, in
-        order, below 0 where none could be. finished: the sequences that these tokens ended.
+    number: how many steps ended before it. batch: what ran. token_ids: what was drawn for each item that samples, in order:
+        one token, below 0 where none could be, and one more for each of its drafts, of which those behind a wrong one came
+        to nothing. finished: the sequences that these tokens ended.
     timestamps: by `time.perf_counter`, when it began to schedule, to launch, to collect and to update, and when it ended.
     """
 

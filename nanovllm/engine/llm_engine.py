@@ -13,13 +13,16 @@ import numpy as np
 
 from nanovllm.config import Config
 from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.drafts import Drafter
+from nanovllm.engine.drafts_control import Speculation
 from nanovllm.engine.listener import Listener, Step
 from nanovllm.engine.runner import Runner
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.utils.checks import check_request
+from nanovllm.speculative_config import SpeculativeConfig
+from nanovllm.utils.checks import check, check_request
 from nanovllm.utils.interrupts import uninterrupted
 from nanovllm.utils.numbers import as_token_ids, plain
 
@@ -41,10 +44,13 @@ class LLMEngine:
 
     With `async_scheduling` it looks ahead: step n + 1 is scheduled and launched while step n runs. A scheduler with a
     `schedule` or `update` of its own is always given one step at a time.
+
+    drafter: guesses tokens for sequences that decode, so that one step may draw several (see `drafts`). While some sequence
+        drafts, there is one step at a time.
     """
 
     def __init__(self, config: Config, runner: Runner, scheduler_cls: Callable[..., Scheduler] = Scheduler,
-                 block_manager_cls: Callable[..., BlockManager] = BlockManager):
+                 block_manager_cls: Callable[..., BlockManager] = BlockManager, drafter: Drafter | None = None):
         self.config = config
         self.model_runner = runner
         self.block_manager = block_manager_cls(self.model_runner.num_blocks, config.kvcache_block_size,
@@ -55,6 +61,12 @@ class LLMEngine:
         # A scheduler with a `schedule` or `update` of its own may not know of pending tokens.
         own = all(getattr(type(self.scheduler), name, None) is getattr(Scheduler, name) for name in ("schedule", "update"))
         self._looks_ahead = config.async_scheduling and own
+        self.speculation = None
+        if drafter is not None:
+            check(own, "scheduler_cls", type(self.scheduler).__name__, "the engine's own with a drafter",
+                  "a schedule() of your own need not know of drafts: leave speculative_config and drafter out")
+            self.speculation = Speculation(drafter, self.scheduler, config.speculative_config or SpeculativeConfig(),
+                                           config.hf_config.vocab_size, self._looks_ahead)
         self._in_flight: deque[_StepInFlight] = deque()
         self.num_steps = 0
         self._ids = itertools.count()
@@ -116,6 +128,8 @@ class LLMEngine:
         with uninterrupted():
             seq = self.scheduler.abort(seq_id, reason)
         if seq is not None:
+            if self.speculation:
+                self.speculation.forget(seq_id)
             for listener in self._listeners:
                 listener.ended(seq)
         return seq
@@ -135,6 +149,9 @@ class LLMEngine:
                 with uninterrupted():
                     for step in self._in_flight:
                         self.scheduler.advance(step.batch)
+                if self.speculation:
+                    self.speculation.propose()
+                with uninterrupted():
                     batch = self.scheduler.schedule()
                 timestamps.append(time.perf_counter())
                 if not batch.items:
@@ -149,8 +166,10 @@ class LLMEngine:
             token_ids = self.model_runner.collect(oldest.launched)
             oldest.timestamps.append(time.perf_counter())
             with uninterrupted():
-                self._record_times(oldest)
                 finished = self.scheduler.update(oldest.batch, token_ids)
+                self._record_times(oldest)
+                if self.speculation:
+                    self.speculation.learn(oldest.batch)
                 oldest.timestamps.append(time.perf_counter())
                 self._in_flight.popleft()
         except BaseException as error:
@@ -169,7 +188,9 @@ class LLMEngine:
     @property
     def _depth(self) -> int:
         """Most steps in flight at once."""
-        return 2 if self._looks_ahead and not any(listener.one_step_at_a_time for listener in self._listeners) else 1
+        if not self._looks_ahead or any(listener.one_step_at_a_time for listener in self._listeners):
+            return 1
+        return 1 if self.speculation and self.speculation.is_wanted else 2
 
     def _check_progress(self, empty: ScheduledBatch) -> None:
         if not self._in_flight and self.has_unfinished and not empty.preempted:
@@ -202,8 +223,8 @@ class LLMEngine:
             seq = item.seq
             if seq.scheduled_at is None:
                 seq.scheduled_at, seq.num_hit_tokens = step.timestamps[0], seq.num_cached_tokens
-            if item.samples and not seq.is_finished:
-                seq.token_times.append(step.timestamps[-1])
+            if item.samples:  # of several tokens drawn together, all were there at once
+                seq.token_times += [step.timestamps[-1]] * (seq.num_output_tokens - len(seq.token_times))
 
 
 def _outside_vocabulary(tokens: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:

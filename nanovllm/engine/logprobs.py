@@ -35,12 +35,12 @@ class LogprobReport:
 
 def sampled_report(batch: ScheduledBatch, logits: Tensor, token_ids: Tensor) -> list[LogprobReport]:
     """Of the tokens just drawn: none or one report. logits: [num_sampled, vocab_size], as the model gave them."""
-    sampled = [item for item in batch.items if item.samples]
-    wanted = {row: k for row, item in enumerate(sampled) if (k := item.seq.sampling_params.logprobs) is not None}
+    draws = batch.draws
+    wanted = {row: k for row, (seq, _) in enumerate(draws) if (k := seq.sampling_params.logprobs) is not None}
     if not wanted:
         return []
     rows = torch.tensor(list(wanted), device=logits.device)
-    targets = [(sampled[row].seq, sampled[row].start + sampled[row].num_tokens) for row in wanted]
+    targets = [draws[row] for row in wanted]
     return [LogprobReport(targets, top_logprobs(logits[rows], token_ids[rows], max(wanted.values())))]
 
 

@@ -11,6 +11,7 @@ from nanovllm.engine.cache_size import CacheShape, fit_blocks
 from nanovllm.engine.cuda_graphs import DecodeGraphs, RowKernels
 from nanovllm.engine.logprobs import LogprobReport, prompt_reports, sampled_report
 from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
+from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.step_inputs import Layout, StepInputs, to_device
 from nanovllm.errors import EngineError
 from nanovllm.layers import row_state
@@ -134,7 +135,7 @@ class ModelRunner:
         logits = self.model.compute_logits(hidden[inputs.context.last_rows])
         token_ids = self._draw(logits, inputs.sampling)
         self._drawn = token_ids
-        self._drawn_by = {item.seq.seq_id: i for i, item in enumerate(item for item in batch.items if item.samples)}
+        self._drawn_by = {seq.seq_id: row for row, (seq, _) in enumerate(batch.draws)}
         return Launched(token_ids, reports + sampled_report(batch, logits, token_ids))
 
     def _launch_decode(self, graphs: DecodeGraphs, items: list[ScheduledSequence]) -> Launched:
@@ -148,7 +149,7 @@ class ModelRunner:
             some = [items[i] for i in resampled]
             at, = to_device([rows.rows[resampled]], self.device)
             asked = logits[at]
-            token_ids = self._draw(asked, self._sampling(some, state.input_ids[at]))
+            token_ids = self._draw(asked, self._sampling(ScheduledBatch(some).draws, state.input_ids[at]))
             state.drawn[at] = token_ids
             reports = sampled_report(ScheduledBatch(some), asked, token_ids)
         return Launched(state.drawn[:len(logits)], reports, rows.rows)
@@ -180,8 +181,8 @@ class ModelRunner:
             max_seqlen_k=int(layout.context_lens.max()), num_decodes=batch.num_decodes, last_rows=last_rows)
         if self._drawn is not None and layout.pending_ids:
             input_ids[pending] = self._drawn[source_rows].clamp(min=0)  # below 0: it has ended, and its row is dropped
-        sampled = [item for item in batch.items if item.samples]
-        sampling = self._sampling(sampled, input_ids[context.last_rows]) if sampled else None
+        draws = batch.draws
+        sampling = self._sampling(draws, input_ids[context.last_rows]) if draws else None
         return StepInputs(input_ids, positions, context, sampling)
 
     def _draw(self, logits: torch.Tensor, sampling: SamplingBatch) -> torch.Tensor:
@@ -190,18 +191,19 @@ class ModelRunner:
             token_ids = token_ids.masked_fill(~finite_rows(logits), NOT_FINITE)
         return token_ids
 
-    def _sampling(self, items: list[ScheduledSequence], last_tokens: torch.Tensor) -> SamplingBatch:
-        """last_tokens: [num_sampled] int64, each row's last token, from the device: the host may not know it yet."""
-        params = [item.seq.sampling_params for item in items]
-        lengths = [item.start + item.num_tokens for item in items]
-        num_prompt_tokens = [item.seq.num_prompt_tokens for item in items]
+    def _sampling(self, draws: list[tuple[Sequence, int]], last_tokens: torch.Tensor) -> SamplingBatch:
+        """draws: whose token each row is to draw, and for which position. last_tokens: [num_rows] int64, the token before
+        that position, from the device: the host may not know it yet."""
+        params = [seq.sampling_params for seq, _ in draws]
+        num_prompt_tokens = [seq.num_prompt_tokens for seq, _ in draws]
         processors = None
         if any(p.changes_scores for p in params):
-            histories = [item.seq.token_ids[:length - 1] for item, length in zip(items, lengths)]
+            # A draft is history for those behind it.
+            histories = [(seq.token_ids + seq.draft_token_ids)[:position - 1] for seq, position in draws]
             processors = LogitsProcessors.from_rows(params, histories, num_prompt_tokens, last_tokens, self.eos_token_ids,
                                                     self.vocab_size)
-        offsets = [length - prompt for length, prompt in zip(lengths, num_prompt_tokens)]
-        return SamplingBatch.from_params(params, [item.seq.seed for item in items], offsets, self.device, processors)
+        offsets = [position - seq.num_prompt_tokens for seq, position in draws]
+        return SamplingBatch.from_params(params, [seq.seed for seq, _ in draws], offsets, self.device, processors)
 
     def _fastest_form(self, model: Qwen3ForCausalLM) -> tuple[CausalLM, Sampler, RowKernels]:
         """Model, sampler and what moves decode rows: with our kernels, or plain for the `torch` attention backend."""

@@ -20,7 +20,8 @@ class Runner(Protocol):
         """Enqueue a step and return at once, with what `collect` takes. Tokens drawn stay where the next step needs them."""
 
     def collect(self, launched: Any) -> list[int]:
-        """Wait for a step: the token drawn for each item that samples, in the batch's order.
+        """Wait for a step: what was drawn for each item that samples, in the batch's order: a token at each of its
+        `drawn_positions`, so one more than it has drafts.
 
         Below 0 where none could be drawn, because the row's scores were not finite (see `layers.sampler`).
         Log-probabilities that sequences asked for stand in their `logprobs` afterwards.

@@ -7,7 +7,11 @@ from nanovllm.engine.sequence import Sequence
 
 @dataclass(slots=True)
 class ScheduledSequence:
-    """The part of one sequence that runs in this step: tokens start .. start + num_tokens - 1."""
+    """The part of one sequence that runs in this step: tokens start .. start + num_tokens - 1.
+
+    draft_token_ids: the guesses among them, which are the last ones (see `drafts`). num_accepted: how many were right; None
+        until `Scheduler.update` has compared them, and for a sequence that ended meanwhile.
+    """
 
     seq: Sequence
     start: int
@@ -15,10 +19,24 @@ class ScheduledSequence:
     reason: str
     samples: bool = field(init=False)    # reaches the last token, so the next can be drawn; unfinished chunks do not
     is_decode: bool = field(init=False)  # feeds back one generated token, as against (re)computing a prompt
+    draft_token_ids: list[int] = field(init=False)
+    num_accepted: int | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.samples = self.start + self.num_tokens == len(self.seq.token_ids) + self.seq.num_pending_tokens
-        self.is_decode = self.samples and self.num_tokens == 1 and self.start >= self.seq.num_prompt_tokens
+        left = self.start + self.num_tokens - len(self.seq.token_ids) - self.seq.num_pending_tokens
+        self.samples = left >= 0
+        self.draft_token_ids = self.seq.draft_token_ids[:max(0, left)]
+        self.is_decode = self.samples and self.num_tokens == 1 + self.num_drafts and self.start >= self.seq.num_prompt_tokens
+
+    @property
+    def num_drafts(self) -> int:
+        return len(self.draft_token_ids)
+
+    @property
+    def drawn_positions(self) -> range:
+        """The positions for which this step draws a token: none, one, or with drafts one more than there are drafts."""
+        end = self.start + self.num_tokens
+        return range(end - self.num_drafts, end + 1) if self.samples else range(0)
 
 
 @dataclass(slots=True)
@@ -38,6 +56,11 @@ class ScheduledBatch:
     @property
     def num_tokens(self) -> int:
         return sum(item.num_tokens for item in self.items)
+
+    @property
+    def draws(self) -> list[tuple[Sequence, int]]:
+        """Whose token is drawn, and for which position: the rows of a step's logits, in order."""
+        return [(item.seq, position) for item in self.items for position in item.drawn_positions]
 
     @property
     def num_decodes(self) -> int:

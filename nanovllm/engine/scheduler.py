@@ -1,8 +1,10 @@
 """Which sequences run in a step, and how many tokens of each: continuous batching under one token budget."""
 
 from bisect import insort
+from itertools import islice
 
 from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.drafts import num_accepted, roll_back_refused
 from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence, SequenceStatus
 from nanovllm.utils.checks import check, check_request
@@ -95,14 +97,14 @@ class Scheduler:
         for seq in self.running:
             if seq.num_uncomputed_tokens > 1:
                 prefilling.append(seq)
-            elif not (seq.num_pending_tokens and self._is_full_length(seq)):  # its last token is already being drawn
-                decoding.append(seq)
+            elif not (seq.num_pending_tokens and (seq.draft_token_ids or self._is_full_length(seq))):
+                decoding.append(seq)  # but for those whose last token is being drawn, or drafts checked
         for seq in decoding + prefilling:
             if budget and seq.status is SequenceStatus.RUNNING:  # an earlier turn may have preempted it
                 budget -= self._schedule_running(seq, budget, batch)
         if self.waiting and not batch.preempted:  # else the preempted would come straight back, or be overtaken
             self._admit(budget, batch)
-        if prefilling or batch.admitted:
+        if batch.num_tokens > len(batch.items):
             batch.items.sort(key=lambda item: item.num_tokens > 1)
         return batch
 
@@ -118,31 +120,28 @@ class Scheduler:
         for item in batch.items:
             seq = item.seq
             if seq.status is SequenceStatus.RUNNING:
-                seq.num_computed_tokens = upto = item.start + item.num_tokens
+                seq.num_computed_tokens = upto = item.start + item.num_tokens - item.num_drafts
                 seq.num_pending_tokens = int(item.samples)
                 if item.start // block_size != upto // block_size:
                     self.block_manager.commit(seq, item.start)
 
     def update(self, batch: ScheduledBatch, token_ids: list[int]) -> list[Sequence]:
-        """Take in the tokens drawn for `batch`, one for each item that `samples`, in order. Returns those that finished.
+        """Take in the tokens drawn for `batch`, in order: for each item that `samples` one, and one more for each draft.
 
-        token_ids: below 0 where the scores were not finite, which ends the sequence with an error.
+        token_ids: below 0 where the scores were not finite, which ends the sequence with an error. Returns those that finished.
         """
         if not batch.is_advanced:
             self.advance(batch)
-        finished = []
-        for item, token in zip((item for item in batch.items if item.samples), token_ids):
-            seq = item.seq
+        finished, drawn = [], iter(token_ids)
+        for item in batch.items:
+            if not item.samples:
+                continue
+            seq, tokens = item.seq, list(islice(drawn, 1 + item.num_drafts))
             # The token of a sequence that ended while the step ran is dropped. One that was preempted meanwhile has lost its
             # blocks, but keeps the token.
             if seq.status is SequenceStatus.FINISHED:
                 continue
-            if token >= 0:
-                seq.append_token(token)
-            else:
-                seq.num_pending_tokens = 0
-                seq.note_not_finite(len(seq))
-            if reason := self._finish_reason(seq):
+            if reason := self._append(item, tokens):
                 self._queue_of(seq).remove(seq)
                 self._finish(seq, reason)
                 finished.append(seq)
@@ -152,6 +151,7 @@ class Scheduler:
         """Undo `advance`, after a step that failed: its sequences keep their blocks and compute the same again."""
         for item in batch.items:
             item.seq.num_pending_tokens = 0
+            item.seq.draft_token_ids = []
             item.seq.num_computed_tokens = min(item.start, item.seq.num_computed_tokens)
 
     def check_integrity(self) -> None:
@@ -167,7 +167,7 @@ class Scheduler:
 
     def _schedule_running(self, seq: Sequence, budget: int, batch: ScheduledBatch) -> int:
         """Give `seq` its next tokens, preempting others for room; returns how many it got (0 if it was preempted itself)."""
-        num_tokens = min(seq.num_uncomputed_tokens, budget)
+        num_tokens = min(seq.num_uncomputed_tokens + len(seq.draft_token_ids), budget)
         upto = seq.num_computed_tokens + num_tokens
         has_room = upto <= len(seq.block_table) * self.block_manager.block_size
         while not has_room and self.block_manager.num_new_blocks(seq, upto) > self.block_manager.num_free_blocks:
@@ -181,7 +181,8 @@ class Scheduler:
                 return 0
         if not has_room:
             self.block_manager.append(seq, upto)
-        reason = "its next token" if seq.num_uncomputed_tokens == 1 else self._chunk_reason(seq, num_tokens)
+        drafts = f" and {num_tokens - 1} drafts" if num_tokens > 1 else ""
+        reason = "its next token" + drafts if seq.num_uncomputed_tokens == 1 else self._chunk_reason(seq, num_tokens)
         batch.items.append(ScheduledSequence(seq, seq.num_computed_tokens, num_tokens, reason))
         return num_tokens
 
@@ -228,6 +229,23 @@ class Scheduler:
             budget -= num_tokens
         self.waiting[:0] = skipped
 
+    def _append(self, item: ScheduledSequence, drawn: list[int]) -> str | None:
+        """Give the item's sequence the token drawn for it, behind the drafts that were right; returns why that ends it."""
+        seq, reason = item.seq, None
+        right = num_accepted(item.draft_token_ids, drawn)
+        for count, token in enumerate(drawn[:right + 1], 1):
+            if token >= 0:
+                seq.append_token(token)
+            else:
+                seq.num_pending_tokens = 0
+                seq.note_not_finite(len(seq))
+            if reason := self._finish_reason(seq):
+                right = min(right, count)
+                break
+        if item.num_drafts:
+            roll_back_refused(item, right, self.block_manager)
+        return reason
+
     def order_key(self, seq: Sequence) -> int:
         """What the queues are sorted by, lowest first; equal keys by arrival. Asked once, when the sequence is added."""
         return self.num_scheduled_steps + STEPS_PER_PRIORITY * seq.priority
@@ -252,7 +270,7 @@ class Scheduler:
     def _preempt(self, seq: Sequence, batch: ScheduledBatch, reason: str) -> None:
         self.running.remove(seq)
         self.block_manager.free(seq)
-        seq.status = SequenceStatus.PREEMPTED
+        seq.status, seq.draft_token_ids = SequenceStatus.PREEMPTED, []
         seq.num_preemptions += 1
         self.num_preemptions += 1
         insort(self.waiting, seq, key=_queue_order)

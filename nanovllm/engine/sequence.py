@@ -30,6 +30,9 @@ class Sequence:
     num_computed_tokens: tokens whose keys and values are in the cache, or will be once the steps in flight are done; the
         next step starts at this position.
     num_pending_tokens: 1 while a step in flight draws its next token: it counts, but is not in token_ids yet.
+    draft_token_ids: guesses at the tokens that come next, which the next step checks; empty without a drafter. They count
+        nowhere until the model has drawn the same (see `drafts`).
+    num_drafted_tokens, num_accepted_tokens: how many guesses were checked so far, and how many of them were right.
     num_cached_tokens: leading tokens found in the prefix cache at admission. Their slots may be shared, so no step
         writes them: a fully cached prompt recomputes its last token to get logits, without storing it again.
     num_hit_tokens: the same of its first admission, where only other requests can have left them.
@@ -42,9 +45,9 @@ class Sequence:
     """
 
     __slots__ = ("seq_id", "priority", "order_key", "token_ids", "num_prompt_tokens", "num_computed_tokens",
-                 "num_pending_tokens", "num_cached_tokens", "num_hit_tokens", "block_table", "status", "sampling_params",
-                 "seed", "finish_reason", "stop_reason", "error", "num_preemptions", "logprobs", "arrived_at", "scheduled_at",
-                 "token_times", "_block_hashes")
+                 "num_pending_tokens", "draft_token_ids", "num_drafted_tokens", "num_accepted_tokens", "num_cached_tokens",
+                 "num_hit_tokens", "block_table", "status", "sampling_params", "seed", "finish_reason", "stop_reason", "error",
+                 "num_preemptions", "logprobs", "arrived_at", "scheduled_at", "token_times", "_block_hashes")
 
     def __init__(self, seq_id: int, prompt_token_ids: list[int], sampling_params: SamplingParams | None = None,
                  priority: int = 0):
@@ -55,6 +58,9 @@ class Sequence:
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
         self.num_pending_tokens = 0
+        self.draft_token_ids: list[int] = []
+        self.num_drafted_tokens = 0
+        self.num_accepted_tokens = 0
         self.num_cached_tokens = 0
         self.num_hit_tokens = 0
         self.block_table: list[int] = []

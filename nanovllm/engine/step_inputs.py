@@ -56,6 +56,7 @@ class Layout:
                 pending.append(len(token_ids))
                 pending_ids.append(seq.seq_id)
                 token_ids.append(0)
+            token_ids += item.draft_token_ids
         owner = np.repeat(np.arange(len(items)), lens)
         positions = np.arange(len(token_ids)) - (cu_seqlens_q[:-1] - starts)[owner]
         tables = block_tables([item.seq.block_table for item in items])
@@ -64,7 +65,8 @@ class Layout:
         slots[positions < cached[owner]] = -1  # shared blocks are never written, not even with equal values
         return cls(
             np.array(array("q", token_ids)), positions, cu_seqlens_q, starts + lens, tables, slots,
-            last_rows=cu_seqlens_q[1:][[item.samples for item in items]].astype(np.int64) - 1,
+            last_rows=np.array([int(end) - item.num_tokens + position - item.start - 1 for item, end in zip(
+                items, cu_seqlens_q[1:]) for position in item.drawn_positions], np.int64),
             pending=np.array(pending, np.int64), pending_ids=pending_ids)
 
 

@@ -13,12 +13,12 @@ class StepMessage:
 
     joined: sequences that the ranks have not met, (seq_id, number of prompt tokens, seed, params). ended: those they may
     forget. items: for each scheduled sequence, in order, (seq_id, start, num_tokens, cached tokens, pending tokens, token
-    ids that are new since the last message, block table or None when it is still the same).
+    ids that are new since the last message, drafts, block table or None when it is still the same).
     """
 
     joined: list[tuple[int, int, int, SamplingParams]] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
-    items: list[tuple[int, int, int, int, int, list[int], list[int] | None]] = field(default_factory=list)
+    items: list[tuple[int, int, int, int, int, list[int], list[int], list[int] | None]] = field(default_factory=list)
 
 
 class StepWriter:
@@ -41,7 +41,7 @@ class StepWriter:
             _, num_sent, table = self._known.get(seq.seq_id, (seq, 0, []))
             same = table == seq.block_table
             message.items.append((seq.seq_id, item.start, item.num_tokens, seq.num_cached_tokens, seq.num_pending_tokens,
-                                  seq.token_ids[num_sent:], None if same else list(seq.block_table)))
+                                  seq.token_ids[num_sent:], item.draft_token_ids, None if same else list(seq.block_table)))
             self._known[seq.seq_id] = seq, len(seq.token_ids), table if same else list(seq.block_table)
         return message
 
@@ -59,9 +59,10 @@ class StepReader:
             seq = self._sequences[seq_id] = Sequence(seq_id, [], params)
             seq.num_prompt_tokens, seq.seed = num_prompt_tokens, seed
         batch = ScheduledBatch()
-        for seq_id, start, num_tokens, num_cached, num_pending, token_ids, table in message.items:
+        for seq_id, start, num_tokens, num_cached, num_pending, token_ids, drafts, table in message.items:
             seq = self._sequences[seq_id]
             seq.token_ids += token_ids
+            seq.draft_token_ids = drafts
             seq.num_cached_tokens, seq.num_pending_tokens, seq.num_computed_tokens = num_cached, num_pending, start
             if table is not None:
                 seq.block_table = table

@@ -3,9 +3,11 @@
 from hashlib import blake2b
 from itertools import accumulate
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.drafts import Drafter
 from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.scheduler import Scheduler
 
@@ -34,6 +36,8 @@ class FakeRunner:
         written, drawn = [], {}
         token_ids = {item.seq.seq_id: item.seq.token_ids + self.drawn.get(item.seq.seq_id, [])[:item.seq.num_pending_tokens]
                      for item in batch.items}
+        for item in batch.items:
+            token_ids[item.seq.seq_id] = token_ids[item.seq.seq_id] + item.draft_token_ids
         prints = {seq_id: fingerprints(tokens) for seq_id, tokens in token_ids.items()}
         if not all(item.num_tokens > 0 for item in batch.items):
             raise RuntimeError(f"a sequence is scheduled with nothing to compute: {batch.items}")
@@ -52,7 +56,7 @@ class FakeRunner:
                 if seen != prints[item.seq.seq_id]:
                     wrong = next(p for p, (a, b) in enumerate(zip(seen, prints[item.seq.seq_id])) if a != b)
                     raise RuntimeError(f"{item.seq!r} reads something else than its own prefix at position {wrong}")
-                drawn[item.seq.seq_id] = [next_token(token_ids[item.seq.seq_id])]
+                drawn[item.seq.seq_id] = [next_token(token_ids[item.seq.seq_id][:p]) for p in item.drawn_positions]
         self.drawn = drawn
         return [token for tokens in drawn.values() for token in tokens]
 
@@ -74,14 +78,34 @@ def make(num_blocks=64, block_size=4, caching=True, **limits):
     return scheduler, FakeRunner(num_blocks, block_size)
 
 
+class FakeDrafter(Drafter):
+    """Guesses right with a given chance, and otherwise anything, fewer than it may, or nothing."""
+
+    def __init__(self, chance, seed=0):
+        self.chance, self.random, self.known = chance, Random(seed), set()
+
+    def propose(self, sequences, limits):
+        proposals = []
+        for seq, limit in zip(sequences, limits):
+            self.known.add(seq.seq_id)
+            tokens = list(seq.token_ids)
+            for _ in range(limit if self.random.random() < 0.8 else self.random.randint(0, limit)):
+                tokens.append(next_token(tokens) if self.random.random() < self.chance else self.random.randrange(50))
+            proposals.append(tokens[len(seq):])
+        return proposals
+
+    def forget(self, seq_id):
+        self.known.remove(seq_id)
+
+
 def make_engine(num_blocks=64, block_size=4, caching=True, looks_ahead=True, eos_token_ids=(),
-                scheduler_cls=Scheduler, **limits):  # fmt: skip
+                scheduler_cls=Scheduler, drafter=None, speculative_config=None, **limits):  # fmt: skip
     """The engine itself, on a model without tensors."""
     limits = dict(max_num_seqs=512, max_num_batched_tokens=16384, max_model_len=4096) | limits
     config = SimpleNamespace(kvcache_block_size=block_size, enable_prefix_caching=caching, eos_token_ids=eos_token_ids,
                              async_scheduling=looks_ahead, tensor_parallel_size=1, seed=0, model=Path("fake"),
-                             hf_config=SimpleNamespace(vocab_size=1000), **limits)
-    return LLMEngine(config, FakeRunner(num_blocks, block_size), scheduler_cls)
+                             hf_config=SimpleNamespace(vocab_size=1000), speculative_config=speculative_config, **limits)
+    return LLMEngine(config, FakeRunner(num_blocks, block_size), scheduler_cls, drafter=drafter)
 
 
 def step(scheduler, runner):

@@ -1,16 +1,21 @@
 """Step n + 1 is scheduled and launched before the tokens of step n are known."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.speculative_config import SpeculativeConfig
 from nanovllm.tracing.recorder import Recorder
 from nanovllm.tracing.trace import Trace
 
-from .fake_model import make_engine, next_token
+from .fake_model import FakeDrafter, make_engine, next_token
+
+seen = Counter()
 
 
 def alone(prompt, num_tokens, eos=()):
@@ -126,12 +131,16 @@ def test_a_scheduler_of_ones_own_is_not_looked_past():
 class Serving(RuleBasedStateMachine):
     """Random arrivals, steps, aborts and failures; end tokens are frequent, so rows are often for nothing."""
 
-    @initialize(block_size=st.sampled_from([1, 2, 3, 16]), capacity=st.integers(12, 60), budget=st.integers(1, 40),
-                cap=st.integers(1, 8), caching=st.booleans(), eos=st.sets(st.integers(0, 49), max_size=12))
-    def start(self, block_size, capacity, budget, cap, caching, eos):
+    @initialize(block_size=st.sampled_from([1, 2, 3, 16]), capacity=st.integers(12, 40), budget=st.integers(1, 40),
+                cap=st.integers(1, 8), caching=st.booleans(), eos=st.sets(st.integers(0, 49), max_size=12),
+                chance=st.sampled_from([None, 0.0, 0.5, 0.9]), most=st.integers(1, 6), in_step=st.integers(2, 12))
+    def start(self, block_size, capacity, budget, cap, caching, eos, chance, most, in_step):
         self.patch, self.eos = pytest.MonkeyPatch(), tuple(eos)
         self.capacity = -(-capacity // block_size) * block_size
+        self.drafter = None if chance is None else FakeDrafter(chance)
+        settings = SpeculativeConfig(num_speculative_tokens=most, disable_by_batch_size=in_step)
         self.engine = make_engine(self.capacity // block_size, block_size, caching, eos_token_ids=self.eos,
+                                  drafter=self.drafter, speculative_config=settings,
                                   max_num_seqs=cap, max_num_batched_tokens=budget)
         self.sequences, self.returned = {}, []
 
@@ -170,6 +179,7 @@ class Serving(RuleBasedStateMachine):
                 self.returned += self.engine.step()
             except KeyboardInterrupt:
                 assert not any(seq.num_pending_tokens for seq in self.sequences.values())
+                seen["failed with drafts"] += any(seq.draft_token_ids for seq in self.sequences.values())
 
     @invariant()
     def books_balance(self):
@@ -184,6 +194,14 @@ class Serving(RuleBasedStateMachine):
             self.returned += self.engine.step()
         self.patch.undo()
         assert not self.engine.has_unfinished, "an admitted request never ended"
+        if self.drafter:
+            assert not self.drafter.known, "the drafter keeps notes of sequences that have ended"
+            counts = self.engine.speculation.counts
+            assert counts.drafted == sum(seq.num_drafted_tokens for seq in self.sequences.values())
+            assert counts.accepted == sum(seq.num_accepted_tokens for seq in self.sequences.values())
+            seen["accepted"] += counts.accepted
+            seen["refused"] += counts.drafted - counts.accepted
+            seen["preempted"] += self.engine.scheduler.num_preemptions
         manager = self.engine.block_manager
         assert manager.num_free_blocks == manager.num_blocks
         for seq in self.sequences.values():
@@ -197,6 +215,9 @@ class Serving(RuleBasedStateMachine):
         assert sorted(seq.seq_id for seq in self.returned) == ended
 
 
-TestServing = Serving.TestCase
-TestServing.settings = settings(max_examples=150, stateful_step_count=30, deadline=None, derandomize=True,
-                                suppress_health_check=list(HealthCheck))
+def test_every_promise_holds_with_failures_and_drafts():
+    seen.clear()
+    run_state_machine_as_test(Serving, settings=settings(
+        max_examples=250, stateful_step_count=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)))
+    assert min(seen["accepted"], seen["refused"]) >= 500 and seen["preempted"] >= 20, seen
+    assert seen["failed with drafts"] >= 20, seen

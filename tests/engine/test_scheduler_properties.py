@@ -6,20 +6,23 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
+from nanovllm.engine.drafts_control import Speculation
 from nanovllm.engine.sequence import Sequence
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.speculative_config import SpeculativeConfig
 
-from .fake_model import fingerprints, make, next_token
+from .fake_model import FakeDrafter, fingerprints, make, next_token
 
 seen = Counter()
 
 
 class Serving(RuleBasedStateMachine):
     @initialize(block_size=st.sampled_from([1, 2, 3, 4, 16]), blocks=st.integers(1, 30), budget=st.integers(1, 40),
-                cap=st.integers(1, 8), caching=st.booleans())
-    def start(self, block_size, blocks, budget, cap, caching):
+                cap=st.integers(1, 8), caching=st.booleans(), chance=st.sampled_from([None, 0.3, 0.9]))
+    def start(self, block_size, blocks, budget, cap, caching, chance):
         """From a single block, which the smallest request fills, to room for many."""
         self.scheduler, self.runner = make(blocks, block_size, caching, max_num_seqs=cap, max_num_batched_tokens=budget)
+        self.speculation = chance and Speculation(FakeDrafter(chance), self.scheduler, SpeculativeConfig(), 50)
         self.cap, self.budget, self.capacity, self.block_size = cap, budget, blocks * block_size, block_size
         self.sequences, self.contents = {}, {}
 
@@ -45,6 +48,8 @@ class Serving(RuleBasedStateMachine):
     def abort(self, data):
         seq = self.sequences[data.draw(st.sampled_from(sorted(self.sequences)))]
         was_there = not seq.is_finished
+        if self.speculation:
+            self.speculation.forget(seq.seq_id)
         assert (self.scheduler.abort(seq.seq_id) is seq) == was_there
         seen["aborts"] += was_there
 
@@ -91,6 +96,13 @@ class Serving(RuleBasedStateMachine):
         seen["one block"] += manager.num_blocks == 1
 
     def _step(self):
+        if self.speculation:
+            free = self.scheduler.block_manager.num_free_blocks
+            self.speculation.propose()
+            seen["drafts"] += sum(len(seq.draft_token_ids) for seq in self.scheduler.running)
+            needs = [max(0, self.scheduler.block_manager.num_new_blocks(seq, len(seq))) for seq in self.scheduler.running]
+            if self.scheduler.block_manager.num_free_blocks < free:
+                assert sum(needs) <= self.scheduler.block_manager.num_free_blocks, "a draft takes a block that others need"
         batch = self.scheduler.schedule()
         seen["steps"] += bool(batch.items)
         assert batch.num_tokens <= self.budget
@@ -100,12 +112,19 @@ class Serving(RuleBasedStateMachine):
         decoding = {seq.seq_id for seq in self.scheduler.running if seq.num_uncomputed_tokens == 1}
         assert decoding <= waiting, "a running sequence missed its turn"
         self.scheduler.update(batch, self.runner.run(batch))  # which raises when two tokens are written to one slot
+        for item in batch.items:
+            if item.num_drafts and not item.seq.is_finished:
+                size, seq = self.block_size, item.seq
+                assert len(seq.block_table) == -(-seq.num_computed_tokens // size), "refused drafts keep a block"
+        if self.speculation:
+            self.speculation.learn(batch)
         self.promises_hold()
 
 
 def test_every_promise_holds_after_each_of_ten_thousand_steps():
     seen.clear()
     run_state_machine_as_test(Serving, settings=settings(
-        max_examples=320, stateful_step_count=24, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)))
+        max_examples=460, stateful_step_count=24, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)))
     assert seen["steps"] >= 10_000, seen
+    assert seen["drafts"] >= 2000, seen
     assert min(seen["aborts"], seen["preemptions"], seen["hits"]) >= 200 and seen["one block"] >= 5, seen

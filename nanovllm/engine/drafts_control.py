@@ -1,0 +1,212 @@
+"""Who drafts, and how many tokens: as many as pay, down to none. Imports no torch."""
+
+import warnings
+from dataclasses import dataclass, field
+
+from nanovllm.engine.drafts import Drafter
+from nanovllm.engine.scheduled_batch import ScheduledBatch
+from nanovllm.engine.scheduler import Scheduler
+from nanovllm.engine.sequence import Sequence
+from nanovllm.speculative_config import SpeculativeConfig
+from nanovllm.utils.interrupts import uninterrupted
+
+MEMORY = 0.9     # what a step's outcome still counts one draft later
+PRIOR = 4.0      # drafts' worth of trust in what other sequences' drafts did, until a sequence has its own record
+RETRY = 32       # tokens after which a sequence whose drafts did not pay tries again with one
+
+
+@dataclass(slots=True)
+class DraftCounts:
+    """Drafts checked and accepted. by_position: [drafted, accepted] of the first draft of a step, the second, ..."""
+
+    by_position: list[list[int]] = field(default_factory=list)
+
+    @property
+    def drafted(self) -> int:
+        return sum(drafted for drafted, _ in self.by_position)
+
+    @property
+    def accepted(self) -> int:
+        return sum(accepted for _, accepted in self.by_position)
+
+    def add(self, num_drafts: int, num_accepted: int) -> None:
+        while len(self.by_position) < num_drafts:
+            self.by_position.append([0, 0])
+        for position in range(num_drafts):
+            self.by_position[position][0] += 1
+            self.by_position[position][1] += position < num_accepted
+
+
+@dataclass(slots=True)
+class _Record:
+    """What a sequence's drafts were worth: right ones and looked-at ones, fading; and until which length it rests."""
+
+    right: float = 0.0
+    tried: float = 0.0
+    rests_until: int = 0
+    num_misses: int = 0
+
+
+def best_length(acceptance: float, cost: float, most: int) -> int:
+    """How many drafts give the most tokens for the time: 0 when even one does not pay.
+
+    With k drafts, each right with probability a if those before it were, a step gives (1 - a**(k + 1)) / (1 - a) tokens
+    (Leviathan et al. 2023, eq. 1) and takes 1 + k * cost of the time of a step without.
+    """
+    best, best_speed, tokens, likely = 0, 1.0, 1.0, 1.0
+    for k in range(1, most + 1):
+        likely *= acceptance
+        tokens += likely
+        if (speed := tokens / (1 + k * cost)) > best_speed:
+            best, best_speed = k, speed
+    return best
+
+
+class Speculation:
+    """Fills in `draft_token_ids` before a step, and learns after it what they were worth.
+
+    Owns the drafter and a record of each sequence that drafted. Room for drafts, in the step's budget and in the cache, is
+    set aside before anything is proposed, and only out of what nobody else needs: a draft never preempts, nor delays,
+    another sequence's next token.
+
+    most: drafts of one sequence in a step. most_in_step: drafts of all together; with as many sequences running as that or
+        more, none drafts. A step that computes many tokens is no longer free, so drafts stop paying when enough run.
+
+    Everything it decides follows from tokens, never from a clock: a run can be repeated step by step.
+    """
+
+    def __init__(self, drafter: Drafter, scheduler: Scheduler, settings: SpeculativeConfig, vocab_size: int,
+                 looks_ahead: bool = False):
+        self.drafter, self.counts = drafter, DraftCounts()
+        self.most, self.most_in_step = settings.num_speculative_tokens, settings.disable_by_batch_size
+        self.num_failures = 0
+        self._scheduler, self._vocab_size, self._looks_ahead = scheduler, vocab_size, looks_ahead
+        self._drafting: list[Sequence] = []
+        self._records: dict[int, _Record] = {}
+        self._given_up: set[int] = set()  # sequences for which the drafter raised
+        self._right, self._tried = 0.7 * PRIOR, PRIOR  # of all sequences, fading slowly
+
+    def __repr__(self) -> str:
+        return (f"Speculation({self.drafter!r}, at most {self.most} drafts, {self.counts.accepted} of "
+                f"{self.counts.drafted} accepted)")
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether some running sequence would draft now: then the engine does not look past a step.
+
+        The next step of a sequence with drafts starts where its last one will have ended, which only the outcome says, and
+        guesses follow the last token, which must be known. Were only those sequences held back, they would miss every
+        second step.
+        """
+        running = self._scheduler.running
+        return len(running) < self.most_in_step and any(self._length(seq) for seq in running)
+
+    def propose(self) -> None:
+        """Give running sequences drafts, where they pay and there is room."""
+        for seq in self._drafting:
+            if not seq.num_pending_tokens:  # they are not under way: left over from a step that failed before its launch
+                seq.draft_token_ids = []
+        running, self._drafting = self._scheduler.running, []
+        if len(running) >= self.most_in_step:
+            return
+        with uninterrupted():
+            limits = self._reserve([seq for seq in running if seq.num_uncomputed_tokens == 1 and not seq.num_pending_tokens])
+        self._drafting = drafting = [seq for seq in running if seq.seq_id in limits]
+        try:
+            if drafting:
+                self._fill_in(drafting, [limits[seq.seq_id] for seq in drafting])
+        finally:
+            with uninterrupted():
+                for seq in drafting:
+                    self._scheduler.block_manager.trim(seq, len(seq) + len(seq.draft_token_ids))
+
+    def learn(self, batch: ScheduledBatch) -> None:
+        """Take in the outcome of a step, and forget the sequences that it ended."""
+        for item in batch.items:
+            if item.num_accepted is not None:
+                self.counts.add(item.num_drafts, item.num_accepted)
+                record = self._records.setdefault(item.seq.seq_id, _Record())
+                for i in range(min(item.num_accepted + 1, item.num_drafts)):  # behind the first wrong one nothing is learned
+                    right = i < item.num_accepted
+                    record.right, record.tried = MEMORY * record.right + right, MEMORY * record.tried + 1
+                    self._right, self._tried = 0.99 * self._right + right, 0.99 * self._tried + 1
+                if not best_length(self._acceptance(record), self.drafter.cost, self.most):
+                    record.rests_until = len(item.seq) + RETRY
+            if item.seq.is_finished:
+                self.forget(item.seq.seq_id)
+
+    def forget(self, seq_id: int) -> None:
+        """A sequence has ended."""
+        self._given_up.discard(seq_id)
+        if self._records.pop(seq_id, None):
+            self.drafter.forget(seq_id)
+
+    def _acceptance(self, record: _Record) -> float:
+        """How likely the sequence's next draft is right; that of all sequences for one that has no record yet."""
+        return (record.right + PRIOR * self._right / self._tried) / (record.tried + PRIOR)
+
+    def _length(self, seq: Sequence) -> int:
+        """How many drafts would pay for a sequence, room aside."""
+        record = self._records.get(seq.seq_id) or _Record()
+        if seq.seq_id in self._given_up or len(seq) < record.rests_until:
+            return 0
+        # The last token of a request is never fed back, and a draft behind it would be for nothing.
+        params, room = seq.sampling_params, self._scheduler.max_model_len - len(seq)
+        most = min(self.most, params.max_tokens - seq.num_output_tokens - 1, room - 1)
+        if most < 1:
+            return 0
+        return best_length(self._acceptance(record), self.drafter.cost, most) or 1  # once more, after a rest
+
+    def _reserve(self, decoding: list[Sequence]) -> dict[int, int]:
+        """How many drafts each may have; their blocks are in its table by then."""
+        scheduler, manager = self._scheduler, self._scheduler.block_manager
+        tokens = min(scheduler.max_num_batched_tokens - len(decoding), self.most_in_step)
+        # What everybody's own tokens need comes first.
+        blocks = manager.num_free_blocks - sum(
+            manager.num_new_blocks(seq, max(len(seq), seq.num_computed_tokens + 1)) for seq in scheduler.running)
+        if blocks < 0:  # somebody will be preempted
+            return {}
+        share, limits = max(1, self.most_in_step // max(1, len(decoding))), {}
+        for seq in decoding:
+            limit = min(self._length(seq), share, tokens)
+            plain = manager.num_new_blocks(seq, len(seq))
+            while limit > 0 and manager.num_new_blocks(seq, len(seq) + limit) - plain > blocks:
+                limit -= 1
+            if limit > 0:
+                tokens -= limit
+                blocks -= manager.num_new_blocks(seq, len(seq) + limit) - plain
+                manager.append(seq, len(seq) + limit)
+                limits[seq.seq_id] = limit
+        return limits
+
+    def _fill_in(self, sequences: list[Sequence], limits: list[int]) -> None:
+        for seq in sequences:
+            self._records.setdefault(seq.seq_id, _Record())
+        try:
+            proposals = self.drafter.propose(sequences, limits)
+            self._check(proposals, sequences, limits)
+        except Exception as error:
+            self.num_failures += 1
+            self._given_up.update(seq.seq_id for seq in sequences)
+            warnings.warn(f"{self.drafter!r} raised {type(error).__name__}: {error} The {len(sequences)} requests it was "
+                          "to draft for go on without drafts.", RuntimeWarning, stacklevel=2)
+            return
+        for seq, drafts in zip(sequences, proposals):
+            seq.draft_token_ids = list(drafts)
+            record = self._records[seq.seq_id]
+            record.num_misses = 0 if drafts else min(record.num_misses + 1, 5)
+            if self._looks_ahead and record.num_misses:  # nothing found: look ahead for a while, which gains something, too
+                record.rests_until = len(seq) + 2 ** record.num_misses
+
+    def _check(self, proposals: object, sequences: list[Sequence], limits: list[int]) -> None:
+        """Raise ValueError unless a drafter of anybody's making keeps to what `Drafter.propose` says."""
+        if not isinstance(proposals, (list, tuple)) or len(proposals) != len(sequences):
+            raise ValueError(f"propose returned {proposals!r}: it must be {len(sequences)} lists, one for each sequence; "
+                             "return an empty list where there is no guess.")
+        for drafts, limit in zip(proposals, limits):
+            if not isinstance(drafts, (list, tuple)) or len(drafts) > limit:
+                raise ValueError(f"propose returned {drafts!r}: it must be a list of at most {limit} tokens; cut it off.")
+            for token in drafts:
+                if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self._vocab_size:
+                    raise ValueError(f"propose returned the token {token!r}: it must be a whole number in [0, "
+                                     f"{self._vocab_size}), the model's vocabulary; draft with the model's own tokenizer.")

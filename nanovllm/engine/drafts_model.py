@@ -1,0 +1,155 @@
+"""Guesses by a smaller model: it writes a few tokens ahead, and the large one checks them."""
+
+from dataclasses import dataclass, replace
+from itertools import takewhile
+
+from nanovllm.config import Config
+from nanovllm.engine.drafts import Drafter, num_accepted
+from nanovllm.engine.model_runner import Launched, ModelRunner
+from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
+from nanovllm.engine.sequence import Sequence
+
+
+@dataclass(slots=True)
+class _Copy:
+    """A sequence as the draft model sees it.
+
+    seq: same id, seed, parameters and block table as the engine's; its tokens may end in guesses. num_known: how many of
+        them the engine's had when it last drafted. num_noted: its full blocks whose content is noted. num_preemptions: the
+        engine's by then, as a preempted one gets other blocks.
+    """
+
+    seq: Sequence
+    num_known: int = 0
+    num_noted: int = 0
+    num_preemptions: int = 0
+
+
+class DraftModel(Drafter):
+    """A smaller model with the same vocabulary, run by a ModelRunner of its own (under CUDA graphs where that has some).
+
+    It draws each guess as the large model will draw the token: same seed, same offset, same temperature and filters, so with
+    the same noise. Two distributions that are close then have the same winner most of the time, at any temperature (the
+    Gumbel coupling; Maddison, Sontag, Daumé 2019 review it), where independent draws would rarely agree.
+
+    Owns the model and a KV cache with as many blocks as the engine's, so that a block table serves both. What the engine
+    computes never reaches this cache: before it guesses, it computes for itself what it has not seen of a sequence, be it a
+    whole prompt. A sequence for which it never guesses costs it nothing. A note for each block says which content lies in
+    it, by the hash of `Sequence.block_hashes`, so that shared prefixes are computed once here, too.
+
+    num_blocks: of the engine's cache.
+    """
+
+    def __init__(self, config: Config, num_blocks: int):
+        config.num_kvcache_blocks = num_blocks
+        self.config, self.block_size = config, config.kvcache_block_size
+        self.runner = ModelRunner(config)
+        self.cost = 0.25
+        self._copies: dict[int, _Copy] = {}
+        self._contents: dict[int, bytes] = {}  # block -> hash of what lies in it
+
+    def __repr__(self) -> str:
+        return f"DraftModel({self.config.model.name}, {self.runner!r})"
+
+    def propose(self, sequences: list[Sequence], limits: list[int]) -> list[list[int]]:
+        drafting = [(self._copy_of(seq), limit) for seq, limit in zip(sequences, limits)
+                    if len(seq) + limit <= self.config.max_model_len]
+        try:
+            self._draft(drafting)
+        except BaseException:
+            self._copies.clear()
+            self._contents.clear()
+            self.runner.reset()
+            raise
+        guesses = {copy.seq.seq_id: copy.seq.token_ids[copy.num_known:] for copy, _ in drafting}
+        return [guesses.get(seq.seq_id, []) for seq in sequences]
+
+    def forget(self, seq_id: int) -> None:
+        self._copies.pop(seq_id, None)
+
+    def close(self) -> None:
+        self.runner.close()
+
+    def _copy_of(self, seq: Sequence) -> _Copy:
+        """Its copy, brought up to date: the same tokens, and the count of those that lie in this cache."""
+        size, hashes = self.block_size, seq.block_hashes(self.block_size)
+        copy = self._copies.get(seq.seq_id)
+        if copy is None or copy.num_preemptions != seq.num_preemptions:
+            params = replace(seq.sampling_params, n=1, logprobs=None, prompt_logprobs=None)
+            own = Sequence(seq.seq_id, seq.token_ids, params)
+            own.num_prompt_tokens, own.seed = seq.num_prompt_tokens, seq.seed
+            copy = self._copies[seq.seq_id] = _Copy(own, num_preemptions=seq.num_preemptions)
+            num_there = sum(1 for _ in takewhile(lambda pair: self._contents.get(pair[0]) == pair[1],
+                                                 zip(seq.block_table, hashes)))
+            own.num_computed_tokens = num_there * size
+        own, known = copy.seq, copy.num_known
+        if known:  # of its own guesses it keeps what it computed of the right ones
+            right = num_accepted(own.token_ids[known:], seq.token_ids[known:])
+            own.num_computed_tokens = min(own.num_computed_tokens, known + right)
+            own.token_ids[known:] = seq.token_ids[known:]
+        own.block_table, copy.num_known = seq.block_table, len(seq)
+        full = own.num_computed_tokens // size
+        self._contents.update(zip(seq.block_table[copy.num_noted:full], hashes[copy.num_noted:full]))
+        copy.num_noted = full
+        for block in seq.block_table[full:]:  # about to be written
+            self._contents.pop(block, None)
+        # The last token is computed even if its keys are there: only it says what follows.
+        own.num_computed_tokens = min(own.num_computed_tokens, len(own) - 1)
+        return copy
+
+    def _draft(self, drafting: list[tuple[_Copy, int]]) -> None:
+        """Append to each copy its guesses: one step of the model for each, all sequences at once."""
+        self._catch_up([copy.seq for copy, _ in drafting])
+        # Where nothing looks at the tokens in between, they need not come to the host before the last.
+        waits = self.runner.device.type != "cuda" or any(copy.seq.sampling_params.changes_scores for copy, _ in drafting)
+        under_way = []
+        for i in range(max((limit for _, limit in drafting), default=0)):
+            batch = self._batch([(copy.seq, len(copy.seq) + copy.seq.num_pending_tokens - copy.seq.num_computed_tokens)
+                                 for copy, limit in drafting if limit > i])
+            launched = self.runner.launch(batch)
+            if waits:
+                for item, token in zip(batch.items, self._collect(launched)):
+                    item.seq.append_token(token)
+                continue
+            under_way.append((batch, launched))
+            for item in batch.items:
+                if item.seq.num_pending_tokens:
+                    item.seq.append_token(0)  # it has a place, and its value when all are here
+                item.seq.num_pending_tokens = 1
+        if under_way:
+            guesses: dict[int, list[int]] = {copy.seq.seq_id: [] for copy, _ in drafting}
+            for batch, launched in under_way:
+                for item, token in zip(batch.items, self._collect(launched)):
+                    guesses[item.seq.seq_id].append(token)
+            for copy, _ in drafting:
+                copy.seq.token_ids[copy.num_known:] = guesses[copy.seq.seq_id]
+                copy.seq.num_pending_tokens = 0
+
+    def _collect(self, launched: Launched) -> list[int]:
+        token_ids = self.runner.collect(launched)
+        if min(token_ids) < 0:
+            raise FloatingPointError("the draft model's scores are not finite; is this the right checkpoint?")
+        return token_ids
+
+    def _catch_up(self, sequences: list[Sequence]) -> None:
+        """Compute what lacks before the last token of each, in steps no longer than the engine's own may be."""
+        # One token more in the first step of guessing costs nothing, unless a graph for single tokens runs it.
+        spared = 0 if self.runner.graphs else 1
+        while True:
+            work, left = [], self.config.max_num_batched_tokens
+            for seq in sequences:
+                missing = min(len(seq) - 1 - seq.num_computed_tokens, left)
+                if missing > spared:
+                    work.append((seq, missing))
+                    left -= missing
+            if not work:
+                return
+            self.runner.launch(self._batch(work))
+
+    @staticmethod
+    def _batch(work: list[tuple[Sequence, int]]) -> ScheduledBatch:
+        """A step of so many tokens of each, counted as computed."""
+        items = [ScheduledSequence(seq, seq.num_computed_tokens, num_tokens, "") for seq, num_tokens in work]
+        for item in items:
+            item.seq.num_computed_tokens += item.num_tokens
+        return ScheduledBatch(sorted(items, key=lambda item: item.num_tokens > 1))

@@ -1,0 +1,182 @@
+"""Speculative decoding with real models: the same text, the same distribution, fewer steps."""
+
+from itertools import product
+from math import exp, sqrt
+
+import pytest
+
+from nanovllm import LLM, SamplingParams
+from nanovllm.config import DRAFT_MODEL, OFFLINE_MODEL
+from nanovllm.engine.drafts import Drafter
+from nanovllm.engine.scheduler import Scheduler
+from tests.checkpoints import random_checkpoint
+
+BY_MODEL = {"method": "draft_model", "model": str(DRAFT_MODEL), "num_speculative_tokens": 4}
+LOOK_UP = {"method": "ngram", "prompt_lookup_max": 4}
+CHATS = ["Tell me a story about a fox.", "What is the capital of France?", "Write a poem about the rain."]
+
+
+@pytest.fixture(scope="module")
+def plain():
+    with LLM(device="cpu") as llm:
+        yield llm
+
+
+def chats(llm):
+    return [llm.render_chat([{"role": "user", "content": text}]) for text in CHATS]
+
+
+def steps(llm, prompts, params):
+    before = llm.engine.num_steps
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    llm.engine.check_integrity()
+    assert llm.engine.block_manager.num_free_blocks == llm.engine.block_manager.num_blocks
+    return [out.token_ids for out in outputs], llm.engine.num_steps - before
+
+
+@pytest.mark.parametrize("temperature", [0, 0.7, 1.2])
+def test_a_draft_model_changes_the_number_of_steps_and_not_one_token(plain, temperature):
+    params = [SamplingParams(temperature=temperature, seed=i, max_tokens=60, ignore_eos=True) for i in range(3)]
+    expected, without = steps(plain, chats(plain), params)
+    with LLM(device="cpu", speculative_config=BY_MODEL) as llm:
+        for _ in range(2):  # the second time it finds the prompts cached, its own cache too
+            texts, num_steps = steps(llm, chats(llm), params)
+            assert texts == expected
+            assert num_steps < 0.7 * without
+        counts = llm.engine.speculation.counts
+        assert counts.accepted > 0.5 * counts.drafted
+        assert not llm.engine.speculation.drafter._copies
+
+
+def test_the_draft_model_computes_a_shared_prefix_once(plain):
+    with LLM(device="cpu", speculative_config=BY_MODEL, kvcache_block_size=16) as llm:
+        runner, computed = llm.engine.speculation.drafter.runner, []
+        launch = runner.launch
+        runner.launch = lambda batch: (computed.append(batch.num_tokens), launch(batch))[1]
+        prompt = llm.tokenizer.encode("Once upon a time there was a fox who lived by the sea. " * 6)
+        assert len(prompt) > 64
+        sizes = []
+        for _ in range(2):
+            computed.clear()
+            llm.generate([prompt], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True), use_tqdm=False)
+            sizes.append(sum(computed))
+        assert sizes[0] > len(prompt) and sizes[1] < sizes[0] - len(prompt) + 17
+
+
+def test_a_draft_model_of_the_same_weights_is_right_every_time():
+    """Its cache, its noise and its filters are the target's then, so a wrong draft would be a fault in one of them."""
+    params = [SamplingParams(temperature=1.0, seed=1, max_tokens=40, ignore_eos=True),
+              SamplingParams(temperature=0.8, seed=2, max_tokens=40, ignore_eos=True, top_k=20, top_p=0.9),
+              SamplingParams(temperature=0.8, seed=3, max_tokens=40, ignore_eos=True, repetition_penalty=1.3, min_tokens=30)]
+    with LLM(device="cpu", speculative_config={"model": OFFLINE_MODEL}, kvcache_block_size=4, num_kvcache_blocks=60,
+             max_num_batched_tokens=48) as llm:
+        llm.generate(chats(llm), params, use_tqdm=False)
+        counts = llm.engine.speculation.counts
+        assert counts.accepted == counts.drafted >= 60, counts
+
+
+def test_look_up_pays_where_a_text_repeats_itself(plain):
+    prompt = plain.render_chat([{"role": "user", "content": "Please repeat: fox, lantern, Mia, bell, bear, red, hen, Otto."}])
+    expected, without = steps(plain, [prompt], SamplingParams(temperature=0))
+    with LLM(device="cpu", speculative_config=LOOK_UP) as llm:
+        texts, num_steps = steps(llm, [prompt], SamplingParams(temperature=0))
+    assert texts == expected and num_steps < 0.7 * without
+
+
+def test_log_probabilities_are_those_of_the_model(plain):
+    params = SamplingParams(temperature=0.8, seed=3, max_tokens=30, ignore_eos=True, logprobs=3, prompt_logprobs=1)
+    expected = plain.generate(chats(plain)[:1], params, use_tqdm=False)[0]
+    with LLM(device="cpu", speculative_config=BY_MODEL) as llm:
+        ours = llm.generate(chats(llm)[:1], params, use_tqdm=False)[0]
+    assert ours.token_ids == expected.token_ids and len(ours.logprobs) == 30
+    for a, b in zip(ours.logprobs + ours.prompt_logprobs[1:], expected.logprobs + expected.prompt_logprobs[1:], strict=True):
+        assert a.keys() == b.keys()
+        assert all(a[token].logprob == pytest.approx(b[token].logprob, abs=1e-3) for token in a)
+
+
+def test_streams_get_several_tokens_at_once_and_the_same_text(plain):
+    params = SamplingParams(temperature=0, max_tokens=40, stop=["the sea"])
+    expected = "".join(plain.stream(chats(plain)[0], params))
+    with LLM(device="cpu", speculative_config=BY_MODEL) as llm:
+        assert "".join(llm.stream(chats(llm)[0], params)) == expected
+
+
+def test_the_coupled_draws_have_the_models_distribution(plain):
+    """Three tokens out of four allowed ones, drawn by many seeds with drafts: as often as the model says (chi-square)."""
+    prompt, allowed, num_draws = plain.tokenizer.encode("Once upon a time"), [40, 41, 50, 60], 3000
+    bias = dict.fromkeys(allowed, 80.0)
+    triples = list(product(allowed, repeat=3))
+    scored = plain.generate([prompt + list(triple) for triple in triples],
+                            SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0), use_tqdm=False)
+    logprobs = {triple: [out.prompt_logprobs[len(prompt) + i][triple[i]].logprob for i in range(3)]
+                for triple, out in zip(triples, scored)}
+    # High enough for every triple to be seen.
+    temperature, expected = 3.0, {}
+    for triple in triples:
+        chance = 1.0
+        for i in range(3):
+            rivals = [exp(logprobs[(*triple[:i], token, *[allowed[0]] * (2 - i))][i] / temperature) for token in allowed]
+            chance *= exp(logprobs[triple][i] / temperature) / sum(rivals)
+        expected[triple] = chance * num_draws
+    params = [SamplingParams(temperature=temperature, seed=seed, max_tokens=3, ignore_eos=True, logit_bias=bias)
+              for seed in range(num_draws)]
+    with LLM(device="cpu", speculative_config=BY_MODEL | {"disable_by_batch_size": 10_000}) as llm:
+        outputs = llm.generate([prompt] * num_draws, params, use_tqdm=False)
+        counts = llm.engine.speculation.counts
+    assert min(counts.accepted, counts.drafted - counts.accepted) >= 500, counts
+    seen = dict.fromkeys(triples, 0)
+    for out in outputs:
+        seen[tuple(out.token_ids)] += 1
+    cells = [(seen[t], expected[t]) for t in triples if expected[t] >= 5]
+    rest = [sum(seen[t] for t in triples if expected[t] < 5), sum(e for e in expected.values() if e < 5)]
+    if rest[1] >= 5:
+        cells.append(tuple(rest))
+    freedom = len(cells) - 1
+    chi2 = sum((o - e) ** 2 / e for o, e in cells)
+    z = ((chi2 / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / sqrt(2 / (9 * freedom))  # Wilson and Hilferty, 1931
+    assert freedom >= 12 and z < 3.3, (chi2, freedom)
+
+
+class Parrot(Drafter):
+    """Guesses that the last token comes again: mostly wrong."""
+
+    def propose(self, sequences, limits):
+        return [[seq.token_ids[-1]] * limit for seq, limit in zip(sequences, limits)]
+
+
+def test_a_drafter_of_ones_own(plain):
+    params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+    expected, _ = steps(plain, chats(plain), params)
+    with LLM(device="cpu", drafter=Parrot(), speculative_config={"num_speculative_tokens": 2}) as llm:
+        assert steps(llm, chats(llm), params)[0] == expected
+        assert llm.engine.speculation.counts.drafted >= 3
+
+
+class OwnScheduler(Scheduler):
+    def schedule(self):
+        return super().schedule()
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"drafter": Parrot(), "speculative_config": LOOK_UP}, "pass one of the two"),
+    ({"drafter": "parrot"}, "an object with a `propose` method"),
+    ({"speculative_config": {}}, r"\['method'\]=None: must be named"),
+    ({"speculative_config": LOOK_UP, "scheduler_cls": OwnScheduler}, "scheduler_cls='OwnScheduler'"),
+    ({"speculative_config": {"model": "/nowhere"}}, "/nowhere")])
+def test_what_cannot_be_combined_is_refused_by_name(settings, message):
+    with pytest.raises(ValueError, match=message):
+        LLM(device="cpu", **settings)
+
+
+def test_a_draft_model_with_another_vocabulary_is_refused(tmp_path):
+    folder = str(random_checkpoint(tmp_path))
+    with pytest.raises(ValueError, match=r"a model with the target's vocabulary of \d+ tokens, not \d+"):
+        LLM(device="cpu", speculative_config={"model": folder})
+
+
+def test_closing_gives_the_draft_models_memory_back():
+    llm = LLM(device="cpu", speculative_config=BY_MODEL)
+    runner = llm.engine.speculation.drafter.runner
+    llm.close()
+    llm.close()
+    assert runner.model is None and runner.kv_cache is None

@@ -24,7 +24,7 @@ class SpeculativeConfig:
         other; neither: 4 and 2.
     disable_by_batch_size: with so many sequences running, none drafts; with fewer, a step has at most so many drafts in all.
 
-    Raises ValueError naming the setting, its value, the limit and the remedy.
+    Raises InvalidArgument naming the setting, its value, the limit and the remedy.
     """
 
     method: str | None = None

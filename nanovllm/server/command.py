@@ -1,6 +1,7 @@
 """The command line of `python -m nanovllm serve`; reading it needs no web framework."""
 
 import argparse
+import json
 import os
 from typing import Any
 
@@ -56,8 +57,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                             metavar={int: "N", float: "X", str: "NAME"}[kind])
     engine.add_argument("--enforce-eager", action="store_true", default=argparse.SUPPRESS,
                         help="run every kernel as written: no CUDA graphs, no compilation")
+    engine.add_argument("--speculative-config", type=_json, default=argparse.SUPPRESS, metavar="JSON",
+                        help='draft tokens and check several in one step: {"method": "ngram"}, or {"model": FOLDER} for a '
+                             "smaller model with the same vocabulary")
     engine.add_argument("--no-prefix-caching", dest="enable_prefix_caching", action="store_false", default=argparse.SUPPRESS,
                         help="compute every prompt anew")
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from None
 
 
 def serve(model: str | None = None, api_key: str | None = None, **settings: Any) -> None:
@@ -70,6 +81,7 @@ def serve(model: str | None = None, api_key: str | None = None, **settings: Any)
         raise SystemExit(f"The server needs {missing.name}, which is not installed: pip install 'nano-vllm-course[serve]'"
                          ) from None
     from nanovllm.server.run import run
-    engine_settings = {name: settings.pop(name) for name in (*ENGINE_SETTINGS, "enforce_eager", "enable_prefix_caching")
+    engine_settings = {name: settings.pop(name) for name in (*ENGINE_SETTINGS, "enforce_eager", "enable_prefix_caching",
+                                                                "speculative_config")
                        if name in settings}
     run(model, engine_settings, api_key=os.environ.get(KEY_VARIABLE) if api_key is None else api_key, **settings)

@@ -110,9 +110,9 @@ class SamplingParams:
         return not self.greedy and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
 
     @property
-    def draws_plainly(self) -> bool:
-        """Whether scores, temperature and a random number are all there is to a draw, and nobody asks about it."""
-        return not (self.filtered or self.changes_scores or self.logprobs is not None)
+    def draws_from_logits(self) -> bool:
+        """Whether logits, temperature, filters and a random number are all there is to a draw, and nobody asks about it."""
+        return not (self.changes_scores or self.logprobs is not None)
 
     def ending_tokens(self, eos_token_ids: Iterable[int]) -> set[int]:
         """The tokens that end this request, given the model's own."""

@@ -14,9 +14,10 @@ from torch import Tensor
 from nanovllm.engine.decode_rows import DecodeRows
 from nanovllm.engine.scheduled_batch import ScheduledSequence
 from nanovllm.engine.step_inputs import to_device
-from nanovllm.layers.sampler import Draw
+from nanovllm.layers.sampler import Draw, FilteredDraw
 from nanovllm.models.causal_lm import CausalLM
 from nanovllm.utils.context import Context
+from nanovllm.utils.filters import Filters
 from nanovllm.utils.row_state import RowState
 
 
@@ -42,20 +43,22 @@ class DecodeGraphs:
 
     Owns the rows, on the device and in the host's picture of them, and one graph for each batch size; all share one pool
     of memory, as only one runs at a time. Weights and cache stay the model runner's, and must stay where they are: the
-    graphs know their addresses.
+    graphs know their addresses. A draw behind filters is a second, small graph, replayed only when some row has filters.
 
     capture: False runs the same step without graphs, on any device.
     """
 
-    def __init__(self, model: CausalLM, draw: Draw, row_kernels: RowKernels, kv_cache: Tensor, *,
-                 max_num_seqs: int, max_model_len: int, capture: bool = True):
+    def __init__(self, model: CausalLM, draw: Draw, filtered_draw: FilteredDraw, row_kernels: RowKernels,
+                 kv_cache: Tensor, *, max_num_seqs: int, max_model_len: int, capture: bool = True):
         self.block_size, self.max_model_len = kv_cache.shape[3], max_model_len
         max_blocks = -(-max_model_len // self.block_size)
         self.rows = DecodeRows(batch_sizes(max_num_seqs), self.block_size, max_blocks)
         self.state = RowState.empty(max_num_seqs, max_blocks, kv_cache.device)
-        self._model, self._draw, self._kernels, self._kv_cache = model, draw, row_kernels, kv_cache
+        self._model, self._kernels, self._kv_cache = model, row_kernels, kv_cache
+        self._draw, self._filtered_draw = draw, filtered_draw
         self._starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=kv_cache.device)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._filter_graphs: dict[int, torch.cuda.CUDAGraph] = {}
         if capture:
             self._capture(batch_sizes(max_num_seqs))
 
@@ -70,9 +73,15 @@ class DecodeGraphs:
             records, entries = to_device(changes, self.state.drawn.device)
             self._kernels.write_rows(self.state, records, entries, self.state.drawn if drawn is None else drawn)
         if size not in self._graphs:
-            return self._step(size)
-        graph, logits = self._graphs[size]
-        graph.replay()
+            logits = self._step(size)
+        else:
+            graph, logits = self._graphs[size]
+            graph.replay()
+        if self.rows.any_filtered:
+            if size in self._filter_graphs:
+                self._filter_graphs[size].replay()
+            else:
+                self._draw_filtered(logits)
         return logits
 
     def _step(self, size: int) -> Tensor:
@@ -88,14 +97,25 @@ class DecodeGraphs:
         state.drawn[:size] = self._draw(logits, state.temperatures[:size], state.seeds[:size], state.offsets[:size])
         return logits
 
+    def _draw_filtered(self, logits: Tensor) -> None:
+        """Rows with filters draw again, and now as they ask."""
+        state, size = self.state, len(logits)
+        filters = Filters(self._starts[:size], state.top_k[:size, None], state.top_p[:size, None], state.min_p[:size, None])
+        self._filtered_draw(logits, state.temperatures[:size], state.seeds[:size], state.offsets[:size], filters,
+                            state.drawn[:size])
+
     @torch.inference_mode()
     def _capture(self, sizes: list[int]) -> None:
         """The largest first: the smaller ones then fit into its memory. All rows are empty, so no cache is written."""
         pool = None
         for size in reversed(sizes):
-            self._step(size)  # not captured: kernels are compiled and loaded now, and cuBLAS makes its choice
+            # Not captured: kernels are compiled and loaded now, and cuBLAS makes its choice.
+            self._draw_filtered(self._step(size))
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # others may use the GPU meanwhile
                 logits = self._step(size)
             pool = graph.pool()
             self._graphs[size] = graph, logits
+            self._filter_graphs[size] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._filter_graphs[size], pool=pool, capture_error_mode="thread_local"):
+                self._draw_filtered(logits)

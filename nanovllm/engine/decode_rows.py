@@ -5,7 +5,9 @@ from heapq import heappop, heappush
 import numpy as np
 
 from nanovllm.engine.scheduled_batch import ScheduledSequence
+from nanovllm.utils.filters import NO_TOP_K
 
+RECORD_SIZE = 10  # of `utils.row_state.RECORD`, which is not imported since it needs torch
 UNKNOWN = -2  # a row that the device must be given anew
 
 
@@ -40,7 +42,8 @@ class DecodeRows:
         """Take every row from its sequence, after a step that failed, perhaps within `assign`: all will be written anew."""
         self.row_of: dict[int, int] = {}  # by seq_id; replaced, never changed in place: the runner keeps the last one
         self.rows = np.zeros(0, np.int64)  # of the batch's items, in their order
-        self.resampled: list[int] = []  # items whose draw takes more than a temperature: they are drawn again
+        self.resampled: list[int] = []  # items whose draw takes more than temperature and filters: they are drawn again
+        self.any_filtered = False
         self._seq_ids: list[int] = []
         self._size = int(self._sizes[0])
         self._cached[:] = UNKNOWN
@@ -54,7 +57,8 @@ class DecodeRows:
         seq_ids = [item.seq.seq_id for item in items]
         if seq_ids != self._seq_ids:
             self._reassign(seq_ids)
-            self.resampled = [i for i, item in enumerate(items) if not item.seq.sampling_params.draws_plainly]
+            self.resampled = [i for i, item in enumerate(items) if not item.seq.sampling_params.draws_from_logits]
+            self.any_filtered = any(item.seq.sampling_params.filtered for item in items)
         starts, rows = np.array([item.start for item in items]), self.rows
         fresh = self._cached[rows] != starts
         grown = (starts % self.block_size == 0) & ~fresh
@@ -69,10 +73,10 @@ class DecodeRows:
             entries.append((int(rows[i]) * self.max_blocks + block, items[i].seq.block_table[block]))
         vacant = self._cached == UNKNOWN
         vacant[rows] = False
-        records += [(row, -1, 0, 0, 0, 0, 0) for row in np.flatnonzero(vacant).tolist()]
+        records += [(row, -1, 0, 0, 0, 0, *NO_FILTERS, 0) for row in np.flatnonzero(vacant).tolist()]
         self._cached[vacant] = -1
         self._cached[rows] = starts + 1
-        return self._size, np.array(records, np.int64).reshape(-1, 7), np.array(entries, np.int64).reshape(-1, 2)
+        return self._size, np.array(records, np.int64).reshape(-1, RECORD_SIZE), np.array(entries, np.int64).reshape(-1, 2)
 
     def _reassign(self, seq_ids: list[int]) -> None:
         """Rows for a batch of other sequences than the last. Rows that change hands become UNKNOWN."""
@@ -108,5 +112,17 @@ class DecodeRows:
         """In the order of `utils.row_state.RECORD`."""
         seq = item.seq
         token = -1 - drawn_by[seq.seq_id] if seq.num_pending_tokens else seq.token_ids[-1]
-        bits = int(np.float32(seq.sampling_params.temperature).view(np.int32))
-        return row, item.start, seq.num_cached_tokens, seq.num_prompt_tokens, seq.seed, bits, token
+        params = seq.sampling_params
+        filters = NO_FILTERS
+        if params.filtered:
+            filters = (params.top_k if params.top_k > 0 else NO_TOP_K, _bits(params.top_p), _bits(params.min_p))
+        return (row, item.start, seq.num_cached_tokens, seq.num_prompt_tokens, seq.seed, _bits(params.temperature), *filters,
+                token)
+
+
+def _bits(number: float) -> int:
+    """The number as float32, and its bits as a whole number."""
+    return int(np.float32(number).view(np.int32))
+
+
+NO_FILTERS = (NO_TOP_K, _bits(1), _bits(0))

@@ -210,12 +210,14 @@ class ModelRunner:
         if self.backend.name == "torch" or import_error("triton"):
             return model, Sampler(), row_state
         from nanovllm.kernels import row_state as row_kernels
+        from nanovllm.kernels.filtered_draw import filtered_draw
         from nanovllm.kernels.sample import draw
         from nanovllm.models.fused import FusedModel
 
-        return FusedModel(model), Sampler(draw), row_kernels
+        return FusedModel(model), Sampler(draw, filtered_draw), row_kernels
 
     def decode_graphs(self, config: Config, capture: bool = True) -> DecodeGraphs:
         most = min(config.max_num_seqs, config.max_num_batched_tokens)  # no step has room for more
-        return DecodeGraphs(self.model, self._own_sampler.draw, self._row_kernels, self.kv_cache, max_num_seqs=most,
-                            max_model_len=config.max_model_len, capture=capture)
+        sampler = self._own_sampler
+        return DecodeGraphs(self.model, sampler.draw, sampler.filtered_draw, self._row_kernels, self.kv_cache,
+                            max_num_seqs=most, max_model_len=config.max_model_len, capture=capture)

@@ -11,8 +11,9 @@ BLOCK = 128
 
 @triton.jit(do_not_specialize=["num_records", "num_entries"])
 def _write_rows_kernel(
-    cached_ptr, stored_from_ptr, num_prompt_ptr, seeds_ptr, temperatures_ptr, drawn_ptr, tables_ptr,
-    records_ptr, entries_ptr, source_ptr, num_records, num_entries, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    cached_ptr, stored_from_ptr, num_prompt_ptr, seeds_ptr, temperatures_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
+    drawn_ptr, tables_ptr, records_ptr, entries_ptr, source_ptr, num_records, num_entries,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program takes BLOCK records and BLOCK entries."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -25,7 +26,12 @@ def _write_rows_kernel(
     tl.store(seeds_ptr + row, tl.load(record_ptr + 4, mask=mine, other=0), mask=mine)
     bits = tl.load(record_ptr + 5, mask=mine, other=0).to(tl.int32)
     tl.store(temperatures_ptr + row, bits.to(tl.float32, bitcast=True), mask=mine)
-    token = tl.load(record_ptr + 6, mask=mine, other=0)
+    tl.store(top_k_ptr + row, tl.load(record_ptr + 6, mask=mine, other=0).to(tl.int32), mask=mine)
+    bits = tl.load(record_ptr + 7, mask=mine, other=0).to(tl.int32)
+    tl.store(top_p_ptr + row, bits.to(tl.float32, bitcast=True), mask=mine)
+    bits = tl.load(record_ptr + 8, mask=mine, other=0).to(tl.int32)
+    tl.store(min_p_ptr + row, bits.to(tl.float32, bitcast=True), mask=mine)
+    token = tl.load(record_ptr + 9, mask=mine, other=0)
     pending = mine & (token < 0)
     token = tl.where(pending, tl.load(source_ptr + (-1 - token), mask=pending, other=0), token)
     tl.store(drawn_ptr + row, token, mask=mine & (cached >= 0))
@@ -62,8 +68,9 @@ def write_rows(state: RowState, records: Tensor, entries: Tensor, drawn: Tensor)
     """As `layers.row_state.write_rows`."""
     num_programs = triton.cdiv(max(len(records), len(entries)), BLOCK)
     _write_rows_kernel[(num_programs,)](
-        state.cached, state.stored_from, state.num_prompt_tokens, state.seeds, state.temperatures, state.drawn,
-        state.block_tables, records, entries, drawn, len(records), len(entries), WIDTH=len(RECORD), BLOCK=BLOCK, num_warps=4,
+        state.cached, state.stored_from, state.num_prompt_tokens, state.seeds, state.temperatures, state.top_k,
+        state.top_p, state.min_p, state.drawn, state.block_tables, records, entries, drawn, len(records), len(entries),
+        WIDTH=len(RECORD), BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
 
 

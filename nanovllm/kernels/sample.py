@@ -12,7 +12,7 @@ MAX_SPLITS = 128
 
 
 @triton.jit
-def _best(scores, tokens):
+def best_token(scores, tokens):
     """The highest score and its token; of equals the first, as torch's argmax has it."""
     highest = tl.max(scores, 0)
     return highest, tl.min(tl.where(scores == highest, tokens, 0x7FFFFFFF), 0)
@@ -47,7 +47,7 @@ def _draw_kernel(
         better = scores > best
         best = tl.where(better, scores, best)
         winner = tl.where(better, token, winner)
-    score, token = _best(best, winner)
+    score, token = best_token(best, winner)
     broken = tl.max(unsound, 0) == 1
     score, token = tl.where(broken, float("inf"), score), tl.where(broken, -1, token)
     place = row * tl.num_programs(0) + split
@@ -62,7 +62,7 @@ def _final_kernel(out_ptr, tokens_ptr, score_ptr, splits, BLOCK: tl.constexpr):
     inside = split < splits
     scores = tl.load(score_ptr + row * splits + split, mask=inside, other=float("-inf"))
     tokens = tl.load(tokens_ptr + row * splits + split, mask=inside, other=0x7FFFFFFF)
-    score, token = _best(scores, tokens)
+    score, token = best_token(scores, tokens)
     tl.store(out_ptr + row, tl.where(score > float("-inf"), token, -1).to(tl.int64))
 
 

@@ -15,15 +15,17 @@ from nanovllm.utils.row_state import RowState
 def write_rows(state: RowState, records: Tensor, entries: Tensor, drawn: Tensor) -> None:
     """Set whole rows and single entries of block tables.
 
-    records: [num_records, len(RECORD)] int64, no row twice; a temperature is there as its float32 bits, and a token
-    below 0 is the one at -1 - token of `drawn`, [anything] int64, because the host may not know it yet. A record that
-    empties its row (num_cached_tokens -1) leaves its token, which another may be just about to read. entries:
+    records: [num_records, len(RECORD)] int64, no row twice; temperature, top_p and min_p are there as their float32 bits,
+    and a token below 0 is the one at -1 - token of `drawn`, [anything] int64, because the host may not know it yet. A
+    record that empties its row (num_cached_tokens -1) leaves its token, which another may be just about to read. entries:
     [num_entries, 2] int64, a place in the flattened block tables and the block to put there.
     """
-    row, cached, stored_from, num_prompt_tokens, seed, temperature, token = records.unbind(1)
+    row, cached, stored_from, num_prompt_tokens, seed, temperature, top_k, top_p, min_p, token = records.unbind(1)
     state.cached[row], state.stored_from[row] = cached.int(), stored_from.int()
     state.num_prompt_tokens[row], state.seeds[row] = num_prompt_tokens.int(), seed
-    state.temperatures[row] = temperature.int().view(torch.float32)
+    state.top_k[row] = top_k.int()
+    for numbers, bits in ((state.temperatures, temperature), (state.top_p, top_p), (state.min_p, min_p)):
+        numbers[row] = bits.int().view(torch.float32)
     pending, filled = token < 0, cached >= 0
     token = token.masked_scatter(pending, drawn[-1 - token[pending]])
     state.drawn[row[filled]] = token[filled]

@@ -7,9 +7,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from nanovllm.layers.filters import filter_logits as filter_logits
 from nanovllm.layers.logits_processors import LogitsProcessors
 from nanovllm.layers.noise import gumbel_noise
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.utils.filters import NO_TOP_K
+from nanovllm.utils.filters import Filters as Filters
 
 NOT_FINITE = -1  # in place of a token: the row's scores are not all numbers, and nothing can be drawn from them
 
@@ -21,18 +24,11 @@ class Draw(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Filters:
-    """What the rows that restrict their draw ask for. A filter that none of them asks for is None and costs nothing.
+class FilteredDraw(Protocol):
+    """`filtered_draw`, or its twin in `kernels/filtered_draw.py`."""
 
-    rows: [num_filtered] int64, which rows of the step they are.
-    top_k: [num_filtered, 1] int64. top_p, min_p: [num_filtered, 1] float32.
-    """
-
-    rows: Tensor
-    top_k: Tensor | None = None
-    top_p: Tensor | None = None
-    min_p: Tensor | None = None
+    def __call__(self, logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: Tensor, filters: Filters, tokens: Tensor
+                 ) -> Tensor: ...
 
 
 @dataclass(slots=True)
@@ -66,7 +62,7 @@ class SamplingBatch:
             rows, asked = zip(*filtered)
             filters = Filters(tensor(rows, torch.int64))
             if any(p.top_k > 0 for p in asked):
-                filters.top_k = tensor([[p.top_k if p.top_k > 0 else 2**31] for p in asked], torch.int64)
+                filters.top_k = tensor([[p.top_k if p.top_k > 0 else NO_TOP_K] for p in asked], torch.int64)
             if any(p.top_p < 1 for p in asked):
                 filters.top_p = tensor([[p.top_p] for p in asked], torch.float32)
             if any(p.min_p > 0 for p in asked):
@@ -100,19 +96,32 @@ def draw(logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: Tensor, m
     return tokens.masked_fill_(~finite_rows(logits, masked), NOT_FINITE)
 
 
+def filtered_draw(logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: Tensor, filters: Filters, tokens: Tensor
+                  ) -> Tensor:
+    """As `draw`, among the tokens that the filters leave. filters: one entry for each row; its `rows` are not looked at.
+
+    tokens: [num_rows] int64, what `draw` made of the same rows. Replaced in place, and returned, but for rows whose filters
+    are all off, and for NOT_FINITE: of what is -inf behind the filters, only the draw before them knows who put it there.
+    """
+    greedy = temperatures == 0
+    scores = filter_logits(logits.float() / temperatures.masked_fill(greedy, 1)[:, None], filters)
+    drawn = draw(scores, (~greedy).float(), seeds, offsets, masked=True)
+    return tokens.copy_(torch.where(filters.active() & (tokens >= 0), drawn, tokens))
+
+
 class Sampler(nn.Module):
     """Draws one token a row. Owns nothing: what it draws follows from the logits and the batch alone.
 
     Processors and filters come in transformers' order, bias, penalties, temperature, top-k, top-p, min-p, and mean the
-    same as its own. They need the whole distribution, so only rows that ask for them pay; all others are drawn in one
-    pass, by `draw` or its twin in `kernels/sample.py`.
+    same as its own. Only rows that ask for filters pay for them; all others are drawn in one pass. draw, filtered_draw:
+    the functions above, or their twins in `kernels/`.
 
     A row whose logits hold a NaN or an infinity, or whose tokens are all forbidden, gets NOT_FINITE instead of a token.
     """
 
-    def __init__(self, draw: Draw = draw):
+    def __init__(self, draw: Draw = draw, filtered_draw: FilteredDraw = filtered_draw):
         super().__init__()
-        self.draw = draw
+        self.draw, self.filtered_draw = draw, filtered_draw
 
     def forward(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         """logits: [num_rows, vocab_size] -> token ids [num_rows] int64. Never waits for the device."""
@@ -125,29 +134,6 @@ class Sampler(nn.Module):
         tokens = self.draw(logits, temperatures, seeds, offsets, masked)
         if batch.filters is not None:
             rows = batch.filters.rows
-            own = temperatures[rows]
-            scores = filter_logits(logits[rows].float() / own[:, None], batch.filters)
-            drawn = self.draw(scores, torch.ones_like(own), seeds[rows], offsets[rows], True)
-            # Of what stands as -inf now, only the draw before the filters knows whether a filter put it there.
-            tokens[rows] = drawn.masked_fill_(tokens[rows] < 0, NOT_FINITE)
+            tokens[rows] = self.filtered_draw(logits[rows], temperatures[rows], seeds[rows], offsets[rows], batch.filters,
+                                              tokens[rows])
         return tokens
-
-
-def filter_logits(scores: Tensor, filters: Filters) -> Tensor:
-    """Set to -inf what each row's filters exclude. scores: [num_filtered, vocab_size], divided by temperature already."""
-    top_k, top_p, min_p = filters.top_k, filters.top_p, filters.min_p
-    if top_k is not None or top_p is not None:
-        ordered, order = scores.sort(-1, descending=True)
-        if top_k is not None:  # by value, not by rank: ties with the k-th stay, as in transformers
-            kth = ordered.gather(-1, top_k.clamp(max=scores.shape[-1]) - 1)
-            scores = scores.masked_fill(scores < kth, float("-inf"))
-            ordered = ordered.masked_fill(ordered < kth, float("-inf"))
-        if top_p is not None:
-            probs = ordered.softmax(-1)
-            before = probs.cumsum(-1) - probs  # what the more likely tokens add up to: 0 for the first, so it stays
-            drop = (before >= top_p) & (top_p < 1)
-            scores = scores.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), float("-inf"))
-    if min_p is not None:
-        probs = scores.softmax(-1)
-        scores = scores.masked_fill(probs < min_p * probs.amax(-1, keepdim=True), float("-inf"))
-    return scores

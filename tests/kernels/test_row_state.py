@@ -6,6 +6,7 @@ from dataclasses import fields
 import pytest
 import torch
 
+from nanovllm.engine.decode_rows import RECORD_SIZE
 from nanovllm.layers import row_state
 from nanovllm.utils.row_state import RECORD, RowState
 
@@ -53,12 +54,18 @@ def test_write_rows(device, num_records, num_entries):
     records[:, 0] = torch.randperm(NUM_ROWS)[:num_records]
     records[::4, 1] = -1
     records[:, 4] += 2**62
-    records[:, 5] = torch.rand(num_records, device=device).view(torch.int32)
-    records[::2, 6] = -1 - torch.randint(50, (len(records[::2]),), device=device)
+    for column in (5, 7, 8):
+        records[:, column] = torch.rand(num_records, device=device).view(torch.int32)
+    records[::2, -1] = -1 - torch.randint(50, (len(records[::2]),), device=device)
     places = torch.randperm(NUM_ROWS * MAX_BLOCKS)[:num_entries].to(device)
     entries = torch.stack((places, torch.randint(9999, (num_entries,), device=device)), 1)
     row_state.write_rows(state, records, entries, drawn)
     kernels.write_rows(twin, records, entries, drawn)
     same(state, twin)
     row = records[:, 0]
+    assert torch.equal(state.top_k[row].long(), records[:, 6])
     assert torch.equal(state.seeds[row], records[:, 4]) and float(state.temperatures.max()) <= 2
+
+
+def test_the_host_writes_records_of_that_size():
+    assert len(RECORD) == RECORD_SIZE

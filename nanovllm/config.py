@@ -50,6 +50,8 @@ class Config:
         it gains nothing.
 
     speculative_config: draft tokens and check several in one step; see `SpeculativeConfig` for its keys. None drafts none.
+    eos_token_ids: what ends a text: generation_config.json's tokens, else config.json's, and the tokenizer's own one, which
+        `LLM` adds. vLLM takes that too; transformers does not, and writes on where a fine-tuned model's files disagree.
 
     Raises InvalidArgument naming the setting, its value, the limit and the remedy.
     """
@@ -153,6 +155,11 @@ class Config:
             warnings.warn(f"{file}: eos_token_id {outside} is outside the vocabulary of {self.hf_config.vocab_size} tokens and "
                           "never ends a request", stacklevel=5)
         return inside
+
+    def add_eos_token(self, token: int | None) -> None:
+        """The tokenizer's own end-of-sequence token ends a text too, as long as the model can draw it."""
+        if token is not None and token < self.hf_config.vocab_size and token not in self.eos_token_ids:
+            self.eos_token_ids += (token,)
 
 
 def _folder(model: str | Path | None) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, overload
 
 from tqdm.auto import tqdm
 
@@ -18,13 +18,14 @@ from nanovllm.engine.drafts_ngram import NgramDrafter
 from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.runner import Runner
-from nanovllm.errors import CheckpointError, EngineError
+from nanovllm.errors import EngineError
 from nanovllm.layers.sampler import Sample
 from nanovllm.outputs import RequestOutput
 from nanovllm.parallel.parallel_runner import ParallelRunner
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.serving.chat import render_chat
 from nanovllm.serving.request import Request
-from nanovllm.serving.tokenizer import Tokenizer, require_tokenizer
+from nanovllm.serving.tokenizer import load_tokenizer, require_tokenizer
 from nanovllm.tracing.profiling import profiled
 from nanovllm.tracing.recorder import Recorder
 from nanovllm.tracing.trace import Trace
@@ -60,7 +61,8 @@ class LLM:
         parts = {name: settings.pop(name) for name in ENGINE_PARTS if name in settings}
         sampler, drafter = settings.pop("sampler", None), settings.pop("drafter", None)
         config = Config(model, **settings)
-        self.tokenizer = _load_tokenizer(config.model)
+        self.tokenizer = load_tokenizer(config.model)
+        config.add_eos_token(getattr(self.tokenizer, "eos_token_id", None))
         try:
             runner = _make_runner(config, sampler)
             self.engine = LLMEngine(config, runner, drafter=_make_drafter(config, drafter, runner.num_blocks), **parts)
@@ -134,24 +136,31 @@ class LLM:
         return (piece for _, piece in pieces) if isinstance(prompts, str) else pieces
 
     def chat(self, messages: Messages | list[Messages], sampling_params: SamplingParams | PerPrompt | None = None,
-             use_tqdm: bool = True, **template_arguments: Any) -> list[RequestOutput]:
+             use_tqdm: bool = True, priority: int | list[int] = 0, *, chat_template_kwargs: dict[str, Any] | None = None,
+             **template_arguments: Any) -> list[RequestOutput]:
         """Continue one conversation, or each of a list, in the model's own chat format.
 
-        messages: [{"role": "system" | "user" | "assistant", "content": text}, ...]. Further keywords go to the model's
-        chat template.
+        messages: [{"role": "system" | "user" | "assistant", "content": text}, ...]. Further keywords: see `render_chat`.
         """
-        conversations: list[Any] = [messages] if messages and isinstance(messages[0], dict) else messages
-        prompts = [self.render_chat(conversation, **template_arguments) for conversation in conversations]
-        return self.generate(prompts, sampling_params, use_tqdm)
+        several = isinstance(messages, (list, tuple)) and not (messages and isinstance(messages[0], dict))
+        conversations: Any = messages if several else [messages]
+        prompts = [self.render_chat(conversation, chat_template_kwargs=chat_template_kwargs, **template_arguments)
+                   for conversation in conversations]
+        return self.generate(prompts, sampling_params, use_tqdm, priority)
 
-    def render_chat(self, messages: Messages, **template_arguments: Any) -> str:
-        """The text that the model's chat template makes of a conversation, ready for the assistant's turn."""
+    def render_chat(self, messages: Messages, *, chat_template_kwargs: dict[str, Any] | None = None,
+                    **template_arguments: Any) -> str:
+        """The text that the model's chat template makes of a conversation, ready for the assistant's turn.
+
+        Keywords, or a dict of them as `chat_template_kwargs`, are variables that the template reads, such as
+        enable_thinking=False, or one of: continue_final_message=True, to go on with the last message, which is then the
+        beginning of the answer; add_generation_prompt=False, to end behind it; chat_template, to use another; tools and
+        documents, which some templates read.
+
+        `generate` and `stream` know the text for what it is, and add no second beginning-of-sequence token.
+        """
         tokenizer = require_tokenizer(self.tokenizer, self.config.model, "chat")
-        for message in messages if isinstance(messages, list) and messages else [messages]:
-            check_request(isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content")),
-                          "message", message, "a dict with a 'role' and a 'content', both texts",
-                          'pass [{"role": "user", "content": "Hello"}]')
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_arguments)
+        return render_chat(tokenizer, self.config.model, messages, template_arguments, chat_template_kwargs)
 
     @contextmanager
     def trace(self, path: str | Path | None = None, *, max_records: int | None = None, profile: bool = False
@@ -258,17 +267,6 @@ def _make_drafter(config: Config, own: Drafter | None, num_blocks: int) -> Draft
     if config.draft:
         return DraftModel(config.draft, num_blocks)
     return None
-
-
-def _load_tokenizer(folder: Path) -> Tokenizer | None:
-    """The folder's tokenizer; None when it has none (random weights for benchmarks): prompts are then token ids."""
-    if not (folder / "tokenizer.json").is_file():
-        return None
-    from transformers import AutoTokenizer
-    try:
-        return cast(Tokenizer, AutoTokenizer.from_pretrained(folder))
-    except Exception as error:  # the tokenizers' Rust code raises Exception itself
-        raise CheckpointError(f"{folder}: its tokenizer cannot be read ({error}); copy or download its files again.") from error
 
 
 def _release(engine: LLMEngine) -> None:

@@ -1,19 +1,17 @@
 """From what a client sent to the tokens of a prompt."""
 
-import inspect
 from typing import Any, NamedTuple
-
-from transformers import PreTrainedTokenizerBase
 
 from nanovllm.errors import InvalidRequest
 from nanovllm.llm import LLM
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, Message
+from nanovllm.serving.chat import OPTIONS, RESERVED
 from nanovllm.serving.tokenizer import Tokenizer, require_tokenizer
 from nanovllm.utils.checks import check
 
 # A template is a program, and these are the tokenizer's own arguments; "messages" and the like are what it is given.
-RESERVED = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages", "self"}
+NOT_VARIABLES = {*OPTIONS, *RESERVED, "self", "kwargs"}
 
 
 class EncodedPrompt(NamedTuple):
@@ -74,7 +72,8 @@ class PromptEncoder:
     def render(self, messages: list[Message], variables: dict[str, Any]) -> str:
         """The text that the chat template makes of a conversation. variables: what else the template is to know."""
         for name in variables:
-            check(name not in RESERVED, "chat_template_kwargs", name, "a variable of the model's chat template", "leave it out")
+            check(name not in NOT_VARIABLES, "chat_template_kwargs", name, "a variable of the model's chat template",
+                  "leave it out")
         try:
             return self._llm.render_chat([message.for_template() for message in messages], **variables)
         except ValueError:

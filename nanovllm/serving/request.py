@@ -9,6 +9,7 @@ from nanovllm.engine.sequence import Sequence
 from nanovllm.errors import InvalidRequest, RequestFailed
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput, Timings, Usage
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.serving.chat import encode
 from nanovllm.serving.detokenizer import IncrementalDetokenizer
 from nanovllm.serving.stop_strings import StopStrings
 from nanovllm.serving.tokenizer import Tokenizer, require_tokenizer
@@ -50,7 +51,7 @@ class Request:
         params = params or SamplingParams()
         check_request(isinstance(params, SamplingParams), "sampling_params", params, "SamplingParams", "pass a SamplingParams")
         self.engine, self.tokenizer, self.params, self.priority = engine, tokenizer, params, plain(priority)
-        self.prompt = prompt if isinstance(prompt, str) else None
+        self.prompt = str(prompt) if isinstance(prompt, str) else None
         self.prompt_token_ids = self._encode(prompt) if isinstance(prompt, str) else as_token_ids(prompt)
         check_request(tokenizer is not None or not params.stop, "stop", params.stop, "empty for a model without a tokenizer",
                       "use stop_token_ids")
@@ -143,7 +144,7 @@ class Request:
             raise InvalidRequest(f"prompt={shown(text)}: must be characters, and the one at {error.start} is half of a "
                                  "surrogate pair, which stands for nothing alone; decode the text again with "
                                  "errors='replace'.") from None
-        return tokenizer.encode(text)
+        return encode(tokenizer, text)
 
 
 class _Sample:

@@ -1,9 +1,15 @@
 """What this package asks of a tokenizer."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from nanovllm.errors import InvalidRequest
+from nanovllm.errors import CheckpointError, InvalidRequest
+from nanovllm.serving.fast_tokenizer import FastTokenizer
+from nanovllm.utils.checkpoint import read_json
+
+# Any one of these makes a tokenizer: of the Rust library, of GPT-2's kind, SentencePiece's, tiktoken's, Mistral's.
+VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model", "tiktoken.model", "tekken.json")
+JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 
 
 class Tokenizer(Protocol):
@@ -20,6 +26,28 @@ class Tokenizer(Protocol):
     def get_vocab(self) -> dict[str, int]: ...
 
     def convert_ids_to_tokens(self, token_ids: list[int], /) -> list[str]: ...
+
+
+def load_tokenizer(folder: Path) -> Tokenizer | None:
+    """The folder's tokenizer; None when it has none (random weights for benchmarks): prompts are then token ids.
+
+    Raises CheckpointError, naming the file where one is broken. Code that a folder brings along is never run.
+    """
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        return None
+    fast = FastTokenizer.read(folder)
+    if fast is not None:
+        return cast(Tokenizer, fast)
+    for name in JSON_FILES:
+        if (folder / name).is_file():
+            read_json(folder / name)
+    from transformers import AutoTokenizer
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of many kinds, some of other libraries
+        raise CheckpointError(f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {error}); copy or download the "
+                              "tokenizer's files again.") from error
+    return cast(Tokenizer, tokenizer)
 
 
 def require_tokenizer(tokenizer: Tokenizer | None, model: str | Path, purpose: str) -> Tokenizer:

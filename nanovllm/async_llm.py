@@ -21,7 +21,7 @@ __all__ = ["AsyncLLM", "AsyncRequest", "QueueFull", "RequestFailed"]
 class AsyncLLM:
     """An `LLM` to `await`: requests of all tasks run together in one engine, stepped by a thread of its own.
 
-    Owns that thread, and the LLM unless it was handed one: while an AsyncLLM is open, nobody else may use its LLM.
+    Owns that thread, and the LLM unless it was handed one: while an AsyncLLM is open, its LLM must not be used directly.
     A task that is cancelled, or leaves its stream early, aborts its request. An idle one uses no processor time.
     `await close()` (or leaving an `async with` block, or the last reference) ends the thread.
 

@@ -41,10 +41,10 @@ class Config:
     max_num_batched_tokens: tokens a step may compute. max_num_seqs: sequences that may run at once.
     max_model_len: longest prompt + output; lowered to the model's longest context when that is less.
     gpu_memory_utilization: share of the GPU's memory for weights, activations and the KV cache together.
-    kvcache_block_size: tokens a block; None is 256 on a GPU (what flash-attn asks for) and 16 elsewhere.
+    kvcache_block_size: tokens per block; None is 256 on a GPU (what flash-attn asks for) and 16 elsewhere.
     num_kvcache_blocks: None sizes the cache by the memory at hand.
     tensor_parallel_size: processes that share the model, each with a GPU of its own (on a CPU: with its share of threads).
-    worker_timeout: seconds without a sign of life after which one of them counts as hung.
+    worker_timeout: seconds without a heartbeat after which one of them counts as hung.
     enforce_eager: run every kernel as written: no CUDA graphs, no compilation.
     async_scheduling: prepare the next step while this one runs; None is True on a GPU. On a CPU, which does both itself,
         it gains nothing.

@@ -1,4 +1,4 @@
-"""Everything that can go wrong, by whose affair it is. Imports nothing.
+"""The errors that this package raises. Imports nothing.
 
     NanoVLLMError
     ├── InvalidArgument (ValueError)     a setting or an argument that cannot be served
@@ -31,7 +31,7 @@ class CheckpointError(NanoVLLMError, ValueError):
 
 
 class EngineError(NanoVLLMError, RuntimeError):
-    """The engine could not do what it was rightly asked for: it was closed, a process of its died, memory ran out."""
+    """The engine could not do what it was rightly asked for: it was closed, one of its processes died, memory ran out."""
 
 
 class QueueFull(EngineError):

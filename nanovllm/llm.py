@@ -44,7 +44,7 @@ Messages = list[dict[str, Any]]
 
 
 class LLM:
-    """An engine with a tokenizer in front. Drop-in for nano-vllm's class of this name.
+    """An engine with a tokenizer. Drop-in for nano-vllm's class of this name.
 
     Owns the tokenizer and one LLMEngine, which it puts together. `LLM()` runs the model that ships with the package; the
     settings are those of `nanovllm.config.Config`. Parts of your own: `scheduler_cls` and `block_manager_cls` (see
@@ -190,7 +190,7 @@ class LLM:
         with tqdm(total=len(requests), desc="Generating", unit=" requests", disable=not use_tqdm, dynamic_ncols=True) as bar:
             while requests:
                 if not (self.engine.step() or watched) and self.engine.has_unfinished:
-                    continue  # nobody ended: text is made once, at the end, unless it may end the request
+                    continue  # no request ended: text is made once, at the end, unless it may end the request
                 for request in requests:
                     if request.watches_text or request.has_run:
                         request.advance()

@@ -111,7 +111,7 @@ class SamplingParams:
 
     @property
     def draws_from_logits(self) -> bool:
-        """Whether logits, temperature, filters and a random number are all there is to a draw, and nobody asks about it."""
+        """Whether logits, temperature, filters and a random number are all that a draw takes, and nothing else is reported."""
         return not (self.changes_scores or self.logprobs is not None)
 
     def ending_tokens(self, eos_token_ids: Iterable[int]) -> set[int]:

@@ -19,7 +19,7 @@ class Exec:
 def in_worker(llm, rank, code):
     """Run code in one worker before its next step."""
     condition = f"import sys, json\nif json.loads(sys.argv[1])['rank'] == {rank}:\n"
-    llm.engine.model_runner.workers.post("note", 0, Exec(condition + textwrap.indent(code, "    ")))
+    llm.engine.model_runner.workers.send("note", 0, Exec(condition + textwrap.indent(code, "    ")))
 
 
 def until_failure(stream, strike, match=None):

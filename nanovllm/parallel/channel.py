@@ -11,8 +11,8 @@ CHUNK = 1 << 20
 class Channel:
     """One end of a connection between two processes on one machine.
 
-    Owns the socket and the bytes on their way, in and out. Neither `post` nor `arrived` ever waits, so whoever holds
-    several channels can serve them all; `wait` waits for news. A message is its length and its bytes: it needs no buffer
+    Owns the socket and the bytes on their way, in and out. Neither `send` nor `receive` ever waits, so that one
+    process can serve several channels; `wait` waits for any of them. A message is its length and its bytes: it needs no buffer
     of a fixed size at either end.
 
     is_open: False once the other end is gone.
@@ -29,14 +29,14 @@ class Channel:
 
     @property
     def is_flushed(self) -> bool:
-        """Whether everything posted is on its way."""
+        """Whether everything sent has left this process."""
         return not self._outgoing
 
     def close(self) -> None:
         self.is_open = False
         self._socket.close()
 
-    def post(self, message: bytes) -> None:
+    def send(self, message: bytes) -> None:
         """Take `message` and send what the socket takes now; `flush` sends the rest."""
         self._outgoing += LENGTH.pack(len(message))
         self._outgoing += message
@@ -51,8 +51,8 @@ class Channel:
             except OSError:
                 self.is_open = False
 
-    def arrived(self) -> list[bytes]:
-        """The messages that are here in full; at once."""
+    def receive(self) -> list[bytes]:
+        """The messages that have arrived in full; returns at once."""
         while self.is_open:
             try:
                 chunk = self._socket.recv(CHUNK)
@@ -73,7 +73,7 @@ class Channel:
 
 
 def wait(channels: list[Channel], seconds: float | None) -> None:
-    """Sleep until one of the open channels has news or takes more of what was posted to it, or the time is up."""
+    """Sleep until one of the open channels can be read or takes more of what was sent, or the time is up."""
     poll = select.poll()
     for channel in channels:
         if channel.is_open:

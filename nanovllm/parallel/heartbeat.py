@@ -10,9 +10,9 @@ class Heartbeat:
     """A page with two times for each rank, by `time.monotonic`, which all processes of a machine share.
 
     beat: when the rank's process last ran at all; it stands still in a process that is stopped, or held by a driver.
-    progress: when it last got on with its work; it stands still, too, in one that waits for something that never comes.
-    Both are 0 until the process has begun. Reading costs nothing and writing never waits, so that a reader who looks the
-    other way for an hour finds the newest times and no queue of old ones.
+    progress: when it last made progress; it stands still, too, in one that waits for something that never comes.
+    Both are 0 until the process has begun. Reading costs nothing and writing never waits. A
+    reader always finds the newest times, and no queue of old ones.
 
     fd: a file of at least a page; without a name, it is gone with the last process that holds it.
     """

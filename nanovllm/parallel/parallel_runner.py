@@ -13,13 +13,13 @@ from nanovllm.layers.attention_backends import TorchBackend
 from nanovllm.layers.tensor_parallel import TensorParallel
 from nanovllm.models.registry import model_class
 from nanovllm.parallel.step_message import StepWriter
-from nanovllm.parallel.worker_group import START_LIMIT, WorkerGroup
+from nanovllm.parallel.worker_group import START_TIMEOUT, WorkerGroup
 from nanovllm.utils.interrupts import uninterrupted
 
 
 @dataclass(slots=True)
-class LaunchedElsewhere:
-    """A step that the workers were told to run. sequences: who waits for its log-probabilities."""
+class LaunchedStep:
+    """A step that the workers were told to run. sequences: those that its log-probabilities go to, by seq_id."""
 
     step: int
     sequences: dict[int, Sequence]
@@ -45,13 +45,13 @@ class ParallelRunner:
         self._looks_ahead = config.async_scheduling
         self._writer = StepWriter()
         self._step = 0  # the last one launched; they are counted from 1
-        self._unreported: set[int] = set()  # steps under way whose tokens nobody has asked for
+        self._unreported: set[int] = set()  # steps in flight whose tokens were not asked for yet
         self.workers = WorkerGroup(self.size, config.worker_timeout)
         try:
             own = copy(config)  # as plain values: a worker has no use for transformers, which takes seconds to import
             own.hf_config = SimpleNamespace(**vars(config.hf_config))
-            self.workers.post("start", 0, {"config": own, "num_threads": max(1, torch.get_num_threads() // self.size)})
-            ready = self.workers.replies("ready", 0, max(START_LIMIT, config.worker_timeout))
+            self.workers.send("start", 0, {"config": own, "num_threads": max(1, torch.get_num_threads() // self.size)})
+            ready = self.workers.replies("ready", 0, max(START_TIMEOUT, config.worker_timeout))
         except BaseException:
             self.workers.close()
             raise
@@ -68,7 +68,7 @@ class ParallelRunner:
     @property
     def failure(self) -> str | None:
         """Why nothing can run any more; None while all is well."""
-        return self.workers.failure or (self.workers.dead() if self.workers.are_alive else None)
+        return self.workers.failure or (self.workers.exited() if self.workers.are_alive else None)
 
     def close(self) -> None:
         """End the workers; their memory goes with them. Returns within seconds, whatever state they are in."""
@@ -78,22 +78,22 @@ class ParallelRunner:
         """One step, start to end: the token drawn for each item that samples, in the batch's order."""
         return self.collect(self.launch(batch))
 
-    def launch(self, batch: ScheduledBatch) -> LaunchedElsewhere:
+    def launch(self, batch: ScheduledBatch) -> LaunchedStep:
         """Tell every rank to run a step, and return at once."""
         with uninterrupted():  # the ranks must get what the writer takes them to know
             self._step += 1
-            # Who looks ahead launches this step and then collects the one before; who does not collects this one.
+            # With async scheduling the caller then collects the step before this one, otherwise this one.
             wanted = self._step - 1 if self._looks_ahead else self._step
             self._unreported.add(self._step)
             report = wanted if wanted in self._unreported else None
-            self.workers.post("step", self._step, (self._writer.write(batch), report))
+            self.workers.send("step", self._step, (self._writer.write(batch), report))
             self._unreported.discard(report)
-        return LaunchedElsewhere(self._step, {item.seq.seq_id: item.seq for item in batch.items})
+        return LaunchedStep(self._step, {item.seq.seq_id: item.seq for item in batch.items})
 
-    def collect(self, launched: LaunchedElsewhere) -> list[int]:
+    def collect(self, launched: LaunchedStep) -> list[int]:
         """Wait for a step; its log-probabilities go to the sequences that asked for them."""
         if launched.step in self._unreported:  # the last of several, after which nothing was launched
-            self.workers.post("collect", launched.step)
+            self.workers.send("collect", launched.step)
             self._unreported.remove(launched.step)
         token_ids: list[int]
         (token_ids, logprobs), *others = self.workers.replies("tokens", launched.step)
@@ -104,7 +104,7 @@ class ParallelRunner:
         return token_ids
 
     def reset(self) -> None:
-        """Forget the tokens last drawn, after a step that failed: whoever runs next brings its own."""
+        """Forget the tokens last drawn, after a step that failed: sequences that run next bring their own."""
         self._unreported.clear()
         if self.workers.are_alive:
-            self.workers.post("reset", self._step)
+            self.workers.send("reset", self._step)

@@ -8,7 +8,7 @@ from pathlib import Path
 def mapped_shared_memory(pid: int | str) -> set[str]:
     """NCCL's files in /dev/shm that a process has mapped, to be removed once it has been ended by force.
 
-    Nobody else's: those may be shared with who knows whom. Empty where there is no /proc, or no such process any more.
+    Not those of other processes, which may still be in use. Empty where there is no /proc, or no such process any more.
     """
     files = set()
     with contextlib.suppress(OSError):
@@ -19,7 +19,8 @@ def mapped_shared_memory(pid: int | str) -> set[str]:
     return files
 
 
-def how_it_ended(returncode: int) -> str:
+def exit_description(returncode: int) -> str:
+    """How a process ended, as the end of a sentence: its exit code, or the signal that ended it."""
     if returncode >= 0:
         return f"ended with exit code {returncode}"
     name = signal.Signals(-returncode).name if -returncode in set(signal.Signals) else f"signal {-returncode}"

@@ -22,9 +22,9 @@ class StepMessage:
 
 
 class StepWriter:
-    """Turns batches into messages. Owns a note of what the ranks know of each sequence, and nothing else.
+    """Turns batches into messages. Owns a record of what the ranks know of each sequence, and nothing else.
 
-    A message holds what changed: in a decode step that is one token a sequence, however long the sequences are.
+    A message holds what changed: in a decode step that is one token per sequence, however long the sequences are.
     """
 
     def __init__(self) -> None:

@@ -23,10 +23,10 @@ if TYPE_CHECKING:  # they import torch: see `_start`
     from nanovllm.config import Config
     from nanovllm.engine.model_runner import Launched
 
-PERIOD = 0.25  # seconds between two beats
+BEAT_INTERVAL = 0.25  # seconds
 BUSY_SHARE = 0.01  # of that time on a CPU makes a process busy; one that waits for a message uses none
-COMPILE_LIMIT = 120.0  # seconds for which compiling one kernel counts as progress, whatever it looks like
-FOR_EVER = timedelta(days=7)  # how long a collective may take is the caller's affair: see WorkerGroup
+COMPILE_TIMEOUT = 120.0  # seconds for which compiling one kernel counts as progress
+NO_TIMEOUT = timedelta(days=7)  # collectives: the caller watches the workers, see WorkerGroup
 
 
 class Worker:
@@ -35,51 +35,50 @@ class Worker:
     Owns a ModelRunner, made from the caller's configuration. It decides nothing and lives no longer than its caller: a
     thread of its own ends the process, whatever the others are doing, as soon as the caller is gone.
 
-    doing: what that thread may take for a sign of progress: while "computing", that the process uses a CPU; while "waiting",
-        for a message, for the other ranks or for the device, nothing.
-    at_work: which of the two it is from the arrival of a message until there is nothing more to do for it.
+    activity: "computing" while use of a CPU counts as progress; "waiting" for a message, for the other ranks or for the
+        device, while it does not. activity_in_step: which of the two it is while a message is being handled.
     """
 
     def __init__(self, rank: int, size: int, parent: int, connection: int, heartbeat: int, port: int, listener: int | None):
         self.rank, self.size, self.parent, self.port, self.listener = rank, size, parent, port, listener
         self.channel = Channel(socket.socket(fileno=connection))
         self.heartbeat = Heartbeat(heartbeat)
-        self.doing = self.at_work = "computing"
+        self.activity = self.activity_in_step = "computing"
         self.compiling_until = 0.0
         self.step = 0
         self.reader = StepReader()
         self._messages: list[bytes] = []
-        self.under_way: dict[int, tuple[Launched, ScheduledBatch]] = {}  # step -> what the runner launched, and its batch
+        self.in_flight: dict[int, tuple[Launched, ScheduledBatch]] = {}  # step -> what the runner launched, and its batch
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def serve(self) -> None:
-        """Answer every message until the caller says that it is over."""
+        """Handle messages until the caller sends "close"."""
         try:
             self._start(**pickle.loads(self._next_message())[2])
             runner = self.runner
-            self._say("ready", 0, {"num_blocks": runner.num_blocks, "bytes_per_block": runner.bytes_per_block,
+            self._reply("ready", 0, {"num_blocks": runner.num_blocks, "bytes_per_block": runner.bytes_per_block,
                                    "backend": runner.backend.name, "shared_memory": mapped_shared_memory("self")})
-            while self._answer(*pickle.loads(self._next_message())):
+            while self._handle(*pickle.loads(self._next_message())):
                 pass
         except Exception as error:
-            # The caller decides what to make of it, and ends this process.
-            self._say("error", self.step, (type(error).__name__, str(error), traceback.format_exc()))
+            # The caller raises it, and ends this process.
+            self._reply("error", self.step, (type(error).__name__, str(error), traceback.format_exc()))
             while True:
                 self._next_message()
 
-    def _answer(self, what: str, step: int, message: Any) -> bool:
-        """Do what one message asks for; False when that is to end."""
+    def _handle(self, what: str, step: int, message: Any) -> bool:
+        """Handle one message; False when it ends the worker."""
         self.step = step
         if what == "step":
             content, collect = message
             batch = self.reader.read(content)
-            self.under_way[step] = self.runner.launch(batch), batch
+            self.in_flight[step] = self.runner.launch(batch), batch
             if collect is not None:
                 self._collect(collect)
         elif what == "collect":
             self._collect(step)
         elif what == "reset":
-            self.under_way.clear()
+            self.in_flight.clear()
             self.runner.reset()
         elif what == "close":
             import torch.distributed as dist
@@ -90,7 +89,7 @@ class Worker:
 
     def _collect(self, step: int) -> None:
         """Report what a step drew, and rank 0 also the log-probabilities that its sequences asked for."""
-        launched, batch = self.under_way.pop(step)
+        launched, batch = self.in_flight.pop(step)
         token_ids = self.runner.collect(launched)
         logprobs = {}
         for item in batch.items:
@@ -99,7 +98,7 @@ class Worker:
                 if self.rank == 0:
                     logprobs[seq.seq_id] = dict(seq.logprobs)
                 seq.logprobs.clear()
-        self._say("tokens", step, (token_ids, logprobs))
+        self._reply("tokens", step, (token_ids, logprobs))
 
     def _start(self, config: "Config", num_threads: int) -> None:
         """Join the other ranks, and load this one's share of the model."""
@@ -121,63 +120,63 @@ class Worker:
             for library in ("GLOO", "NCCL"):
                 os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
         own: dict[str, Any] = {"is_master": True, "master_listen_fd": self.listener} if self.rank == 0 else {"is_master": False}
-        store = TCPStore("127.0.0.1", self.port, timeout=FOR_EVER, wait_for_workers=False, **own)
-        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=FOR_EVER, **options)
+        store = TCPStore("127.0.0.1", self.port, timeout=NO_TIMEOUT, wait_for_workers=False, **own)
+        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=NO_TIMEOUT, **options)
         self.runner = ModelRunner(config, TensorParallel(self.rank, self.size))
         if config.device.type == "cuda":
             self._expect_short_steps()
 
     def _expect_short_steps(self) -> None:
-        """From here on only a kernel being compiled excuses a step that takes long.
+        """From here on only a kernel being compiled counts as progress within a step.
 
-        On a GPU the host's part of a step takes milliseconds, and how busy it is tells nothing: a driver that waits for room
-        in its queue, behind a collective that another rank never joins, spins. What else takes long the first time, such as
-        joining the other ranks and capturing graphs, is over when a runner is made.
+        On a GPU the host's part of a step takes milliseconds, and use of a CPU is no sign of progress: a driver that waits for
+        room in its queue, behind a collective that another rank never joins, spins. Everything else that takes long the first
+        time, such as joining the other ranks and capturing graphs, is done when a runner is made.
         """
         from nanovllm.layers.attention_backends import import_error
 
-        self.at_work = "waiting"
+        self.activity_in_step = "waiting"
         if import_error("triton") is None:
             from triton import knobs  # the first hook is called before a kernel is compiled, or read from the disk
             knobs.runtime.jit_cache_hook = self._compiling
             knobs.runtime.jit_post_compile_hook = self._compiled
 
     def _compiling(self, **kernel: Any) -> None:
-        self.compiling_until = time.monotonic() + COMPILE_LIMIT
+        self.compiling_until = time.monotonic() + COMPILE_TIMEOUT
 
     def _compiled(self, **kernel: Any) -> None:
         self.compiling_until = 0.0
         self.heartbeat.progress(self.rank)
 
     def _next_message(self) -> bytes:
-        self.doing = "waiting"
+        self.activity = "waiting"
         while True:
-            if messages := self.channel.arrived():
+            if messages := self.channel.receive():
                 self._messages.extend(messages)
             if self._messages:
-                self.doing = self.at_work
+                self.activity = self.activity_in_step
                 self.heartbeat.progress(self.rank)
                 return self._messages.pop(0)
             wait([self.channel], None)
 
-    def _say(self, what: str, step: int, content: object) -> None:
-        self.channel.post(pickle.dumps((what, step, content)))
+    def _reply(self, what: str, step: int, content: object) -> None:
+        self.channel.send(pickle.dumps((what, step, content)))
         while not self.channel.is_flushed:
             wait([self.channel], None)
             self.channel.flush()
 
     def _watch(self) -> None:
-        """Beat, note progress, and end the process when the caller is gone."""
-        hang_up = select.poll()
-        hang_up.register(self.channel, getattr(select, "POLLRDHUP", 0))
+        """Beat, record progress, and end the process when the caller is gone."""
+        disconnect = select.poll()
+        disconnect.register(self.channel, getattr(select, "POLLRDHUP", 0))
         spent, at = time.process_time(), time.monotonic()
-        while not hang_up.poll(1000 * PERIOD) and os.getppid() == self.parent:
+        while not disconnect.poll(1000 * BEAT_INTERVAL) and os.getppid() == self.parent:
             before, spent, at, last = spent, time.process_time(), time.monotonic(), at
             busy = spent - before > BUSY_SHARE * (at - last)
-            if at < self.compiling_until or (self.doing == "computing" and busy):
+            if at < self.compiling_until or (self.activity == "computing" and busy):
                 self.heartbeat.progress(self.rank)
             self.heartbeat.beat(self.rank)
-        os.kill(os.getpid(), signal.SIGKILL)  # no cleaning up: another thread may be stuck in what would be cleaned
+        os.kill(os.getpid(), signal.SIGKILL)  # without cleaning up: another thread may be stuck in what would be cleaned up
 
 
 def main(arguments: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The processes that hold the ranks of a split model, seen from their caller: started, spoken to, watched, ended."""
+"""The processes that hold the ranks of a split model, as their caller sees them: started, sent messages, watched, ended."""
 
 import json
 import mmap
@@ -16,13 +16,13 @@ from typing import Any, BinaryIO, NoReturn
 from nanovllm.errors import CheckpointError, EngineError, InvalidArgument, NanoVLLMError
 from nanovllm.parallel.channel import Channel, wait
 from nanovllm.parallel.heartbeat import Heartbeat
-from nanovllm.parallel.processes import how_it_ended, mapped_shared_memory
+from nanovllm.parallel.processes import exit_description, mapped_shared_memory
 from nanovllm.utils.interrupts import uninterrupted
 
-GLANCE = 0.2  # seconds between two looks at the workers while waiting for them
-FAREWELL = 3.0  # seconds a worker gets to go by itself
-START_LIMIT = 120.0  # seconds without a sign of life while a worker starts: a slow disk may hold it up
-LAST_WORDS = 2000  # characters of a dead worker's output that go into the error
+POLL_INTERVAL = 0.2  # seconds between two checks of the workers while waiting for them
+SHUTDOWN_TIMEOUT = 3.0  # seconds a worker gets to end by itself
+START_TIMEOUT = 120.0  # seconds without a sign of life while a worker starts: a slow disk may hold it up
+LOG_TAIL = 2000  # characters of a dead worker's output that go into the error
 # What a worker may raise while it starts that the caller is to see as it is.
 SETTING_ERRORS = {"ValueError": InvalidArgument, "InvalidArgument": InvalidArgument, "CheckpointError": CheckpointError}
 
@@ -69,35 +69,35 @@ class WorkerGroup:
     def are_alive(self) -> bool:
         return self.close.alive
 
-    def post(self, what: str, step: int, content: object = None) -> None:
+    def send(self, what: str, step: int, content: object = None) -> None:
         """Send every rank one message. Raises EngineError when the workers are gone."""
         self._require_workers()
         with uninterrupted():
             message = pickle.dumps((what, step, content), pickle.HIGHEST_PROTOCOL)
             for channel in self._channels:
-                channel.post(message)
+                channel.send(message)
 
     def replies(self, what: str, step: int, limit: float | None = None) -> list[Any]:
-        """Wait for what every rank has to say of a step, and return it in rank order.
+        """Wait for every rank's reply `what` to a step, and return their contents in rank order.
 
-        Answers to earlier steps, which an interrupt kept from being read, are dropped. Raises EngineError, after it has
+        Replies to earlier steps, which an interrupt kept from being read, are dropped. Raises EngineError, after it has
         ended all workers, when one died, hangs, or had an exception; while they start, an InvalidArgument or CheckpointError
         of theirs as it is.
         """
         self._require_workers()
         began = time.monotonic()
         while None in (found := [self._find(rank, what, step) for rank in range(self.size)]):
-            wait(self._channels, GLANCE)
+            wait(self._channels, POLL_INTERVAL)
             with uninterrupted():
                 for channel, replies in zip(self._channels, self._replies):
                     channel.flush()
-                    replies.extend(pickle.loads(message) for message in channel.arrived())
+                    replies.extend(pickle.loads(message) for message in channel.receive())
             for rank, replies in enumerate(self._replies):
                 for kind, at, content in replies:
-                    if kind == "error":  # which a peer's death may have caused
-                        self.fail(self.dead(0.5) or f"rank {rank} raised {content[0]}: {content[1]}", at, content)
-            if verdict := self.dead() or self._hung(began, limit or self.timeout):
-                self.fail(verdict, step)
+                    if kind == "error":  # which the end of another rank may have caused
+                        self.fail(self.exited(0.5) or f"rank {rank} raised {content[0]}: {content[1]}", at, content)
+            if reason := self.exited() or self._unresponsive(began, limit or self.timeout):
+                self.fail(reason, step)
         with uninterrupted():
             for replies in self._replies:
                 replies[:] = [reply for reply in replies if reply[1] > step]
@@ -123,21 +123,21 @@ class WorkerGroup:
                 [sys.executable, "-P", "-m", "nanovllm.parallel.worker", json.dumps(arguments)], pass_fds=inherited,
                 env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True))
 
-    def dead(self, patience: float = 0.0) -> str | None:
-        """Which worker has ended, and how. patience: seconds to wait for that, when its peers have complained already."""
+    def exited(self, patience: float = 0.0) -> str | None:
+        """Which worker has ended, and how; None while all run. patience: seconds to wait for one to end."""
         until = time.monotonic() + patience
         while True:
             for rank, process in enumerate(self._processes):
                 if process.poll() is not None:
-                    return f"rank {rank} (process {process.pid}) {how_it_ended(process.returncode)}"
+                    return f"rank {rank} (process {process.pid}) {exit_description(process.returncode)}"
             if time.monotonic() >= until:
                 return None
             time.sleep(0.05)
 
-    def _hung(self, began: float, limit: float) -> str | None:
-        """Which worker shows no sign of life, or that none gets on, for longer than `limit` seconds.
+    def _unresponsive(self, began: float, limit: float) -> str | None:
+        """Which worker has not beaten for `limit` seconds, or that none has made progress for as long; else None.
 
-        A worker that waits for its peers is not to blame as long as one of them works.
+        A worker that waits for the others is not hung as long as one of them makes progress.
         """
         now, heartbeat = time.monotonic(), self._heartbeat
         for rank, process in enumerate(self._processes):
@@ -157,7 +157,7 @@ class WorkerGroup:
     def fail(self, reason: str, step: int, raised: tuple[str, str, str] | None = None) -> NoReturn:
         """End all workers at once, and raise what happened. raised: (type, message, traceback) of an exception of theirs."""
         self.failure = reason
-        words = [_last_words(log) for log in self._logs]
+        outputs = [_log_tail(log) for log in self._logs]
         _kill(self._processes, self.shared_memory)
         self.close()
         when = f"in step {step}" if step else "while it was starting"
@@ -167,20 +167,20 @@ class WorkerGroup:
             error = SETTING_ERRORS[raised[0]](raised[1])
         if raised:
             error.add_note(f"in the worker:\n{raised[2]}")
-        for rank, text in enumerate(words):
+        for rank, text in enumerate(outputs):
             if text:
                 error.add_note(f"rank {rank} said last:\n{text}")
         raise error
 
 
-def _last_words(log: BinaryIO) -> str:
+def _log_tail(log: BinaryIO) -> str:
     end = log.seek(0, os.SEEK_END)
-    log.seek(max(0, end - LAST_WORDS))
+    log.seek(max(0, end - LOG_TAIL))
     return log.read().decode(errors="replace").strip()
 
 
 def _kill(processes: list[subprocess.Popen[bytes]], shared_memory: set[str]) -> None:
-    """End those that still run, whatever they do, after a look at what they cannot unlink any more."""
+    """Kill those that still run, and add to `shared_memory` the files that they can then no longer unlink."""
     for process in processes:
         if process.poll() is None:
             shared_memory |= mapped_shared_memory(process.pid)
@@ -190,14 +190,14 @@ def _kill(processes: list[subprocess.Popen[bytes]], shared_memory: set[str]) -> 
 
 def _end(processes: list[subprocess.Popen[bytes]], channels: list[Channel], logs: list[BinaryIO], shared_memory: set[str],
          owner: int) -> None:
-    """End the workers, by word and then by force, and remove what they leave. Returns within seconds, whatever they do."""
+    """End the workers, by a message and then by a signal, and remove what they leave. Returns within seconds in any case."""
     if os.getpid() != owner:
         return  # a fork of the caller, which inherited the objects but not the processes
     with uninterrupted():
         message = pickle.dumps(("close", 0, None))
         for channel in channels:
-            channel.post(message)
-        until = time.monotonic() + FAREWELL
+            channel.send(message)
+        until = time.monotonic() + SHUTDOWN_TIMEOUT
         while time.monotonic() < until and any(process.poll() is None for process in processes):
             if any(process.poll() not in (None, 0) for process in processes):
                 break  # the others would wait for it
@@ -205,9 +205,9 @@ def _end(processes: list[subprocess.Popen[bytes]], channels: list[Channel], logs
         _kill(processes, shared_memory)
         for process in processes:
             try:
-                process.wait(FAREWELL)
+                process.wait(SHUTDOWN_TIMEOUT)
             except subprocess.TimeoutExpired:
-                pass  # a driver holds it; killed it is, and it will go when the driver lets it
+                pass  # a driver holds it: it ends when the driver returns
         for file in shared_memory:
             Path(file).unlink(missing_ok=True)
         for channel in channels:

@@ -7,8 +7,8 @@ class IncrementalDetokenizer:
     """Turns a growing list of token ids into text deltas.
 
     A byte-level BPE token may end in the middle of a character, and how it decodes depends on its neighbours. So this
-    keeps a window of tokens whose text is not out yet, decodes it together with the tokens before it, and lets text go
-    only once it does not end in the replacement character that stands for an unfinished one.
+    keeps a window of tokens whose text is not out yet, decodes it together with the tokens before it, and releases
+    text only once it does not end in the replacement character that stands for an unfinished one.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True):

@@ -33,7 +33,7 @@ class RequestUpdate(NamedTuple, Generic[Handle]):
 class EngineThread(Generic[Handle]):
     """Steps one engine in a background thread.
 
-    Owns the thread and, from then on, the engine: nobody else may call it. `submit`, `abort` and `stop` may be called
+    Owns the thread and, from then on, the engine: no other thread may call it. `submit`, `abort` and `stop` may be called
     from any thread; they queue a command, and the thread runs its commands between two steps. Updates go out through
     `deliver`, which the thread calls once per step. It knows neither asyncio nor HTTP.
 

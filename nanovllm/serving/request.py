@@ -37,7 +37,7 @@ class Request:
     """One request, outside the engine: text goes in, sequences run, deltas and an output come out.
 
     Owns a sequence in the engine for each of its `n` samples, and everything about their text. It never steps the
-    engine: whoever does calls `advance` afterwards, as often as it wants news. Between `submit` and the end of every
+    engine: the caller does, and calls `advance` afterwards to take in what a step gave. Between `submit` and the end of every
     sample the engine works for it; `abort` ends that at any time, and may be called at any time.
 
     prompt: a text or token ids. tokenizer: None serves token ids only, and their output has no text. priority: less is
@@ -99,7 +99,7 @@ class Request:
         return self
 
     def advance(self) -> list[Delta]:
-        """Take in what the engine generated since the last call; one delta for each sample with news.
+        """Take in what the engine generated since the last call; one delta for each sample that gained something.
 
         A sample that met a stop string is ended in the engine, too.
         """
@@ -119,7 +119,7 @@ class Request:
                     stack.callback(self.engine.abort, seq.seq_id, reason)
 
     def output(self) -> RequestOutput:
-        """What there is by now, as of the last `advance`."""
+        """The output so far, as of the last `advance`."""
         first = self._samples[0].seq
         outputs = [sample.output() for sample in self._samples]
         usage = Usage(len(self.prompt_token_ids), sum(len(o.token_ids) for o in outputs), first.num_hit_tokens)
@@ -148,7 +148,7 @@ class Request:
 
 
 class _Sample:
-    """One sample's tokens and text, as far as the request has looked."""
+    """One sample's tokens and text, as of the last `advance`."""
 
     def __init__(self, index: int, seq: Sequence, tokenizer: Tokenizer | None):
         p = seq.sampling_params

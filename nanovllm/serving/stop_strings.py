@@ -2,12 +2,12 @@
 
 
 class StopStrings:
-    """Finds the first stop string in a growing text, and lets go only text that cannot be the beginning of one.
+    """Finds the first stop string in a growing text, and releases only text that cannot be the beginning of one.
 
     Owns the text that is held back. How the text is cut into pieces never changes what is found: the stop string that is
     complete first wins, the longest of those that are complete together. It knows no tokens.
 
-    found: the stop string that ended the text, once there is one. include: let it go with the text before it.
+    found: the stop string that ended the text, once there is one. include: release it with the text before it.
     """
 
     def __init__(self, stops: tuple[str, ...], include: bool = False):
@@ -17,7 +17,7 @@ class StopStrings:
         self.found: str | None = None
 
     def push(self, piece: str, search: bool = True) -> str:
-        """Take in a piece; returns the text that may go out. Without `search`, no stop string may end in this piece."""
+        """Take in a piece; returns the text that is released. Without `search`, no stop string may end in this piece."""
         text, old = self._held + piece, len(self._held)
         if search and (match := self._first_match(text, old)):
             end, start, self.found = match
@@ -29,7 +29,7 @@ class StopStrings:
         return text[:len(text) - keep]
 
     def flush(self) -> str:
-        """The text is over: what was held back was no stop string after all."""
+        """End the text: returns what was held back, which no stop string completed."""
         held, self._held = self._held, ""
         return held
 

@@ -19,7 +19,7 @@ CLOCK = "nanovllm: the trace's clock"
 def profiled(trace: Trace, device: torch.device) -> Iterator[None]:
     """Fill `trace.operations` with what ran on `device` inside the block.
 
-    On a GPU: its kernels and copies, a track a stream, and the host's calls that launched them (cudaLaunchKernel,
+    On a GPU: its kernels and copies, a track per stream, and the host's calls that launched them (cudaLaunchKernel,
     cudaGraphLaunch ...). On a CPU: the outermost operators.
     """
     # The profiler's own library writes two lines to stderr for each recording, into a notebook's output too.

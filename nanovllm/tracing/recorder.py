@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # it imports torch
 class Recorder:
     """Appends a record of every step of an engine to a trace, from its making until `close`.
 
-    It is a `Listener`: while it listens, the engine takes its steps one at a time, so that a record shows one step's doing
+    It is a `Listener`: while it listens, the engine takes its steps one at a time, so that a record shows one step
     only. Owns neither the engine nor the trace.
     """
 

@@ -19,9 +19,10 @@ class StepRecord:
 
     time, duration: seconds, the first since the trace began.
     scheduled: who ran: {"seq_id", "phase": "prefill" | "decode", "start": first position, "num_tokens", "reason"}.
-    left_waiting: why the head of the queue (and whoever was passed over) was not admitted.
-    running, waiting: the queues after the step. preempted: thrown out in it; preemption_reasons: and why.
-    finished: {"seq_id", "reason"}; whoever was aborted after a step stands in that step's record.
+    left_waiting: why the head of the queue, and any sequence passed over, was not admitted.
+    running, waiting: the queues after the step. preempted: the sequences that lost their blocks in it, and
+        preemption_reasons: why.
+    finished: {"seq_id", "reason"}; a sequence that is aborted after a step is added to that step's record.
     tokens: the token drawn for each sequence that drew one. hit_tokens: prefix-cache hits of those admitted.
     block_tables, context_lens: of the running sequences, after the step; context_lens counts tokens in the cache.
     blocks: one letter for each physical block: f(ree), c(ached), u(sed), s(hared). ref_counts: of shared ones.
@@ -72,7 +73,7 @@ class StepRecord:
     @classmethod
     def of_step(cls, scheduler: Scheduler, step: int, time: float, duration: float, batch: ScheduledBatch,
                 token_ids: list[int], finished: list[Sequence], phases: dict[str, list[float]] | None = None) -> "StepRecord":
-        """Read a step off the live objects, after `Scheduler.update`. O(cache): only made when somebody listens."""
+        """Read a step off the live objects, after `Scheduler.update`. O(cache): only made for a listener."""
         manager = scheduler.block_manager
         sampled = (item.seq.seq_id for item in batch.items if item.samples)
         return cls(

@@ -29,7 +29,7 @@ class Trace:
     path: a file that takes every record while the run goes on, whatever is kept in memory. `close` completes it.
     began: what `time.perf_counter` said at the trace's time 0.
 
-    It never looks into the engine: what is recorded is handed to it.
+    It never reads the engine: what is recorded is handed to it.
     """
 
     meta: dict[str, Any] = field(default_factory=dict)
@@ -77,12 +77,12 @@ class Trace:
         return f"Trace({len(self)} steps, {tokens} tokens computed, {preemptions} preemptions)"
 
     def joined(self, seq: Sequence) -> None:
-        """Note a request that came in."""
+        """Record that a request was queued."""
         self.meta["prompts"][seq.seq_id] = seq.num_prompt_tokens
         self.meta["arrivals"][seq.seq_id] = seq.arrived_at - self.began
 
     def append(self, record: StepRecord) -> None:
-        """Take in a step; with `max_records` the oldest goes, and with it what is known of requests long gone."""
+        """Take in a step; with `max_records` the oldest goes, and with it what is known of requests that ended long ago."""
         records = self._in_memory()
         records.append(record)
         if self._writer:
@@ -93,7 +93,7 @@ class Trace:
                 self._prune()
 
     def ended(self, seq: Sequence) -> None:
-        """Note in the last record that a request was ended between two steps."""
+        """Record, with the last step, that a request was ended between two steps."""
         if self.records:
             self.records[-1].finished.append({"seq_id": seq.seq_id, "reason": seq.finish_reason})
 
@@ -122,7 +122,7 @@ class Trace:
     def to_perfetto(self, path: str | Path | None = None) -> dict[str, Any]:
         """The run as a JSON object that https://ui.perfetto.dev opens; with `path` also written there (.gz compresses).
 
-        Tracks: one a sequence (waiting, prefill, decode, preempted, each with its reason), the steps, the host's phases,
+        Tracks: one per sequence (waiting, prefill, decode, preempted, each with its reason), the steps, the host's phases,
         counters of the cache, the batch and the queues, and what a profiler saw beside them.
         """
         data = {"traceEvents": perfetto_events(self, self.meta["arrivals"], self.operations), "displayTimeUnit": "ms"}

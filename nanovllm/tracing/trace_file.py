@@ -23,7 +23,7 @@ PAGE = 1024          # steps
 PAGES_IN_MEMORY = 4  # of a trace that is read
 PER_REQUEST = ("prompts", "arrivals")  # the parts of meta that grow with the run, and so stand in the pages
 BY_ID = ("left_waiting", "tokens", "hit_tokens", "block_tables", "context_lens", "ref_counts", "preemption_reasons")
-PATCHED = ("block_tables", "context_lens", "ref_counts")
+DELTA_FIELDS = ("block_tables", "context_lens", "ref_counts")
 COLUMNS = ("seq_id", "phase", "start", "num_tokens", "reason")
 
 
@@ -38,7 +38,7 @@ class TraceWriter:
         self._pending: list[StepRecord] = []
         self._num_pages = 0
         self._requests: dict[str, dict[int, Any]] = {name: {} for name in PER_REQUEST}  # first seen in this page
-        self._known: set[int] = set()     # sequences of the last record: whoever is not here is new
+        self._known: set[int] = set()     # sequences of the last record: any other is new
         self.path.unlink(missing_ok=True)
 
     def add(self, record: StepRecord, meta: dict[str, Any]) -> None:
@@ -154,9 +154,9 @@ def _encode(fields: dict[str, Any], before: dict[str, Any] | None) -> dict[str, 
             value = _columns(value, COLUMNS)
         elif before and name == "blocks" and len(value) == len(old):
             value = [[i, new] for i, (new, was) in enumerate(zip(value, old)) if new != was]
-        elif before and name in PATCHED:
+        elif before and name in DELTA_FIELDS:
             gone = [i for i in old if i not in value]
-            value = [gone, {i: _tail(new, old.get(i)) for i, new in value.items() if new != old.get(i)}]
+            value = [gone, {i: _table_delta(new, old.get(i)) for i, new in value.items() if new != old.get(i)}]
         line[name] = value
     return line
 
@@ -171,26 +171,27 @@ def _decode(line: dict[str, Any], before: dict[str, Any] | None) -> dict[str, An
             for i, letter in value:
                 letters[i] = letter
             value = "".join(letters)
-        elif name in PATCHED and before:
+        elif name in DELTA_FIELDS and before:
             gone, changed = value
             old = {i: v for i, v in before[name].items() if i not in gone}
             changed = _int_keys(changed)
-            value = old | {i: _whole(new, old.get(i)) for i, new in changed.items()}
+            value = old | {i: _apply_delta(new, old.get(i)) for i, new in changed.items()}
         elif name in BY_ID:
             value = _int_keys(value)
         fields[name] = value
     return fields
 
 
-def _tail(new: Any, old: Any) -> Any:
-    """A block table as [blocks kept, blocks after them]; numbers as they are."""
+def _table_delta(new: Any, old: Any) -> Any:
+    """A block table as [number of blocks kept, blocks after those]; numbers as they are."""
     if not isinstance(new, list):
         return new
     kept = next((i for i, (a, b) in enumerate(zip(new, old or [])) if a != b), min(len(new), len(old or [])))
     return [kept, new[kept:]]
 
 
-def _whole(new: Any, old: Any) -> Any:
+def _apply_delta(new: Any, old: Any) -> Any:
+    """The inverse of `_table_delta`."""
     return (old or [])[:new[0]] + new[1] if isinstance(new, list) else new
 
 

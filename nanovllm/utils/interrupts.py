@@ -1,4 +1,4 @@
-"""An interrupt, at a moment that suits us."""
+"""Interrupts held back until bookkeeping is done."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class uninterrupted:
-    """`with uninterrupted():` an interrupt (Ctrl-C, Jupyter's stop button) waits until the block is done, then strikes.
+    """`with uninterrupted():` an interrupt (Ctrl-C, Jupyter's stop button) is held back until the block is done, then raised.
 
     For bookkeeping that must not stop half-way, and for nothing that takes long. It changes the handler of SIGINT for as
     long as the block runs; outside the main thread, where Python delivers no signals, it does nothing. Nor does it within
@@ -22,9 +22,9 @@ class uninterrupted:
         self._caught: tuple[int, FrameType | None] | None = None
         if threading.current_thread() is threading.main_thread() and not uninterrupted._is_open:
             previous = signal.getsignal(signal.SIGINT)
-            if callable(previous):  # else nobody in Python listens
+            if callable(previous):  # else Python has no handler for it
                 self._previous = previous
-                signal.signal(signal.SIGINT, self._note)
+                signal.signal(signal.SIGINT, self._hold)
                 uninterrupted._is_open = True
 
     def __exit__(self, *exc_info: object) -> None:
@@ -34,5 +34,5 @@ class uninterrupted:
             if self._caught is not None:
                 self._previous(*self._caught)
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
+    def _hold(self, signum: int, frame: FrameType | None) -> None:
         self._caught = signum, frame

@@ -1,4 +1,4 @@
-"""The decode batch as it lies on the device: a row for each running sequence. `layers/row_state.py` moves it on."""
+"""The decode batch on the device: a row for each running sequence. `layers/row_state.py` advances it."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ RECORD = ("row", "num_cached_tokens", "stored_from", "num_prompt_tokens", "seed"
 
 @dataclass(slots=True)
 class RowState:
-    """One entry a row. `write_rows` sets the first group, and `advance` makes the second, which the model reads, of it.
+    """One entry per row. `write_rows` sets the first group; `advance` computes the second, which the model reads, from it.
 
     cached: [num_rows] int32, tokens in the cache before the step to come; -1 marks an empty row.
     stored_from: [num_rows] int32, positions before it lie in shared blocks and are never written.

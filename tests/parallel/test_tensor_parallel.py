@@ -141,14 +141,14 @@ def test_stream_abort_and_interrupt_leave_it_usable(llm, monkeypatch):
 
 
 def test_one_message_a_step_of_any_size_defect_24(llm, monkeypatch):
-    posted, post = [], workers(llm).post
-    monkeypatch.setattr(workers(llm), "post", lambda what, step, content=None: (
-        posted.append((what, step, len(pickle.dumps(content)))), post(what, step, content))[1])
+    sent, send = [], workers(llm).send
+    monkeypatch.setattr(workers(llm), "send", lambda what, step, content=None: (
+        sent.append((what, step, len(pickle.dumps(content)))), send(what, step, content))[1])
     begun = llm.engine.num_steps
     big = [SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, stop_token_ids=[2559] * 100_000) for _ in range(6)]
     llm.generate([[1, 2, i] for i in range(6)], big, use_tqdm=False)
-    num_steps, launched = llm.engine.num_steps - begun, [size for what, _, size in posted if what == "step"]
-    assert num_steps <= len(launched) <= num_steps + 1 and len(posted) <= len(launched) + 1, "one broadcast a step"
+    num_steps, launched = llm.engine.num_steps - begun, [size for what, _, size in sent if what == "step"]
+    assert num_steps <= len(launched) <= num_steps + 1 and len(sent) <= len(launched) + 1, "one broadcast a step"
     assert max(launched) > 1 << 20 and min(launched) < 1000, "nothing is sent twice"
 
 
@@ -156,16 +156,16 @@ def test_messages_larger_than_any_buffer_arrive_whole_and_in_order_defect_24():
     ours, theirs = (Channel(end) for end in socket.socketpair())
     sent = [random.Random(i).randbytes(size) for i, size in enumerate((0, 1, 5 << 20, 3, 8 << 20))]
     for message in sent:
-        ours.post(message)
+        ours.send(message)
     received = []
     while len(received) < len(sent):
         wait([ours, theirs], 1)
         ours.flush()
-        received += theirs.arrived()
+        received += theirs.receive()
     assert received == sent and ours.is_flushed
     ours.close()
-    assert theirs.arrived() == [] and not theirs.is_open
-    theirs.post(b"into the void")  # says nothing: whoever waits for the answer finds out why there is none
+    assert theirs.receive() == [] and not theirs.is_open
+    theirs.send(b"into the void")  # says nothing: whoever waits for the answer finds out why there is none
 
 
 def test_kv_heads_fewer_than_ranks_and_a_worker_killed_beside_another_engine(llm, folder, monkeypatch, tmp_path):
@@ -299,14 +299,14 @@ def test_on_a_gpu_a_launch_may_compile_for_long_and_do_nothing_else_for_long(fol
 
 
 def test_a_rank_that_hangs_while_it_starts_is_an_error_in_time(folder, monkeypatch):
-    monkeypatch.setattr(parallel_runner, "START_LIMIT", 4.0)
-    post = WorkerGroup.post
+    monkeypatch.setattr(parallel_runner, "START_TIMEOUT", 4.0)
+    send = WorkerGroup.send
 
     def stuck(self, what, step, content=None):
         content["config"].note = Exec("import sys, time, json\nif json.loads(sys.argv[1])['rank'] == 1: time.sleep(100)")
-        post(self, what, step, content)
+        send(self, what, step, content)
 
-    monkeypatch.setattr(WorkerGroup, "post", stuck)
+    monkeypatch.setattr(WorkerGroup, "send", stuck)
     began = time.monotonic()
     with pytest.raises(RuntimeError, match=r"no rank has made progress for 4 s.* while it was starting"):
         LLM(folder, device="cpu", tensor_parallel_size=2, worker_timeout=2)

@@ -74,9 +74,9 @@ def _norm_rope_store_kernel(
     tl.store(places + HALF, second, mask=q_inside)
     if slot >= 0:
         k_bias_ptr, v_bias_ptr = bias_ptr + NUM_HEADS * HEAD_DIM, bias_ptr + NUM_HEADS * HEAD_DIM + WIDTH
-        wide1 = _scaled(key1, factor, k_bias_ptr, offsets, inside, BIAS)
-        wide2 = _scaled(key2, factor, k_bias_ptr, offsets + HALF, inside, BIAS)
-        key1, key2 = _norm_rope(wide1, wide2, k_weight_ptr, cos, sin, eps, kind, HALF, NORM)
+        k_wide1 = _scaled(key1, factor, k_bias_ptr, offsets, inside, BIAS)
+        k_wide2 = _scaled(key2, factor, k_bias_ptr, offsets + HALF, inside, BIAS)
+        key1, key2 = _norm_rope(k_wide1, k_wide2, k_weight_ptr, cos, sin, eps, kind, HALF, NORM)
         k_places, v_places = k_cache_ptr + slot * WIDTH + offsets, v_cache_ptr + slot * WIDTH + offsets
         tl.store(k_places, key1, mask=inside)
         tl.store(k_places + HALF, key2, mask=inside)

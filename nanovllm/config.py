@@ -20,6 +20,7 @@ from nanovllm.utils.resolved import Resolved
 
 OFFLINE_MODEL = Path(__file__).parent / "assets" / "offline"
 DRAFT_MODEL = Path(__file__).parent / "assets" / "draft"
+MOE_MODEL = Path(__file__).parent / "assets" / "moe"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Other spellings that config.json files have. Weights stored in float64 are computed in float32.
 STORED_DTYPES = DTYPES | {"fp32": torch.float32, "float": torch.float32, "float64": torch.float32, "double": torch.float32,

@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nanovllm.config import DRAFT_MODEL, OFFLINE_MODEL
+from nanovllm.config import DRAFT_MODEL, MOE_MODEL, OFFLINE_MODEL
 
-LIMITS = {OFFLINE_MODEL: 12_000_000, DRAFT_MODEL: 2_500_000}
-# Greedy text of both models in float32. New weights need new values: run this file and read them off the failures.
+LIMITS = {OFFLINE_MODEL: 12_000_000, DRAFT_MODEL: 2_500_000, MOE_MODEL: 8_000_000}
+# Greedy text of the models in float32. New weights need new values: run this file and read them off the failures.
 GREEDY_SHA256 = {"offline": "c2be37bb35a11f18a5b871ec1afb364a7ad9b91b4b7f295644edd05b0fd41f73",
-                 "draft": "526ef2e5ad5fa379e5ea840b071d485ae82586e5b6057a656902f742e6de47bd"}
+                 "draft": "526ef2e5ad5fa379e5ea840b071d485ae82586e5b6057a656902f742e6de47bd",
+                 "moe": "b9f1f9a569156eb1252a3efaf221bd70e12bf8fd1f7ad77a02f32b0587eb450c"}
 folders = pytest.mark.parametrize("folder", LIMITS, ids=lambda folder: folder.name)
 
 
@@ -40,8 +41,9 @@ def test_greedy_text(folder):
     assert hashlib.sha256(text.encode()).hexdigest() == GREEDY_SHA256[folder.name], repr(text)
 
 
-def test_greedy_story_is_about_what_was_asked():
-    text = greedy(OFFLINE_MODEL, 500)
+@pytest.mark.parametrize("folder", [OFFLINE_MODEL, MOE_MODEL], ids=lambda folder: folder.name)
+def test_greedy_story_is_about_what_was_asked(folder):
+    text = greedy(folder, 500)
     assert "fox" in text and "lantern" in text and text.endswith("<|im_end|>")
 
 
@@ -60,7 +62,7 @@ def test_shape_is_what_the_engine_and_its_kernels_like():
     for folder in LIMITS:
         config = json.loads((folder / "config.json").read_text())
         assert config["head_dim"] == 64 and config["tie_word_embeddings"] is True
-        assert config["num_attention_heads"] == 2 * config["num_key_value_heads"]
+        assert config["num_attention_heads"] in (2 * config["num_key_value_heads"], 3 * config["num_key_value_heads"])
         assert config["num_attention_heads"] * 64 != config["hidden_size"]
         assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 1e6
         assert config["max_position_embeddings"] >= 2048 and 2048 <= config["vocab_size"] <= 4096
@@ -77,9 +79,9 @@ def test_tokenizer_gives_any_text_back(text):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_both_folders_have_one_tokenizer():
+def test_all_folders_have_one_tokenizer():
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert (OFFLINE_MODEL / name).read_bytes() == (DRAFT_MODEL / name).read_bytes()
+        assert len({(folder / name).read_bytes() for folder in LIMITS}) == 1
     tokenizer = AutoTokenizer.from_pretrained(OFFLINE_MODEL)
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == "<|endoftext|>" and tokenizer.bos_token is None
     assert tokenizer("<|im_start|>")["input_ids"] == [tokenizer.convert_tokens_to_ids("<|im_start|>")]

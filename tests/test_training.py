@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from nanovllm.config import OFFLINE_MODEL
 from training import chats, data, gate, stories
-from training.__main__ import RECIPES, TINY, run
+from training.__main__ import RECIPES, TINY, TINY_MOE, run
 from training.dice import Dice
 from training.judge import drawn_nats, keeps_hero, top_template_share
 from training.train import train
@@ -25,9 +25,9 @@ def made(tmp_path_factory):
     return folder, report
 
 
-def test_the_whole_way_leaves_two_folders_and_a_report(made):
+def test_the_whole_way_leaves_three_folders_and_a_report(made):
     folder, report = made
-    for name in ("offline", "draft"):
+    for name in ("offline", "draft", "moe"):
         held = {file.name for file in (folder / "assets" / name).iterdir()}
         assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
                 "loss.png", "README.md"} <= held
@@ -38,16 +38,17 @@ def test_the_whole_way_leaves_two_folders_and_a_report(made):
             "draft_agreement", "lookups_right", "sign_offs_kept"} <= report.keys()
 
 
-def test_exported_weights_give_the_logits_of_the_model_trained(made):
+@pytest.mark.parametrize(("name", "shape"), [("offline", TINY), ("moe", TINY_MOE)])
+def test_exported_weights_give_the_logits_of_the_model_trained(made, name, shape):
     from transformers import AutoModelForCausalLM
 
     from training.model import Qwen3
 
     folder, _ = made
-    state = torch.load(folder / "work" / "offline" / "checkpoint.pt", weights_only=True)["model"]
-    twin = Qwen3(TINY)
+    state = torch.load(folder / "work" / name / "checkpoint.pt", weights_only=True)["model"]
+    twin = Qwen3(shape)
     twin.load_state_dict({name: weight.to(torch.bfloat16).float() for name, weight in state.items()})
-    theirs = AutoModelForCausalLM.from_pretrained(folder / "assets" / "offline", dtype=torch.float32).eval()
+    theirs = AutoModelForCausalLM.from_pretrained(folder / "assets" / name, dtype=torch.float32).eval()
     tokens = torch.randint(TINY.vocab, (2, 300), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(twin(tokens), theirs(tokens).logits, atol=1e-4, rtol=1e-4)

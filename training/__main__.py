@@ -4,14 +4,14 @@ import argparse
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
 import torch
 from tokenizers import Tokenizer
 
-from training.card import card, draft_card
+from training.card import card, draft_card, moe_card
 from training.data import make_tokens, train_tokenizer
 from training.export import export
 from training.gate import naming
@@ -23,15 +23,20 @@ matplotlib.use("agg")
 ASSETS = Path(__file__).parent.parent / "nanovllm" / "assets"
 
 
+PARTS = ("offline", "draft", "moe")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Sizes of one run. Times are seconds of training proper; documents are about 270 tokens long."""
 
     shape: Shape
     draft: Shape
+    moe: Shape
     documents: int
     seconds: float
     draft_seconds: float
+    moe_seconds: float
     batch_tokens: int
     context: int = 1024
     max_steps: int = 10**9
@@ -42,19 +47,27 @@ class Recipe:
 
 MODEL = Shape(hidden=256, layers=6, heads=8, kv_heads=4, intermediate=576)
 DRAFT = Shape(hidden=128, layers=2, heads=4, kv_heads=2, intermediate=256)
+MOE = Shape(hidden=192, layers=4, heads=6, kv_heads=2, intermediate=128, experts=8, active=2)
 TINY = Shape(hidden=64, layers=1, heads=2, kv_heads=1, intermediate=64, vocab=384)
+TINY_MOE = Shape(hidden=64, layers=1, heads=2, kv_heads=1, intermediate=32, vocab=384, experts=4, active=2)
 RECIPES = {
-    "gpu": Recipe(MODEL, DRAFT, 500_000, 175, 30, 131_072),
-    "cpu": Recipe(MODEL, DRAFT, 100_000, 9000, 1200, 8192, context=512),
-    "minute": Recipe(TINY, TINY, 200, 60, 60, 512, context=64, max_steps=6, requests=2, gate_requests=2,
+    "gpu": Recipe(MODEL, DRAFT, MOE, 500_000, 175, 30, 90, 131_072),
+    "cpu": Recipe(MODEL, DRAFT, MOE, 100_000, 9000, 1200, 6000, 8192, context=512),
+    "minute": Recipe(TINY, TINY, TINY_MOE, 200, 60, 60, 60, 512, context=64, max_steps=6, requests=2, gate_requests=2,
                      gate_tokens=8),  # what the tests run
 }
 
 
-def run(recipe: Recipe, work: Path, assets: Path, device: str, workers: int, seed: int = 0, judged: bool = True) -> dict | None:
-    """Tokenizer, data, model, draft, export, verdict. Finished parts in `work` are not made again."""
+def run(recipe: Recipe, work: Path, assets: Path, device: str, workers: int, seed: int = 0, judged: bool = True,
+        only: tuple[str, ...] = PARTS) -> dict | None:
+    """Tokenizer, data, models, export, verdict. Finished parts in `work` are not made again.
+
+    only: which of the models; without "offline" the tokenizer is the one that lies with that model already.
+    """
     work.mkdir(parents=True, exist_ok=True)
     tokenizer_file = work / "tokenizer.json"
+    if "offline" not in only:
+        shutil.copy(assets / "offline" / "tokenizer.json", tokenizer_file)
     if not tokenizer_file.exists():
         train_tokenizer(seed, recipe.shape.vocab, min(10_000, recipe.documents)).save(str(tokenizer_file))
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
@@ -68,8 +81,10 @@ def run(recipe: Recipe, work: Path, assets: Path, device: str, workers: int, see
     def copies(model):
         return naming(model, tokenizer, device, recipe.gate_requests, recipe.gate_tokens)
 
-    parts = {"offline": (recipe.shape, recipe.seconds), "draft": (recipe.draft, recipe.draft_seconds)}
-    for name, (shape, seconds) in parts.items():
+    parts = {"offline": (recipe.shape, recipe.seconds), "draft": (recipe.draft, recipe.draft_seconds),
+             "moe": (recipe.moe, recipe.moe_seconds)}
+    for name in only:
+        shape, seconds = parts[name]
         model = train(shape, curriculum, tokens, held_out, tokenizer, work / name, seconds=seconds, max_steps=recipe.max_steps,
                       batch_tokens=recipe.batch_tokens, context=recipe.context, device=device, seed=seed,
                       compile=device == "cuda", copies=copies if name == "offline" else None)
@@ -78,10 +93,18 @@ def run(recipe: Recipe, work: Path, assets: Path, device: str, workers: int, see
         plot_loss(json.loads((work / name / "history.json").read_text()), assets / name / "loss.png")
     if not judged:
         return None
-    report = judge(assets / "offline", assets / "draft", requests=recipe.requests, device=device,
-                   max_new_tokens=600 if recipe.requests >= 100 else 16)
-    save(report, work / "judge.json")
-    write_cards(report, work, assets)
+    longest = 600 if recipe.requests >= 100 else 16
+    report = None
+    if "offline" in only and "draft" in only:
+        report = judge(assets / "offline", assets / "draft", requests=recipe.requests, device=device, max_new_tokens=longest)
+        save(report, work / "judge.json")
+        write_cards(report, work, assets)
+    if "moe" in only:
+        verdict = judge(assets / "moe", requests=min(64, recipe.requests), device=device, max_new_tokens=longest)
+        save(verdict, work / "judge_moe.json")
+        history = json.loads((assets / "moe" / "history.json").read_text(encoding="utf-8"))
+        (assets / "moe" / "README.md").write_text(moe_card(verdict, history, recipe.moe), encoding="utf-8")
+        report = report or verdict
     return report
 
 
@@ -114,6 +137,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/offline-model"), help="where checkpoints stay, to resume from")
     parser.add_argument("--assets", type=Path, default=ASSETS, help="where the finished folders go")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="which of the models to train")
+    parser.add_argument("--documents", type=int, help="how many to make, about 270 tokens each; default: the recipe's")
     parser.add_argument("--judge-only", action="store_true", help="judge the folders in --assets and print the report")
     parser.add_argument("--entropy", action="store_true", help="print the nats drawn for a token of training text")
     arguments = parser.parse_args(argv)
@@ -125,7 +150,8 @@ def main(argv: list[str] | None = None) -> None:
         report = judge(arguments.assets / "offline", arguments.assets / "draft", device=device)
     else:
         recipe = RECIPES[arguments.recipe or ("gpu" if device == "cuda" else "cpu")]
-        report = run(recipe, arguments.work, arguments.assets, device, arguments.workers)
+        recipe = replace(recipe, documents=arguments.documents or recipe.documents)
+        report = run(recipe, arguments.work, arguments.assets, device, arguments.workers, only=tuple(arguments.only))
     print(json.dumps({k: v for k, v in report.items() if k not in ("samples", "missed")}, indent=1))
 
 

@@ -1,4 +1,6 @@
-"""The cards of the two models, written from the judge's figures."""
+"""The cards of the models, written from the judge's figures."""
+
+from training.model import Shape
 
 ROWS = (
     ("names_everything", "answers that name every hero, object and place asked for", 0.95, ">="),
@@ -37,6 +39,20 @@ def card(report: dict, history: list[list], gate: dict | None = None) -> str:
     if gate:
         lines += ["", f"At a quarter of the run, {gate['names_everything']:.0%} of the answers named everything; the",
                   f"curriculum of copying went on until {gate['curriculum_until']:.0%} of the run."]
+    return "\n".join([*lines, "", "![loss](loss.png)", ""])
+
+
+def moe_card(report: dict, history: list[list], shape: Shape) -> str:
+    """Markdown for the mixture of experts."""
+    lines = [*HEAD, "# The offline mixture of experts", "",
+             "A Qwen3-MoE checkpoint with the offline model's tokenizer, trained on the same text by",
+             "`python -m training --only moe` (see training/README.md), so that experts, too, have something to say.",
+             "Text and weights are the project's own: MIT, like the rest.", "",
+             f"{shape.layers} layers of {shape.experts} experts; a token uses {shape.active} of them.",
+             f"Trained on {history[-1][2] / 1e6:.0f} million tokens.",
+             f"Judged on {report['requests']} held-out requests, sampled at temperature 0.7:", "",
+             "| what | figure |", "| --- | --- |"]
+    lines += [f"| {what} | {report[key]} |" for key, what, *_ in ROWS if key in report and key != "draft_agreement"]
     return "\n".join([*lines, "", "![loss](loss.png)", ""])
 
 

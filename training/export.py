@@ -23,8 +23,13 @@ def export(model: Qwen3, tokenizer: Tokenizer, folder: Path) -> None:
     end_of_text, im_end = tokenizer.token_to_id("<|endoftext|>"), tokenizer.token_to_id("<|im_end|>")
     weights = {n: p.detach().to("cpu", torch.bfloat16).contiguous() for n, p in model.named_parameters()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    _write(folder / "config.json", dict(
-        architectures=["Qwen3ForCausalLM"], model_type="qwen3", vocab_size=s.vocab, hidden_size=s.hidden,
+    kind = dict(architectures=["Qwen3ForCausalLM"], model_type="qwen3")
+    if s.experts:
+        kind = dict(architectures=["Qwen3MoeForCausalLM"], model_type="qwen3_moe", num_experts=s.experts,
+                    num_experts_per_tok=s.active, moe_intermediate_size=s.intermediate, norm_topk_prob=True,
+                    decoder_sparse_step=1, mlp_only_layers=[], output_router_logits=False, router_aux_loss_coef=0.01)
+    _write(folder / "config.json", kind | dict(
+        vocab_size=s.vocab, hidden_size=s.hidden,
         intermediate_size=s.intermediate, num_hidden_layers=s.layers, num_attention_heads=s.heads,
         num_key_value_heads=s.kv_heads, head_dim=s.head_dim, hidden_act="silu", max_position_embeddings=s.positions,
         rms_norm_eps=s.eps, attention_bias=False, attention_dropout=0.0, tie_word_embeddings=True, use_cache=True,

@@ -1,4 +1,4 @@
-"""Qwen3 for training: whole sequences, no cache. Parameter names are those of the Hugging Face checkpoint."""
+"""Qwen3 and Qwen3-MoE for training: whole sequences, no cache. Parameter names are those of the Hugging Face checkpoint."""
 
 from dataclasses import dataclass
 
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Shape:
+    """Sizes. experts: feed-forward networks per layer, each of size `intermediate`, of which a token uses `active`; 0: one."""
+
     hidden: int
     layers: int
     heads: int
@@ -19,6 +21,8 @@ class Shape:
     positions: int = 2048
     theta: float = 1e6
     eps: float = 1e-6
+    experts: int = 0
+    active: int = 0
 
 
 class Attention(nn.Module):
@@ -51,10 +55,34 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+class MoE(nn.Module):
+    """A router and experts. All of them compute all tokens, which at this size is quicker than to sort the tokens out."""
+
+    def __init__(self, s: Shape):
+        super().__init__()
+        self.active = s.active
+        self.gate = nn.Linear(s.hidden, s.experts, bias=False)
+        self.experts = nn.ModuleList(MLP(s) for _ in range(s.experts))
+        self.balance = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        likely = self.gate(x).float().softmax(-1)
+        weights, chosen = likely.topk(self.active, -1)
+        weights = weights / weights.sum(-1, keepdim=True)
+        weight_of = torch.zeros_like(likely).scatter(-1, chosen, weights)
+        # As in the Switch Transformer (Fedus et al. 2021): 1 when all experts are used alike, more when some are not.
+        used = (weight_of > 0).float().flatten(0, -2).mean(0) / self.active
+        self.balance = len(self.experts) * (used * likely.flatten(0, -2).mean(0)).sum()
+        gate = F.linear(x, torch.cat([expert.gate_proj.weight for expert in self.experts]))
+        up = F.linear(x, torch.cat([expert.up_proj.weight for expert in self.experts]))
+        inner = (F.silu(gate) * up).unflatten(-1, (len(self.experts), -1)) * weight_of.to(gate.dtype)[..., None]
+        return F.linear(inner.flatten(-2), torch.cat([expert.down_proj.weight for expert in self.experts], 1))
+
+
 class Layer(nn.Module):
     def __init__(self, s: Shape):
         super().__init__()
-        self.self_attn, self.mlp = Attention(s), MLP(s)
+        self.self_attn, self.mlp = Attention(s), MoE(s) if s.experts else MLP(s)
         self.input_layernorm = nn.RMSNorm(s.hidden, s.eps)
         self.post_attention_layernorm = nn.RMSNorm(s.hidden, s.eps)
 
@@ -72,7 +100,10 @@ class Body(nn.Module):
 
 
 class Qwen3(nn.Module):
-    """The training twin of nanovllm.models.qwen3, tied embeddings included. A test compares its logits with transformers'."""
+    """The training twin of nanovllm.models.qwen3 and qwen3_moe, tied embeddings included.
+
+    A test compares its logits with transformers'.
+    """
 
     def __init__(self, s: Shape):
         super().__init__()
@@ -95,8 +126,11 @@ class Qwen3(nn.Module):
         return F.linear(self.model.norm(x), self.model.embed_tokens.weight)
 
     def loss(self, rows: Tensor) -> Tensor:
-        """rows: [batch, length + 1]; mean next-token cross-entropy in nats."""
-        return F.cross_entropy(self(rows[:, :-1]).float().flatten(0, 1), rows[:, 1:].flatten())
+        """rows: [batch, length + 1]; mean next-token cross-entropy in nats; while training, with what balances the experts."""
+        loss = F.cross_entropy(self(rows[:, :-1]).float().flatten(0, 1), rows[:, 1:].flatten())
+        if self.s.experts and torch.is_grad_enabled():
+            loss = loss + 0.01 * sum(layer.mlp.balance for layer in self.model.layers) / len(self.model.layers)
+        return loss
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ def main() -> None:
         for title, rows in results["sweep"].items():
             show(f"Triton decode, {title}, fastest first", rows[:12])
     if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+        args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def clocks(found: dict[str, Any]) -> Iterator[None]:
     query = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,power.draw", "--format=csv,noheader,nounits", "-lms", "100",
              "-i", str(torch.cuda.current_device())]  # fmt: skip
     try:
-        watching = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
+        watching = subprocess.Popen(query, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     except OSError:
         yield
         return

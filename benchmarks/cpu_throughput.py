@@ -177,7 +177,7 @@ def main() -> None:
         print(f"{label:26}{rates[name]:10.0f}{statistics.median(times[name]):19.2f}   {runs}")
     print(f"\nratio {result['ratio']:.2f} (median of {args.pairs} pairs)")
     file = results_file(f"{result['cpu']} {result['threads']} threads")
-    file.write_text(json.dumps(result, indent=1) + "\n")
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"written to benchmarks/results/{file.name}")
 
 

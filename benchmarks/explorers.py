@@ -152,7 +152,7 @@ EXPLORERS: dict[str, Callable[[], Explorer]] = {
 def measure(page: Page, explorer: Explorer, folder: Path, width: int) -> dict[str, Any]:
     """Milliseconds and frames of one explorer on a page of its own."""
     file = folder / "page.html"
-    file.write_text(standalone_html([explorer]))
+    file.write_text(standalone_html([explorer]), encoding="utf-8")
     page.set_viewport_size({"width": width, "height": 1000})
     page.goto(file.as_uri())
     page.wait_for_selector(".nvx-root[data-ready]")
@@ -197,7 +197,7 @@ def main() -> None:
                    "chromium": version, "date": datetime.date.today().isoformat()}
         size = {"steps": STEPS, "sequences": SEQUENCES, "blocks": BLOCKS, "limit_ms": FRAME_MILLISECONDS}
         file = results_file(f"explorers {machine['cpu']}")
-        file.write_text(json.dumps(machine | size | {"explorers": results}, indent=1) + "\n")
+        file.write_text(json.dumps(machine | size | {"explorers": results}, indent=1) + "\n", encoding="utf-8")
         print(f"wrote {file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}")
 
 

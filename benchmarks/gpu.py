@@ -48,7 +48,7 @@ class Bench:
 
     def __init__(self, folder: Path, file: Path, recorded: Path = record.RECORDED):
         self.folder, self.file, self.recorded = folder, file, recorded
-        self.results = json.loads(file.read_text()) if file.is_file() else {}
+        self.results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         self.results |= machine.gpu()
         self._llm: LLM | None = None
 
@@ -70,7 +70,7 @@ class Bench:
 
     def put(self, section: str, result: Any) -> None:
         self.results[section] = result
-        self.file.write_text(json.dumps(self.results, indent=1) + "\n")
+        self.file.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")
         print(f"{section}: {json.dumps(result)[:1500]}", flush=True)
 
     # -- sections ------------------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ class Bench:
         """A fresh process each: the first may have to compile kernels, the second finds them in Triton's cache."""
         rows = []
         for when in ("first", "warm"):
-            ran = subprocess.run([sys.executable, "-c", START, str(self.folder)], capture_output=True, text=True)
+            ran = subprocess.run([sys.executable, "-c", START, str(self.folder)], capture_output=True, encoding="utf-8")
             if ran.returncode:
                 raise RuntimeError(f"the engine did not start: {ran.stderr[-3000:]}")
             seconds = json.loads(ran.stdout.splitlines()[-1])
@@ -229,7 +229,7 @@ class Bench:
         from benchmarks.stretches import rows
 
         self.close()  # the plain draw wants memory; and "memory", before this, tells of the engine alone
-        self.put("stretches", rows(SimpleNamespace(**json.loads((self.folder / "config.json").read_text()))))
+        self.put("stretches", rows(SimpleNamespace(**json.loads((self.folder / "config.json").read_text(encoding="utf-8")))))
 
     def record(self) -> None:
         record.record(self.llm, self.recorded)

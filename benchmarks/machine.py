@@ -21,7 +21,7 @@ def commit() -> str:
 
     def git(*arguments: str) -> str:
         try:
-            ran = subprocess.run(["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True, check=True)
+            ran = subprocess.run(["git", *arguments], cwd=RESULTS.parent, capture_output=True, check=True, encoding="utf-8")
             return ran.stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return ""
@@ -42,7 +42,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 def cpu() -> str:
     info = Path("/proc/cpuinfo")
-    if info.is_file() and (found := re.search(r"model name\s*: (.+)", info.read_text())):
+    if info.is_file() and (found := re.search(r"model name\s*: (.+)", info.read_text(encoding="utf-8"))):
         return found[1].strip()
     return platform.processor() or platform.machine()
 

@@ -100,7 +100,7 @@ def main() -> None:
           f"processor time {result['processor']['cost_percent']:+.2f}%, wall clock {result['wall']['cost_percent']:+.2f}%")
     about = {"device": device, "date": datetime.date.today().isoformat(), "commit": commit(), **versions("anywidget"),
              "load_average": os.getloadavg()[0]}
-    results_file(f"monitor {device}").write_text(json.dumps(about | sizes | result, indent=1) + "\n")
+    results_file(f"monitor {device}").write_text(json.dumps(about | sizes | result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

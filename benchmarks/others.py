@@ -8,4 +8,4 @@ import json
 
 from benchmarks.machine import RESULTS
 
-OTHERS = json.loads((RESULTS / "others-nvidia-h200.json").read_text())
+OTHERS = json.loads((RESULTS / "others-nvidia-h200.json").read_text(encoding="utf-8"))

@@ -179,7 +179,7 @@ def soak(num_requests: int, num_clients: int, num_cases: int = 400) -> dict[str,
     cases = make_cases(num_cases)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     server = subprocess.Popen([sys.executable, "-m", "benchmarks.soak", "--serve"], stdout=subprocess.PIPE, text=True,
-                              env=environment)
+                              env=environment, encoding="utf-8")
     try:
         url = cast(IO[str], server.stdout).readline().split()[-1]
         process, memory, every = psutil.Process(server.pid), [], max(1, num_requests // 50)
@@ -217,7 +217,7 @@ def main() -> None:
         return serve()
     figures = machine() | {"cores": 1} | soak(arguments.requests, arguments.clients)
     print(json.dumps({name: value for name, value in figures.items() if name != "memory"}, indent=1))
-    results_file(f"{figures['cpu']} soak").write_text(json.dumps(figures) + "\n")
+    results_file(f"{figures['cpu']} soak").write_text(json.dumps(figures) + "\n", encoding="utf-8")
     if figures["wrong"] or figures["unfinished"] or figures["free_blocks"] < figures["blocks"]:
         raise SystemExit("an answer was wrong, or something was left behind")
     if not figures["preemptions"]:

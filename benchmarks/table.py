@@ -45,7 +45,7 @@ def steps(results: dict[str, Any]) -> str:
 
 def main() -> None:
     for file in sorted(RESULTS.glob("*.json")):
-        results = json.loads(file.read_text())
+        results = json.loads(file.read_text(encoding="utf-8"))
         if "mixed" in results or "one" in results:
             print(f"{results['device']}, {results['date']}, commit {results['commit']}, torch {results['torch']}, "
                   f"triton {results['triton']}, bf16, random weights of Qwen3-0.6B's shape\n\n{table(results)}\n\n"

@@ -36,7 +36,7 @@ RUNS = 3
 def measure(folder: str, size: int, work: argparse.Namespace, **settings: Any) -> dict[str, Any]:
     """Both workloads on an engine of its own."""
     rng = random.Random(0)
-    vocab_size = json.loads((Path(folder) / "config.json").read_text())["vocab_size"]
+    vocab_size = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["vocab_size"]
 
     def seconds(num_requests: int, num_prompt: int, num_output: int) -> float:
         """Of the whole; prompts are new every time, so that nothing of them is cached."""
@@ -87,7 +87,7 @@ def main() -> None:
                "tensor_parallel": []}
     file = work.json or results_file(f"{device} tensor parallel")
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(shape))
+        (Path(folder) / "config.json").write_text(json.dumps(shape), encoding="utf-8")
         for size in work.sizes:
             try:
                 found = measure(folder, size, work, device=work.device, enforce_eager=work.eager)
@@ -95,12 +95,12 @@ def main() -> None:
                 # Written down, and tried without what is the likeliest to fail.
                 print("\n".join((str(error), *getattr(error, "__notes__", ()))), flush=True)
                 figures["tensor_parallel"].append({"ranks": size, "eager": work.eager, "error": str(error)})
-                file.write_text(json.dumps(figures, indent=1) + "\n")
+                file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
                 if work.eager:
                     continue
                 found = measure(folder, size, work, device=work.device, enforce_eager=True)
             figures["tensor_parallel"].append(found)
-            file.write_text(json.dumps(figures, indent=1) + "\n")
+            file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

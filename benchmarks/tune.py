@@ -121,7 +121,7 @@ def main() -> None:
                      "linear": min(found["linear"], key=lambda row: row["ms"])}
     print(json.dumps(found["best"]))
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def write_checkpoint(folder: Path, device: str = "cpu", **overrides: Any) -> Pat
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "model.safetensors")
     config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "dtype": "bfloat16", "eos_token_id": None}
-    (folder / "config.json").write_text(json.dumps(config | shape, indent=1))
+    (folder / "config.json").write_text(json.dumps(config | shape, indent=1), encoding="utf-8")
     return folder
 
 

@@ -120,9 +120,8 @@ class SamplingParams:
 
     def _check_draw(self) -> None:
         check_request(is_number(self.temperature) and 0 <= self.temperature <= MAX_TEMPERATURE, "temperature", self.temperature,
-                      f"a finite number, 0 or more and at most {MAX_TEMPERATURE:g}", "use 0 for greedy decoding")
-        check_request(is_int(self.top_k) and -1 <= self.top_k < 2**31, "top_k", self.top_k,
-              "a whole number, -1 or more and below 2**31",
+                      f"a number in [0, {MAX_TEMPERATURE:g}]", "use 0 for greedy decoding")
+        check_request(is_int(self.top_k) and -1 <= self.top_k < 2**31, "top_k", self.top_k, "a whole number in [-1, 2**31)",
                       "use 0 to keep every token")
         check_request(is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]",
                       "use 1 to keep every token")

@@ -64,15 +64,15 @@ def test_the_table_holds_what_a_results_file_holds():
     assert "256 requests" not in text
     assert "2.13" not in table.table(results | {"device": "NVIDIA H100"})  # the others were not measured there
     for file in machine.RESULTS.glob("*.json"):
-        results = json.loads(file.read_text())
+        results = json.loads(file.read_text(encoding="utf-8"))
         if "decode step" in results:
             assert len(table.steps(results).splitlines()) == 2 + len(results["decode step"])
             assert machine.results_file(results["device"]) == file
 
 
 def test_the_readme_shows_the_tables_of_the_results_file():
-    readme = (machine.RESULTS.parents[1] / "README.md").read_text()
-    results = json.loads((machine.RESULTS / "nvidia-h200.json").read_text())
+    readme = (machine.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+    results = json.loads((machine.RESULTS / "nvidia-h200.json").read_text(encoding="utf-8"))
     assert table.table(results) in readme and table.steps(results) in readme, "see `python -m benchmarks table`"
     assert f"commit {results['commit']}" in readme
 

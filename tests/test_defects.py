@@ -258,7 +258,7 @@ def test_defect_21_a_missing_tensor_is_an_error(folder, tmp_path):
     from safetensors.torch import load_file, save_file
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
-    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"missing.*model\.layers\.1\.mlp\.up_proj\.weight"):
         LLM(tmp_path, device="cpu")
@@ -269,9 +269,9 @@ def test_defect_22_scaled_rope_is_refused_and_no_table_is_global(folder, tmp_pat
     expected = [greedy(reference(f), PROMPT, 6) for f in (folder, other)]
     with LLM(folder, device="cpu") as a, LLM(other, device="cpu") as b:
         assert [tokens(a, [PROMPT])[0], tokens(b, [PROMPT])[0]] == expected and expected[0] != expected[1]
-    config = json.loads((other / "config.json").read_text())
+    config = json.loads((other / "config.json").read_text(encoding="utf-8"))
     config["rope_parameters"] = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}
-    (other / "config.json").write_text(json.dumps(config))
+    (other / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ValueError, match="rope_type='yarn'"):
         LLM(other, device="cpu")
 

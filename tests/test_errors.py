@@ -74,7 +74,7 @@ def test_each_is_exported(name):
 def test_the_exported_errors_cost_no_torch():
     program = ("import sys\nfrom nanovllm import InvalidRequest\nfrom nanovllm.sampling_params import SamplingParams\n"
                "try:\n    SamplingParams(top_p=2)\nexcept InvalidRequest:\n    print('torch' in sys.modules)")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, encoding="utf-8")
     assert done.stdout.strip() == "False"
 
 

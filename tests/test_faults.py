@@ -252,7 +252,8 @@ print("survived", flush=True)
 def test_interrupts_that_come_when_they_please():
     """Real signals from another process, at random times after the child says that it is generating."""
 
-    child = subprocess.Popen([sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             encoding="utf-8")
     rng = random.Random(1)
     try:
         for line in child.stdout:

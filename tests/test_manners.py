@@ -64,7 +64,7 @@ def test_rebinding_the_name_frees_the_old_engine_defect_2(folder):
 
 def test_no_atexit_hook_keeps_the_process_alive_defect_2(folder):
     code = f"from nanovllm import LLM; llm = LLM({str(folder)!r}, device='cpu'); llm.generate([[1]], use_tqdm=False)"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, timeout=120, encoding="utf-8")
     assert done.returncode == 0 and done.stderr == ""
 
 

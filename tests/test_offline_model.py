@@ -54,13 +54,13 @@ def test_loads_in_transformers_without_a_word(folder):
         "transformers.AutoTokenizer.from_pretrained(sys.argv[1]); "
         "transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype='bfloat16')"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, check=True, encoding="utf-8")
     assert done.stdout == "" and done.stderr == ""
 
 
 def test_shape_is_what_the_engine_and_its_kernels_like():
     for folder in LIMITS:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         assert config["head_dim"] == 64 and config["tie_word_embeddings"] is True
         assert config["num_attention_heads"] in (2 * config["num_key_value_heads"], 3 * config["num_key_value_heads"])
         assert config["num_attention_heads"] * 64 != config["hidden_size"]

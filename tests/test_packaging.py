@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 CONDA_NAME = {"torch": "pytorch-gpu", "matplotlib": "matplotlib-base"}
 CONDA_ONLY = {"python", "pip", "cuda-version"}
@@ -23,7 +23,7 @@ ENVIRONMENT_EXTRAS = ("notebooks", "gpu")
 
 def environment():
     """The file, its conda packages {name: version} and its pip lines."""
-    file = yaml.safe_load((ROOT / "environment.yml").read_text())
+    file = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     conda, pip = {}, []
     for entry in file["dependencies"]:
         if isinstance(entry, dict):
@@ -67,7 +67,7 @@ def test_environment_is_written_in_condas_grammar():
 
 
 def pins():
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
@@ -85,7 +85,7 @@ def test_constraints_are_exact_and_fit_every_bound():
 
 
 def test_constraints_name_no_host_and_nothing_that_exists_for_cuda_only():
-    text = (ROOT / "constraints.txt").read_text()
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     assert "://" not in text and "--" not in text
     assert not [pin.name for pin in pins() if re.match(r"nvidia|cuda|triton|flash", pin.name)]
 
@@ -95,7 +95,7 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
-        cwd=ROOT, check=True, capture_output=True, text=True,
+        cwd=ROOT, check=True, capture_output=True, text=True, encoding="utf-8"
     )  # fmt: skip
     (path,) = folder.glob("*.whl")
     return zipfile.ZipFile(path).namelist()
@@ -118,14 +118,14 @@ def test_wheel_holds_nothing_else(wheel):
 def test_importing_the_engine_loads_only_what_it_needs():
     """A reader without Jupyter, and an engine without a picture: neither is loaded behind their back."""
     code = "import sys, nanovllm; print(' '.join(sys.modules))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, encoding="utf-8")
     loaded = set(run.stdout.split())
     assert not loaded & {"visualizations", "matplotlib", "ipywidgets", "anywidget", "IPython", "jupyterlab"}
 
 
 def test_the_readme_and_the_makefile_name_the_same_commands():
-    makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`make (\w+)`|^make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"`make (\w+)`|^make (\w+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE):
         name = target[0] or target[1]
         assert re.search(rf"^{name}:", makefile, re.MULTILINE), f"the README says `make {name}`"
-    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

@@ -45,7 +45,7 @@ def test_public_methods_have_docstrings_or_explain_themselves():
 @pytest.mark.parametrize("command", reference.COMMANDS, ids=" ".join)
 def test_the_commands_page_shows_the_help_that_the_program_prints(pages, command):
     run = subprocess.run([sys.executable, "-m", "nanovllm", *command, "--help"], cwd=ROOT, capture_output=True, text=True,
-                         env=os.environ | {"COLUMNS": "100"}, check=True)
+                         env=os.environ | {"COLUMNS": "100"}, check=True, encoding="utf-8")
     assert run.stdout in pages["commands"] and "--" in run.stdout
 
 

@@ -67,7 +67,7 @@ def test_an_odd_number_is_served_or_refused_before_it_is_queued(llm, name):
 
 @each("value", [2**63, 2**31, HUGE])
 def test_top_k_beyond_any_vocabulary(llm, value):
-    with pytest.raises(ValueError, match=r"top_k=.*must be a whole number, -1 or more and below 2\*\*31"):
+    with pytest.raises(ValueError, match=r"top_k=.*must be a whole number in \[-1, 2\*\*31\)"):
         SamplingParams(top_k=value)
     assert tokens(llm, top_k=2**31 - 1, seed=4) == tokens(llm, top_k=96, seed=4)
 
@@ -127,7 +127,7 @@ def test_the_highest_temperature_is_still_a_draw(llm):
     drawn = tokens(llm, temperature=1e6, seed=1, max_tokens=60)[0]
     assert len(set(drawn)) > 25
     assert tokens(llm, temperature=1e6, seed=1, max_tokens=60, logit_bias={3: 100})[0] == drawn
-    with pytest.raises(ValueError, match=r"temperature=1e\+39: must be a finite number, 0 or more and at most 1e\+06"):
+    with pytest.raises(ValueError, match=r"temperature=1e\+39: must be a number in \[0, 1e\+06\]"):
         SamplingParams(temperature=1e39)
 
 

@@ -31,9 +31,9 @@ def test_the_whole_way_leaves_three_folders_and_a_report(made):
         held = {file.name for file in (folder / "assets" / name).iterdir()}
         assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
                 "loss.png", "README.md"} <= held
-        history = json.loads((folder / "work" / name / "history.json").read_text())
+        history = json.loads((folder / "work" / name / "history.json").read_text(encoding="utf-8"))
         assert history[-1][0] == RECIPES["minute"].max_steps and history[-1][3] < 6.0  # ln 384 = 5.95 at the start
-    assert json.loads((folder / "work" / "judge.json").read_text()) == report
+    assert json.loads((folder / "work" / "judge.json").read_text(encoding="utf-8")) == report
     assert {"names_everything", "keeps_hero", "stops", "distinct_4grams", "copied_8grams", "mean_entropy",
             "draft_agreement", "lookups_right", "sign_offs_kept"} <= report.keys()
 
@@ -62,7 +62,7 @@ def test_training_goes_on_from_its_checkpoint(made, tmp_path):
     tokenizer = Tokenizer.from_file(str(file))
     train(TINY, tokens, tokens, tokens, tokenizer, tmp_path, max_steps=2, **settings)
     train(TINY, tokens, tokens, tokens, tokenizer, tmp_path, max_steps=5, **settings)
-    history = json.loads((tmp_path / "history.json").read_text())
+    history = json.loads((tmp_path / "history.json").read_text(encoding="utf-8"))
     assert [row[0] for row in history] == [2, 5] and history[1][2] == 5 * 256
 
 
@@ -119,7 +119,8 @@ def test_the_text_is_not_too_predictable():
 
 
 def test_every_pool_is_used_and_every_pool_used_is_there():
-    written = (stories.HERE / "beats.txt").read_text() + " ".join([*stories.OPENERS, *stories.TAILS, *chats.RULES, chats.ROLE])
+    written = (stories.HERE / "beats.txt").read_text(encoding="utf-8") + " ".join(
+            [*stories.OPENERS, *stories.TAILS, *chats.RULES, chats.ROLE])
     written += " ".join([*chats.GREETINGS, *chats.REASONS, *(word for pool in stories.POOLS.values() for word in pool)])
     used = set(re.findall(r"<(\w+)>", written)) | {"way", "gesture", "adv", "lively"}
     assert used - {"pool"} == set(stories.POOLS)
@@ -137,7 +138,7 @@ def test_a_model_that_does_not_copy_gets_more_of_the_curriculum(made, tmp_path, 
 
     settings = dict(seconds=60, batch_tokens=256, context=64, device="cpu", copies=copies)
     train(TINY, tokens, tokens, tokens, Tokenizer.from_file(str(file)), tmp_path, max_steps=8, **settings)
-    gate = json.loads((tmp_path / "gate.json").read_text())
+    gate = json.loads((tmp_path / "gate.json").read_text(encoding="utf-8"))
     assert len(asked_at) == 1 and gate["at_step"] == 2 and gate["curriculum_until"] == until
 
 

@@ -90,7 +90,7 @@ def run(recipe: Recipe, work: Path, assets: Path, device: str, workers: int, see
                       compile=device == "cuda", copies=copies if name == "offline" else None)
         export(model, tokenizer, assets / name)
         shutil.copy(work / name / "history.json", assets / name)
-        plot_loss(json.loads((work / name / "history.json").read_text()), assets / name / "loss.png")
+        plot_loss(json.loads((work / name / "history.json").read_text(encoding="utf-8")), assets / name / "loss.png")
     if not judged:
         return None
     longest = 600 if recipe.requests >= 100 else 16
@@ -111,10 +111,11 @@ def run(recipe: Recipe, work: Path, assets: Path, device: str, workers: int, see
 def write_cards(report: dict, work: Path, assets: Path) -> None:
     """README.md of both folders, from the judge's figures and what the gate saw."""
     gate = work / "offline" / "gate.json"
-    histories = {name: json.loads((assets / name / "history.json").read_text()) for name in ("offline", "draft")}
-    seen = json.loads(gate.read_text()) if gate.exists() else None
-    (assets / "offline" / "README.md").write_text(card(report, histories["offline"], seen))
-    (assets / "draft" / "README.md").write_text(draft_card(report, histories["draft"]))
+    histories = {name: json.loads((assets / name / "history.json").read_text(encoding="utf-8"))
+                 for name in ("offline", "draft")}
+    seen = json.loads(gate.read_text(encoding="utf-8")) if gate.exists() else None
+    (assets / "offline" / "README.md").write_text(card(report, histories["offline"], seen), encoding="utf-8")
+    (assets / "draft" / "README.md").write_text(draft_card(report, histories["draft"]), encoding="utf-8")
 
 
 def plot_loss(history: list[list], file: Path) -> None:

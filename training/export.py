@@ -48,4 +48,4 @@ def export(model: Qwen3, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _write(file: Path, data: dict) -> None:
-    file.write_text(json.dumps(data, indent=2) + "\n")
+    file.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

@@ -161,4 +161,4 @@ def _share(flags) -> float:
 
 
 def save(report: dict, file: Path) -> None:
-    file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ from pathlib import Path
 from training.dice import Dice
 
 HERE = Path(__file__).parent
-WORLD = json.loads((HERE / "world.json").read_text())
+WORLD = json.loads((HERE / "world.json").read_text(encoding="utf-8"))
 ANIMALS, PEOPLE, OBJECTS, PLACES = (WORLD[k] for k in ("animals", "people", "objects", "places"))
 ELDERS = ("owl", "turtle", "grandmother", "grandfather", "wizard", "teacher", "gardener", "shepherd", "witch", "queen")
 WEATHER = ("sunny", "rainy", "windy", "foggy", "stormy", "warm", "cold", "cloudy", "quiet", "snowy")
@@ -20,7 +20,7 @@ WEATHER = ("sunny", "rainy", "windy", "foggy", "stormy", "warm", "cold", "cloudy
 
 def _read_beats() -> dict[str, list[str]]:
     beats, name = {}, None
-    for line in (HERE / "beats.txt").read_text().splitlines():
+    for line in (HERE / "beats.txt").read_text(encoding="utf-8").splitlines():
         line = line.strip()
         if line.startswith("= "):
             name = line[2:]
@@ -31,7 +31,7 @@ def _read_beats() -> dict[str, list[str]]:
 
 
 def _read_pools() -> dict[str, list[str]]:
-    lines = [line for line in (HERE / "pools.txt").read_text().splitlines() if line.startswith("@")]
+    lines = [line for line in (HERE / "pools.txt").read_text(encoding="utf-8").splitlines() if line.startswith("@")]
     return {name[1:]: words.split(", ") for name, words in (line.split(": ", 1) for line in lines)}
 
 

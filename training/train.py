@@ -77,7 +77,7 @@ def train(shape: Shape, curriculum: np.ndarray, tokens: np.ndarray, held_out: np
         torch.save(dict(model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers], step=step, spent=spent,
                         seen=seen, history=history, gate=gate), file.with_suffix(".tmp"))
         file.with_suffix(".tmp").replace(file)
-        (out / "history.json").write_text(json.dumps(history))
+        (out / "history.json").write_text(json.dumps(history), encoding="utf-8")
 
     held = check.draw(64, min(context, 512) + 1)
     recent, next_eval, last = [], spent + eval_every, time.perf_counter()
@@ -89,7 +89,7 @@ def train(shape: Shape, curriculum: np.ndarray, tokens: np.ndarray, held_out: np
             if copies and gate is None and done >= GATE:
                 gate = dict(at_step=step, names_everything=round(copies(model), 4), enough=enough)
                 gate["curriculum_until"] = CURRICULUM if gate["names_everything"] >= enough else EXTENDED
-                (out / "gate.json").write_text(json.dumps(gate) + "\n")
+                (out / "gate.json").write_text(json.dumps(gate) + "\n", encoding="utf-8")
                 bar.write(f"gate on copying: {gate}")
                 last = time.perf_counter()  # the measurement is no training time
             copying_until = gate["curriculum_until"] if gate else CURRICULUM

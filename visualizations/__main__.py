@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         trace = Trace.load(options.trace)
         page = report_html(trace, options.title or options.trace.name, options.steps)
-        options.output.write_text(page)
+        options.output.write_text(page, encoding="utf-8")
         if options.perfetto:
             trace.to_perfetto(options.perfetto)
     except (OSError, ValueError) as error:

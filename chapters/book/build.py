@@ -57,7 +57,8 @@ def with_explorers(notebook):
     for output, view in zip(outputs, data["view_specs"], strict=True):
         output.data = nbformat.from_dict({"text/html": json_script("view", view)})
     state = json_script("state", data["manager_state"])
-    script = f"<script>{(EXPLORERS / 'host.js').read_text()}</script>"
+    host = (EXPLORERS / "host.js").read_text(encoding="utf-8")
+    script = f"<script>{host}</script>"
     notebook.cells.append(nbformat.v4.new_markdown_cell(f"{state}\n\n{script}"))
     return notebook
 

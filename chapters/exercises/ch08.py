@@ -57,7 +57,7 @@ def attention_on_a_gpu() -> tuple[str, list[dict]]:
 
         return f"measured now on {torch.cuda.get_device_name()}", measure()
     files = sorted((Path(__file__).parents[2] / "benchmarks" / "results").glob("*-attention.json"))
-    results = max((json.loads(file.read_text()) for file in files), key=lambda results: results.get("date", ""))
+    results = max((json.loads(file.read_text(encoding="utf-8")) for file in files), key=lambda results: results.get("date", ""))
     when = f"{results.get('date', 'date not noted')}, commit {results.get('commit', 'not noted')}"
     label = f"recorded on {results['device']}, {when}, torch {results['torch']}; a copy reached {results['copy TB/s']:.2f} TB/s"
     return label, results["rows"]

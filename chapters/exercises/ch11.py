@@ -98,7 +98,7 @@ def _same_as_step(graphs: DecodeGraphs, count: int) -> str:
 
 def docstring(module: str, name: str) -> str:
     """A class's docstring, read from its file: nothing is imported, since that may need Triton."""
-    tree = ast.parse(Path(find_spec(module).origin).read_text())
+    tree = ast.parse(Path(find_spec(module).origin).read_text(encoding="utf-8"))
     return next(ast.get_docstring(node) for node in tree.body if getattr(node, "name", None) == name)
 
 

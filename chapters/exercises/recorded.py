@@ -10,7 +10,7 @@ def recorded_rows(subject: str, folder: Path = RESULTS) -> list[tuple[str, list]
     """(where and when, rows) of every results file of a GPU that holds the key `subject`."""
     found = []
     for file in sorted(folder.glob("*.json")):
-        result = json.loads(file.read_text())
+        result = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(result, dict) and subject in result and "device" in result:
             date, commit = result.get("date", "no date"), result.get("commit", "not noted")
             rows = result[subject] if isinstance(result[subject], list) else [result[subject]]

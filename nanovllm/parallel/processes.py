@@ -12,7 +12,7 @@ def mapped_shared_memory(pid: int | str) -> set[str]:
     """
     files = set()
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines():
             name = line.partition("/dev/shm/")[2]
             if name.startswith("nccl-") and not name.endswith("(deleted)"):
                 files.add(f"/dev/shm/{name}")

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from nanovllm.errors import CheckpointError, InvalidRequest
+from nanovllm.errors import InvalidRequest
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.serving.tokenizer import Tokenizer
 from nanovllm.utils.numbers import shown
@@ -34,8 +34,8 @@ def render_chat(tokenizer: Tokenizer, model: Path, messages: Any, arguments: Map
     arguments: OPTIONS and variables of the template. more: the same as one dict, which is vLLM's `chat_template_kwargs`.
     The assistant's turn is opened (`add_generation_prompt`) unless its last one is to be continued.
 
-    Raises InvalidRequest for messages or arguments that cannot be rendered, with the template's own words where it has
-    any, and CheckpointError for a template that is none. Warns of a variable that the template does not read.
+    Raises InvalidRequest for messages, arguments or a template that cannot be rendered, with the template's own words where
+    it has any. Warns of a variable that the template does not read.
     """
     given = _merged(arguments, more)
     conversation = list(messages) if isinstance(messages, (list, tuple)) and messages else [messages]
@@ -59,8 +59,8 @@ def render_chat(tokenizer: Tokenizer, model: Path, messages: Any, arguments: Map
         text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=bool(opened),
                                              continue_final_message=continued, **given)
     except TemplateSyntaxError as error:
-        raise CheckpointError(f"{model}: its chat template is not valid, in line {error.lineno}: {error.message}; copy "
-                              "it again, or pass chat_template.") from error
+        raise InvalidRequest(f"the chat template of {model.name} is not valid, in line {error.lineno}: {error.message}; copy "
+                             "it again, or pass chat_template.") from error
     except TemplateError as error:
         raise InvalidRequest(f"the chat template refuses these messages: {error.message}") from error
     except InvalidRequest:

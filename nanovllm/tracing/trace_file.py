@@ -214,6 +214,6 @@ def _json(value: object) -> str:
 
 def _old_version(path: str | Path) -> object:
     try:
-        return json.loads(Path(path).read_text()).get("version")
+        return json.loads(Path(path).read_text(encoding="utf-8")).get("version")
     except (ValueError, AttributeError, UnicodeDecodeError):
         return None

@@ -63,7 +63,7 @@ def lab(tmp_path_factory):
     for name, values in SETTINGS.items():
         file = home / "settings" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(values))
+        file.write_text(json.dumps(values), encoding="utf-8")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -106,7 +106,7 @@ def wait_for_server(server, address, log):
             return
         except (OSError, urllib.error.URLError):
             time.sleep(0.2)
-    raise RuntimeError("JupyterLab did not start:\n" + log.read_text(errors="replace")[-3000:])
+    raise RuntimeError("JupyterLab did not start:\n" + log.read_text(errors="replace", encoding="utf-8")[-3000:])
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def show(browser, tmp_path):
 
     def open_page(*explorers, width=1000, mode="light"):
         file = tmp_path / f"{len(pages)}.html"
-        file.write_text(standalone_html(list(explorers)))
+        file.write_text(standalone_html(list(explorers)), encoding="utf-8")
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=mode)
         page.set_default_timeout(10_000)
         page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)

@@ -30,7 +30,7 @@ FOCUS_IS_INSIDE = "() => !!document.activeElement.closest('.nvx-root')"
 def open_and_run(lab, lab_page, name, *sources):
     """A notebook of these cells, run; returns Playwright's page, its cells checked."""
     notebook = new_notebook(cells=[new_code_cell(source) for source in sources])
-    (lab.folder / name).write_text(dumps(canonical(notebook)))
+    (lab.folder / name).write_text(dumps(canonical(notebook)), encoding="utf-8")
     lab_page.open(name)
     cells = lab_page.run_all(RUN_SECONDS)
     assert not any(cell["errors"] for cell in cells)

@@ -34,7 +34,7 @@ def test_run_all_in_the_first_chapter(lab_page):
 def test_the_page_sees_errors_and_requests_that_leave(lab, lab_page):
     """Or the empty lists above would prove nothing."""
     cells = [new_code_cell(TROUBLE), new_code_cell("1 / 0"), new_code_cell("print('never')")]
-    (lab.folder / "trouble.ipynb").write_text(dumps(canonical(new_notebook(cells=cells))))
+    (lab.folder / "trouble.ipynb").write_text(dumps(canonical(new_notebook(cells=cells))), encoding="utf-8")
     lab_page.open("trouble.ipynb")
 
     cells = lab_page.run_all(60)

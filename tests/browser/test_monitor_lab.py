@@ -32,7 +32,7 @@ MOVES = """() => new Promise((tell) => {
 @pytest.mark.timeout(300)
 def test_two_texts_stream_while_their_cell_runs(lab, lab_page):
     notebook = new_notebook(cells=[new_code_cell(SHOW), new_code_cell("'a pause'"), new_code_cell(STREAM)])
-    (lab.folder / "monitor.ipynb").write_text(dumps(canonical(notebook)))
+    (lab.folder / "monitor.ipynb").write_text(dumps(canonical(notebook)), encoding="utf-8")
     lab_page.open("monitor.ipynb")
     page = lab_page.page
     page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells'); }")  # not waiting for the end

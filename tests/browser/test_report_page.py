@@ -8,7 +8,7 @@ from visualizations.report import report_html
 
 @pytest.mark.parametrize(("width", "mode"), [(700, "dark"), (1400, "light")])
 def test_the_report_of_a_run(browser, tmp_path, width, mode):
-    (tmp_path / "report.html").write_text(report_html(run().trace))
+    (tmp_path / "report.html").write_text(report_html(run().trace), encoding="utf-8")
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=mode)
     errors, asked = [], []
     page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)

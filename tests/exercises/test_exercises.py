@@ -56,7 +56,7 @@ def test_a_chapter_has_three_exercises_and_three_wrong_answers(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_the_untouched_exercises_fail_in_the_committed_chapter(name):
     [chapter] = (ROOT / "chapters").glob(f"{name.removeprefix('ch')}_*.ipynb")
-    cells = [c for c in json.loads(chapter.read_text())["cells"] if c["cell_type"] == "code"]
+    cells = [c for c in json.loads(chapter.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
     for check in checks_of(name):
         [cell] = [c for c in cells if re.search(rf"\b{check}\(", "".join(c["source"]))]
         shown = "".join("".join(o.get("text", o.get("data", {}).get("text/plain", ""))) for o in cell["outputs"])

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CELLS = {c["id"]: "".join(c["source"]) for c in json.loads((ROOT / "chapters" / "A_bug_museum.ipynb").read_text())["cells"]
+MUSEUM = json.loads((ROOT / "chapters" / "A_bug_museum.ipynb").read_text(encoding="utf-8"))
+CELLS = {c["id"]: "".join(c["source"]) for c in MUSEUM["cells"]
          if c["cell_type"] == "code"}  # fmt: skip
 EXHIBITS = [(CELLS[f"b{number}"], CELLS[name]) for name in CELLS if name[0] == "c" and (number := name[1:])]  # b01 before c01
 

@@ -24,7 +24,7 @@ print(ch08.check_same_as_backends(ch08.TorchBackend(), 1))
 
 
 def test_kernels_say_that_they_were_not_run():
-    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, cwd=Path(__file__).parents[2], encoding="utf-8")
     assert run.returncode == 0, run.stderr
     launched, name, verdict, compared = run.stdout.splitlines()
     assert launched == "kernel was not run: Triton has no package for this platform"

@@ -216,7 +216,7 @@ def test_ten_thousand_requests_on_64_replicas_take_seconds_and_bounded_memory():
             "from nanovllm.fleet.arrivals import Traffic\n"
             "r = SimulatedFleet(FleetConfig(num_replicas=64)).run(Traffic(rate=1600, num_conversations=10_000))\n"
             "print(r.num_ended, time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)")
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=300, encoding="utf-8")
     ended, seconds, megabytes = map(float, ran.stdout.split())
     assert ended == 10_000 and seconds < 30 and megabytes < 400
 

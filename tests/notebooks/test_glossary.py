@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 def table_rows(number: int) -> list[list[str]]:
     """The cells of the appendix's table, without its head."""
-    notebook = json.loads((ROOT / "chapters" / "B_glossary.ipynb").read_text())
+    notebook = json.loads((ROOT / "chapters" / "B_glossary.ipynb").read_text(encoding="utf-8"))
     tables = ["".join(cell["source"]) for cell in notebook["cells"] if "|---|" in "".join(cell["source"])]
     rows = [line.strip("| ").split(" | ") for line in tables[number].splitlines() if line.startswith("|")]
     return rows[2:]
@@ -20,7 +20,7 @@ def test_every_place_of_ours_is_in_the_source():
     places = [re.findall(r"`([^`]+)`", row[1]) for row in table_rows(1)]
     assert len(places) >= 20
     for name, file in places:
-        defined = [node.name for node in ast.parse((ROOT / file).read_text()).body if hasattr(node, "name")]
+        defined = [node.name for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body if hasattr(node, "name")]
         assert name in defined, f"{name} is not in {file}"
 
 

@@ -31,13 +31,13 @@ print(time.perf_counter_ns(), "ns")
 
 
 def write(path, *cells):
-    path.write_text(nbformat.writes(new_notebook(cells=list(cells))))
+    path.write_text(nbformat.writes(new_notebook(cells=list(cells))), encoding="utf-8")
     return path
 
 
 def update(path):
     assert nbtool.main(["update", "--jobs", "1", str(path)]) == 0
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def code_outputs(path, place=0):
@@ -75,11 +75,11 @@ def test_a_second_run_leaves_no_diff(tmp_path):
 def test_a_stale_output_fails_the_check_and_update_mends_it(tmp_path, capsys):
     path = write(tmp_path / "stale.ipynb", new_code_cell(PLAIN))
     current = update(path)
-    path.write_text(current.replace("blocks 12", "blocks 13"))
+    path.write_text(current.replace("blocks 12", "blocks 13"), encoding="utf-8")
     assert nbtool.main(["check", str(path)]) == 1
     said = capsys.readouterr().out
     assert "-[stdout] blocks 13" in said and "+[stdout] blocks 12" in said
-    assert "13" in path.read_text(), "check must not write"
+    assert "13" in path.read_text(encoding="utf-8"), "check must not write"
     assert update(path) == current
 
 
@@ -99,11 +99,11 @@ def test_a_notebook_never_run_is_stale(tmp_path):
 @pytest.mark.notebook
 def test_a_cell_error_fails_check_and_update_and_keeps_the_file(tmp_path, capsys):
     path = write(tmp_path / "error.ipynb", new_code_cell("blocks = []\nblocks[4]"), new_code_cell("print('after')"))
-    before = path.read_text()
+    before = path.read_text(encoding="utf-8")
     assert nbtool.main(["check", str(path)]) == 1
     assert nbtool.main(["update", str(path)]) == 1
     assert "IndexError: list index out of range" in capsys.readouterr().out
-    assert path.read_text() == before
+    assert path.read_text(encoding="utf-8") == before
 
 
 @pytest.mark.notebook
@@ -130,12 +130,12 @@ def test_run_writes_a_copy_elsewhere_with_what_this_run_gave(tmp_path, capsys):
     clock = new_code_cell(CLOCK, metadata={"tags": ["volatile"]}, outputs=[new_output("stream", text="1 ns\n")])
     close = new_code_cell("print('loss 1.0000')", outputs=[new_output("stream", text="loss 1.0004\n")])
     path, broken = write(tmp_path / "a.ipynb", clock, close), write(tmp_path / "b.ipynb", new_code_cell("1 / 0"))
-    before = path.read_text()
+    before = path.read_text(encoding="utf-8")
     assert nbtool.main(["run", "--to", str(tmp_path / "new" / "runs"), str(path), str(broken)]) == 1
     copy = tmp_path / "new" / "runs" / "a.ipynb"
     assert code_outputs(copy)[0].text.endswith(" ns\n") and code_outputs(copy)[0].text != "1 ns\n"
     assert code_outputs(copy, 1)[0].text == "loss 1.0000\n"
-    assert path.read_text() == before and [file.name for file in copy.parent.iterdir()] == ["a.ipynb"]
+    assert path.read_text(encoding="utf-8") == before and [file.name for file in copy.parent.iterdir()] == ["a.ipynb"]
     assert "ZeroDivisionError" in capsys.readouterr().out
 
 
@@ -148,7 +148,7 @@ def test_only_run_takes_a_folder_and_needs_one(arguments, capsys):
 
 @pytest.mark.notebook
 def test_the_kernel_runs_in_the_folder_of_the_notebook(tmp_path):
-    (tmp_path / "beside.txt").write_text("found")
+    (tmp_path / "beside.txt").write_text("found", encoding="utf-8")
     path = write(tmp_path / "folder.ipynb", new_code_cell("print(open('beside.txt').read())"))
     update(path)
     assert code_outputs(path)[0].text == "found\n"
@@ -160,7 +160,7 @@ def test_normalize_runs_nothing_and_is_idempotent(tmp_path):
     path = write(tmp_path / "form.ipynb", cell)
     assert nbtool.process(path, "normalize").problems == ["not in canonical form"]
     assert nbtool.main(["normalize", str(path)]) == 0
-    once = path.read_text()
+    once = path.read_text(encoding="utf-8")
     assert "deadbeef" not in once and "2026" not in once
     assert nbtool.process(path, "normalize").problems == []
 

@@ -385,7 +385,7 @@ def test_what_cannot_be_divided_is_refused_with_the_reason_before_anything_start
 
 
 def test_a_setting_that_only_a_worker_can_judge_comes_back_as_it_is(folder, tmp_path):
-    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
     (tmp_path / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(CheckpointError, match="not a complete safetensors file") as caught:
         LLM(tmp_path, device="cpu", tensor_parallel_size=2)
@@ -409,8 +409,8 @@ sys.stdin.read()
 
 def test_a_script_needs_no_guard_and_a_killed_caller_leaves_no_orphans(folder, tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    caller = subprocess.Popen([sys.executable, script, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    script.write_text(SCRIPT, encoding="utf-8")
+    caller = subprocess.Popen([sys.executable, script, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
     with caller:
         pids = [int(pid) for pid in caller.stdout.readline().split()]
         assert len(pids) == 2 and all(map(psutil.pid_exists, pids))

@@ -177,7 +177,7 @@ def test_logprobs_of_chats(client, chat_story):
 
 
 def test_the_readmes_example_runs(server, capsys):
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     example, = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "OpenAI" in block)
     assert "http://127.0.0.1:8000" in example
     exec(example.replace("http://127.0.0.1:8000", server.url), {})

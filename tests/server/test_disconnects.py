@@ -107,7 +107,7 @@ def test_the_command_serves_until_a_signal_and_ends_without_a_traceback(number, 
     process = subprocess.Popen(
         [sys.executable, "-m", "nanovllm", "serve", "--port", "0", "--device", "cpu", "--num-kvcache-blocks", "200",
          "--shutdown-seconds", "0.2", "--served-model-name", "stories", "--log-level", "warning"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, encoding="utf-8")
     try:
         assert process.stdout.readline().startswith("AsyncLLM(")
         assert "temperature 0.7, top_p 0.95; --generation-config vllm turns that off" in process.stdout.readline()

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from nanovllm import LLM, AsyncLLM, SamplingParams
 from nanovllm.config import OFFLINE_MODEL
-from nanovllm.errors import CheckpointError, InvalidRequest
+from nanovllm.errors import InvalidRequest
 from nanovllm.serving.chat import ChatPrompt
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -161,8 +161,8 @@ def test_messages_that_are_none_are_named(llm, messages):
     ("{{ range(10**9) }}", InvalidRequest, "Range too big"),
     ("{% include 'other' %}", InvalidRequest, "no loader"),
     ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", InvalidRequest, "RecursionError"),
-    ("{{ messages", CheckpointError, "its chat template is not valid, in line 1"),
-    ("\n\n{% for %}", CheckpointError, "its chat template is not valid, in line 3")])
+    ("{{ messages", InvalidRequest, "the chat template of model is not valid, in line 1"),
+    ("\n\n{% for %}", InvalidRequest, "the chat template of model is not valid, in line 3")])
 def test_a_template_that_fails_says_why(folder, template, error, match):
     edit(folder, "tokenizer_config.json", chat_template=template)
     with opened(folder) as llm:

@@ -45,7 +45,7 @@ def check_structure(events):
 
 def test_the_file_keeps_the_rules_of_the_format(trace, tmp_path):
     trace.to_perfetto(tmp_path / "run.json")
-    data = json.loads((tmp_path / "run.json").read_text())
+    data = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert data["displayTimeUnit"] == "ms"
     check_structure(data["traceEvents"])
     trace.to_perfetto(tmp_path / "run.json.gz")

@@ -50,11 +50,11 @@ def test_save_and_load_give_back_the_same(tmp_path):
 
 
 def test_another_version_or_another_file_is_refused(tmp_path):
-    (tmp_path / "old.json").write_text(json.dumps({"version": 1, "meta": {}, "records": []}))
+    (tmp_path / "old.json").write_text(json.dumps({"version": 1, "meta": {}, "records": []}), encoding="utf-8")
     with pytest.raises(ValueError, match="format version 1: must be 2"):
         Trace.load(tmp_path / "old.json")
     for name in ("text.trace", "empty.zip"):
-        (tmp_path / name).write_text("no trace")
+        (tmp_path / name).write_text("no trace", encoding="utf-8")
         if name.endswith("zip"):
             zipfile.ZipFile(tmp_path / name, "w").close()
         with pytest.raises(ValueError, match="format version None: must be 2"):

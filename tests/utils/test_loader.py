@@ -73,7 +73,7 @@ def test_a_sharded_index_is_followed(load, tensors, tmp_path):
     where = {name: f"part-{i % 3}.safetensors" for i, name in enumerate(names)}
     for file in set(where.values()):
         save_file({name: tensors[name] for name in names if where[name] == file}, tmp_path / file)
-    (tmp_path / INDEX).write_text(json.dumps({"weight_map": where}))
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": where}), encoding="utf-8")
     save_file({"left.over": torch.zeros(1)}, tmp_path / "old.safetensors")  # the index does not name it: not ours
     assert not any(p.isnan().any() for p in load().parameters())
     (tmp_path / "part-1.safetensors").unlink()
@@ -83,7 +83,7 @@ def test_a_sharded_index_is_followed(load, tensors, tmp_path):
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": []}'])
 def test_a_broken_index_is_named(load, tmp_path, content):
-    (tmp_path / INDEX).write_text(content)
+    (tmp_path / INDEX).write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json.*(copy|download)"):
         load()
 

@@ -29,7 +29,7 @@ def facts(page: str) -> dict[str, str]:
 
 def test_one_page_with_everything_inside(saved, tmp_path, capsys, trace):
     assert main([str(saved), "-o", str(tmp_path / "report.html"), "--perfetto", str(tmp_path / "run.json.gz")]) == 0
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert f"{len(trace)} steps" in capsys.readouterr().out and "<title>run.trace</title>" in page
     assert page.count("widget-view+json") >= 2 and page.count("<picture>") == 4
     assert set(re.findall(r"""(?:src|href|srcset)=["'](?!data:)[^"']*""", page)) == set()
@@ -44,7 +44,7 @@ def test_one_page_with_everything_inside(saved, tmp_path, capsys, trace):
 
 def test_a_window_of_a_long_run(saved, trace, tmp_path):
     assert main([str(saved), "-o", str(tmp_path / "part.html"), "--steps", "5:9", "--title", "A < part"]) == 0
-    page = (tmp_path / "part.html").read_text()
+    page = (tmp_path / "part.html").read_text(encoding="utf-8")
     assert "<h1>A &lt; part</h1>" in page and f"steps 5 to 8 of {len(trace)}" in page
     assert facts(page)["tokens generated"] == "36"  # the numbers stay those of the whole
 
@@ -68,7 +68,7 @@ def _profiled_run() -> Trace:
 
 
 def test_bad_input_is_one_line(saved, tmp_path, capsys):
-    (tmp_path / "other.txt").write_text("no trace")
+    (tmp_path / "other.txt").write_text("no trace", encoding="utf-8")
     other, none = str(tmp_path / "other.txt"), str(tmp_path / "none")
     for arguments, message in (([other], "trace format version"), ([none], "No such file"),
                                ([str(saved), "--steps", "900:"], "steps=")):

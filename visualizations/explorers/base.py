@@ -83,7 +83,7 @@ def bundle(name: str, seen: set[str] | None = None) -> str:
     """The ES module `name` with everything it imports from "./" in front of it, each file once."""
     seen = set() if seen is None else seen
     seen.add(name)
-    source = theme_module() if name == "theme.js" else (HERE / name).read_text()
+    source = theme_module() if name == "theme.js" else (HERE / name).read_text(encoding="utf-8")
     needed = [other for other in IMPORT.findall(source) if other not in seen]
     return "".join(bundle(other, seen) for other in needed if other not in seen) + IMPORT.sub("", source)
 
@@ -107,7 +107,8 @@ class Explorer(anywidget.AnyWidget):
         if "module" in cls.__dict__:
             cls._esm = bundle(cls.module)
             own = (HERE / cls.module).with_suffix(".css")
-            cls._css = (HERE / "shared.css").read_text() + (own.read_text() if own.exists() else "")
+            shared = (HERE / "shared.css").read_text(encoding="utf-8")
+            cls._css = shared + (own.read_text(encoding="utf-8") if own.exists() else "")
         super().__init_subclass__(**kwargs)
 
     def __init__(self, data: Any, *, label: str, step: int = 0, follow: bool = False) -> None:
@@ -174,7 +175,8 @@ def page_parts(explorers: list[Explorer]) -> tuple[str, list[str], str]:
     # Defaults must stay: the embedding helper would take the module itself for one.
     data = embed_data(explorers, drop_defaults=False)
     views = [json_script("view", view) for view in data["view_specs"]]
-    return json_script("state", data["manager_state"]), views, f"<script>{(HERE / 'host.js').read_text()}</script>\n"
+    host = (HERE / "host.js").read_text(encoding="utf-8")
+    return json_script("state", data["manager_state"]), views, f"<script>{host}</script>\n"
 
 
 def _text(raw: bytes) -> str:

@@ -47,7 +47,7 @@ def frames(explorer: Explorer, num_steps: int) -> list[Image.Image]:
     pictures = []
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         page_file = Path(folder) / "page.html"
-        page_file.write_text(standalone_html([explorer]))
+        page_file.write_text(standalone_html([explorer]), encoding="utf-8")
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme="light")
         page.goto(page_file.as_uri())

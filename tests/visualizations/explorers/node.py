@@ -20,7 +20,7 @@ def node_test(module: str, source: str) -> None:
     if shutil.which("node") is None:
         pytest.skip("node is not installed; the browser tests run the same code")
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "bundle.mjs").write_text(bundle(module))
-        Path(folder, "module.test.mjs").write_text(HEAD + source)
-        done = subprocess.run(["node", "--test", folder], capture_output=True, text=True, timeout=60)
+        Path(folder, "bundle.mjs").write_text(bundle(module), encoding="utf-8")
+        Path(folder, "module.test.mjs").write_text(HEAD + source, encoding="utf-8")
+        done = subprocess.run(["node", "--test", folder], capture_output=True, text=True, timeout=60, encoding="utf-8")
     assert done.returncode == 0, done.stdout[-4000:]

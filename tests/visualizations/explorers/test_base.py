@@ -122,7 +122,7 @@ test("a sequence keeps its colour", () => {
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed; the browser tests run the same code")
 def test_shared_javascript(tmp_path):
-    (tmp_path / "bundle.mjs").write_text(base.bundle("shared.js"))
-    (tmp_path / "shared.test.mjs").write_text(NODE_TEST)
-    done = subprocess.run(["node", "--test", str(tmp_path)], capture_output=True, text=True, timeout=60)
+    (tmp_path / "bundle.mjs").write_text(base.bundle("shared.js"), encoding="utf-8")
+    (tmp_path / "shared.test.mjs").write_text(NODE_TEST, encoding="utf-8")
+    done = subprocess.run(["node", "--test", str(tmp_path)], capture_output=True, text=True, timeout=60, encoding="utf-8")
     assert done.returncode == 0, done.stdout[-3000:]

@@ -55,7 +55,7 @@ def test_every_room_is_visited_in_an_order_that_the_engine_allows(journey):
 def test_lines_that_ran_are_lines_of_the_file(journey):
     root = Path(nanovllm.__file__).parents[1]
     for name, source in journey["sources"].items():
-        lines = (root / source["file"]).read_text().split("\n")[source["first"] - 1:][:len(source["lines"])]
+        lines = (root / source["file"]).read_text(encoding="utf-8").split("\n")[source["first"] - 1:][:len(source["lines"])]
         assert [line.strip() for line in lines] == [line.strip() for line in source["lines"]], name
     for stop in journey["stops"]:
         source = journey["sources"][stop["source"]]

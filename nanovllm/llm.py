@@ -32,6 +32,7 @@ from nanovllm.tracing.trace import Trace
 from nanovllm.utils.checks import check, check_keywords, check_request
 from nanovllm.utils.interrupts import uninterrupted
 from nanovllm.utils.numbers import plain
+from nanovllm.utils.torch_state import own_torch_state
 
 logger = logging.getLogger("nanovllm")
 
@@ -64,8 +65,9 @@ class LLM:
         self.tokenizer = load_tokenizer(config.model)
         config.add_eos_token(getattr(self.tokenizer, "eos_token_id", None))
         try:
-            runner = _make_runner(config, sampler)
-            self.engine = LLMEngine(config, runner, drafter=_make_drafter(config, drafter, runner.num_blocks), **parts)
+            with own_torch_state(config.device):
+                runner = _make_runner(config, sampler)
+                self.engine = LLMEngine(config, runner, drafter=_make_drafter(config, drafter, runner.num_blocks), **parts)
         except BaseException as error:
             _forget_locals(error)
             raise

@@ -39,7 +39,7 @@ def sampled_report(batch: ScheduledBatch, logits: Tensor, token_ids: Tensor) -> 
     wanted = {row: k for row, (seq, _) in enumerate(draws) if (k := seq.sampling_params.logprobs) is not None}
     if not wanted:
         return []
-    rows = torch.tensor(list(wanted), device=logits.device)
+    rows = torch.tensor(list(wanted), dtype=torch.int64, device=logits.device)
     targets = [draws[row] for row in wanted]
     return [LogprobReport(targets, top_logprobs(logits[rows], token_ids[rows], max(wanted.values())))]
 
@@ -58,7 +58,9 @@ def prompt_reports(batch: ScheduledBatch, hidden: Tensor, compute_logits: Callab
     reports = []
     for start in range(0, len(rows), CHUNK_ROWS):
         some = targets[start:start + CHUNK_ROWS]
-        logits = compute_logits(hidden[torch.tensor(rows[start:start + CHUNK_ROWS], device=hidden.device)])
-        chosen = torch.tensor([seq.token_ids[position] for seq, position in some], device=hidden.device)
+        at = torch.tensor(rows[start:start + CHUNK_ROWS], dtype=torch.int64, device=hidden.device)
+        logits = compute_logits(hidden[at])
+        chosen = torch.tensor([seq.token_ids[position] for seq, position in some], dtype=torch.int64,
+                              device=hidden.device)
         reports.append(LogprobReport(some, top_logprobs(logits, chosen, k)))
     return reports

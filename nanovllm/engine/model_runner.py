@@ -25,6 +25,7 @@ from nanovllm.models.qwen3 import Qwen3ForCausalLM
 from nanovllm.models.registry import model_class
 from nanovllm.utils.context import Context
 from nanovllm.utils.loader import load_weights, random_weights
+from nanovllm.utils.torch_state import in_own_torch_state
 
 
 class Launched:
@@ -120,6 +121,7 @@ class ModelRunner:
         """One step, start to end: the token drawn for each item that samples, in the batch's order."""
         return self.collect(self.launch(batch))
 
+    @in_own_torch_state
     @torch.inference_mode()
     def launch(self, batch: ScheduledBatch) -> Launched:
         """Enqueue a step and return at once."""

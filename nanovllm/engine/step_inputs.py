@@ -87,7 +87,7 @@ def to_device(arrays: Iterable[np.ndarray], device: torch.device) -> list[Tensor
     if device.type == "cpu":
         return [torch.from_numpy(a) for a in arrays]
     starts = np.cumsum([0] + [-(-a.nbytes // 16) * 16 for a in arrays]).tolist()  # kernels read 16 bytes at a time
-    packed = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
+    packed = torch.empty(starts[-1], dtype=torch.uint8, device="cpu", pin_memory=True)
     host = packed.numpy()
     for a, start in zip(arrays, starts):
         host[start:start + a.nbytes] = a.reshape(-1).view(np.uint8)

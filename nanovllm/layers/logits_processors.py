@@ -71,8 +71,10 @@ class LogitsProcessors:
             return None
         processors = cls()
         if bias:
-            rows, tokens, values = (torch.tensor(column, device=device) for column in zip(*bias))
-            processors.bias = rows, tokens, values.float()
+            rows, tokens, values = zip(*bias)
+            processors.bias = (torch.tensor(rows, dtype=torch.int64, device=device),
+                               torch.tensor(tokens, dtype=torch.int64, device=device),
+                               torch.tensor(values, dtype=torch.float32, device=device))
         if penalized:
             processors.penalties = _penalties(penalized, params, histories, num_prompt_tokens, last_tokens, vocab_size)
         return processors
@@ -95,13 +97,13 @@ class LogitsProcessors:
 def _penalties(penalized: list[int], params: list[SamplingParams], histories: list[list[int]], num_prompt_tokens: list[int],
                last_tokens: Tensor, vocab_size: int) -> Penalties:
     device = last_tokens.device
-    rows = torch.tensor(penalized, device=device)
-    lengths = torch.tensor([len(histories[row]) for row in penalized])
-    history = torch.full((len(penalized), int(lengths.max()) + 1), vocab_size)
+    rows = torch.tensor(penalized, dtype=torch.int64, device=device)
+    lengths = torch.tensor([len(histories[row]) for row in penalized], dtype=torch.int64)
+    history = torch.full((len(penalized), int(lengths.max()) + 1), vocab_size, dtype=torch.int64)
     for line, row in zip(history, penalized):
         line[:len(histories[row])] = torch.tensor(histories[row], dtype=torch.int64)
     position = torch.arange(history.shape[1])
-    prompt = torch.tensor([num_prompt_tokens[row] for row in penalized])
+    prompt = torch.tensor([num_prompt_tokens[row] for row in penalized], dtype=torch.int64)
     is_output = (position >= prompt[:, None]) & (position <= lengths[:, None])
     history = history.to(device, non_blocking=True).scatter_(1, lengths[:, None].to(device), last_tokens[rows][:, None])
 

@@ -30,7 +30,7 @@ class TensorParallel:
         """The least of the ranks' values. device: where their tensors live."""
         if self.size > 1:
             import torch.distributed as dist
-            least = torch.tensor(value, device=device)
+            least = torch.tensor(value, dtype=torch.int64, device=device)
             dist.all_reduce(least, dist.ReduceOp.MIN, group=self.group)
             value = int(least)
         return value

@@ -1,7 +1,7 @@
 """Any family of `models/` in few launches: what the plain modules compute, with a kernel for each stretch between products."""
 
 import sys
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +14,7 @@ from nanovllm.kernels.rms_norm import rms_norm
 from nanovllm.layers.layernorm import RMSNorm
 from nanovllm.models.fused_mlp import FusedExperts, FusedMLP, add_product, fits_depth, fold
 from nanovllm.models.qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3MLP
+from nanovllm.models.qwen3_moe import Qwen3MoeBlock
 from nanovllm.utils.context import Context
 
 # So few tokens make a product a mere read of its weight, and our kernels read it faster than cuBLAS. Each number is a
@@ -30,7 +31,7 @@ class FusedModel:
 
     def __init__(self, model: Qwen3ForCausalLM):
         self.model = model
-        self.layers = [FusedLayer(layer) for layer in model.model.layers]
+        self.layers = [FusedLayer(cast(Qwen3DecoderLayer, layer)) for layer in model.model.layers]
         whole = model.lm_head.tp.size == 1 and all(layer.is_whole for layer in self.layers)
         self.few_tokens = FEW_TOKENS if whole else ()
         self.prompt_tokens = PROMPT_TOKENS if all(layer.fits_tiles() for layer in self.layers) else sys.maxsize
@@ -89,10 +90,12 @@ class FusedLayer:
         self.attend, self.scale, self.head_dim = attention.attn.backend.attend, attention.attn.scale, attention.head_dim
         # What the kernels want to know between the projection and the cache.
         norms = attention.q_norm, attention.k_norm
-        weights = [norm.weight if isinstance(norm, RMSNorm) else None for norm in norms]
-        self.turn = (*weights, getattr(norms[0], "eps", 0.0), attention.rotary.cos, attention.rotary.sin)
-        is_dense = isinstance(layer.mlp, Qwen3MLP)
-        self.mlp: FeedForward = (FusedMLP if is_dense else FusedExperts)(layer.post_attention_layernorm, layer.mlp)
+        q_weight, k_weight = (norm.weight if isinstance(norm, RMSNorm) else None for norm in norms)
+        self.turn: tuple[Tensor | None, Tensor | None, float, Tensor, Tensor] = (
+            q_weight, k_weight, getattr(norms[0], "eps", 0.0), attention.rotary.cos, attention.rotary.sin)
+        norm, mlp = layer.post_attention_layernorm, layer.mlp
+        is_dense = isinstance(mlp, Qwen3MLP)
+        self.mlp: FeedForward = FusedMLP(norm, mlp) if is_dense else FusedExperts(norm, cast(Qwen3MoeBlock, mlp))
         fold(self.norm, self.qkv)
 
     @property
@@ -115,9 +118,10 @@ class FusedLayer:
 
     def prompt(self, positions: Tensor, stream: Tensor, kv_cache: Tensor, context: Context) -> None:
         """As `many`, for so many tokens that what stands behind a product is best done before its result is written."""
-        q = qkv_linear(stream, self.qkv.weight, inverse_rms(stream, self.norm.eps), positions, *self.turn, *kv_cache,
+        k_cache, v_cache = kv_cache
+        q = qkv_linear(stream, self.qkv.weight, inverse_rms(stream, self.norm.eps), positions, *self.turn, k_cache, v_cache,
                        context.slot_mapping, self.qkv.bias)
-        add_product(stream, self.o, self.attend(q, *kv_cache, context, self.scale).flatten(1))
+        add_product(stream, self.o, self.attend(q, k_cache, v_cache, context, self.scale).flatten(1))
         self.mlp.prompt(stream)
 
     def few(self, positions: Tensor, x: Tensor, residual: Tensor | None, kv_cache: Tensor, context: Context
@@ -130,5 +134,7 @@ class FusedLayer:
     def _attention(self, qkv: Tensor, positions: Tensor, kv_cache: Tensor, context: Context, stream: Tensor | None = None
                    ) -> Tensor:
         """From the projection's output, of the stream as it is if that is given, to attention's, a row per token."""
-        q = norm_rope_store(qkv, positions, *self.turn, *kv_cache, context.slot_mapping, stream, self.norm.eps, self.qkv.bias)
-        return self.attend(q, *kv_cache, context, self.scale).flatten(1)
+        k_cache, v_cache = kv_cache
+        q = norm_rope_store(qkv, positions, *self.turn, k_cache, v_cache, context.slot_mapping, stream, self.norm.eps,
+                            self.qkv.bias)
+        return self.attend(q, k_cache, v_cache, context, self.scale).flatten(1)

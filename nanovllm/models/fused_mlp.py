@@ -87,7 +87,7 @@ def fits_depth(weight: Tensor) -> bool:
 def fold(norm: RMSNorm, projection: ReplicatedLinear) -> None:
     """Move the norm's weight into the projection behind it; the two together compute what they did."""
     with torch.no_grad():
-        projection.weight *= norm.weight
+        projection.weight.mul_(norm.weight)
         norm.weight.fill_(1)
 
 

@@ -19,7 +19,7 @@ class LlamaForCausalLM(Qwen3ForCausalLM):
     def sliding_window(cls, config: Any) -> int | None:
         return None  # Llama has none, whatever its config says
 
-    def make_layer(self, index: int, config: Any, backend: AttentionBackend | None, rotary: RotaryEmbedding,
+    def make_layer(self, index: int, config: Any, backend: AttentionBackend, rotary: RotaryEmbedding,
                    tp: TensorParallel, **factory: Any) -> Qwen3DecoderLayer:
         bias = bool(config.attention_bias)
         attention = Qwen3Attention(config, backend, rotary, tp, qkv_bias=bias, o_bias=bias, head_norms=False, **factory)

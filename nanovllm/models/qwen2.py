@@ -13,7 +13,7 @@ class Qwen2ForCausalLM(Qwen3ForCausalLM):
 
     config_defaults: ClassVar[dict[str, Any]] = Qwen3ForCausalLM.config_defaults | {"head_dim": None, "rope_theta": 10000.0}
 
-    def make_layer(self, index: int, config: Any, backend: AttentionBackend | None, rotary: RotaryEmbedding,
+    def make_layer(self, index: int, config: Any, backend: AttentionBackend, rotary: RotaryEmbedding,
                    tp: TensorParallel, **factory: Any) -> Qwen3DecoderLayer:
         attention = Qwen3Attention(config, backend, rotary, tp, qkv_bias=True, o_bias=False, head_norms=False, **factory)
         return Qwen3DecoderLayer(config, attention, Qwen3MLP(config, tp, **factory), **factory)

@@ -28,7 +28,7 @@ class Qwen3Attention(nn.Module):
     head_norms: False in families that turn queries and keys as they are.
     """
 
-    def __init__(self, config: Any, backend: AttentionBackend | None, rotary: RotaryEmbedding, tp: TensorParallel, *,
+    def __init__(self, config: Any, backend: AttentionBackend, rotary: RotaryEmbedding, tp: TensorParallel, *,
                  qkv_bias: bool, o_bias: bool, head_norms: bool = True, **factory: Any):
         super().__init__()
         self.head_dim = config.head_dim  # not hidden_size / heads: in Qwen3 the two are independent
@@ -119,7 +119,7 @@ class Qwen3ForCausalLM(nn.Module):
         "head_dim": 128, "hidden_act": "silu", "rms_norm_eps": 1e-6, "attention_bias": False, "tie_word_embeddings": False,
         "eos_token_id": None, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 
-    def __init__(self, config: Any, backend: AttentionBackend | None, tp: TensorParallel = TensorParallel(), *,
+    def __init__(self, config: Any, backend: AttentionBackend, tp: TensorParallel = TensorParallel(), *,
                  device: Any = None, dtype: Any = None):
         super().__init__()
         self.check_config(config)
@@ -158,7 +158,7 @@ class Qwen3ForCausalLM(nn.Module):
         slides = "sliding_attention" in kinds if kinds else config.max_window_layers < config.num_hidden_layers
         return config.sliding_window if slides else None
 
-    def make_layer(self, index: int, config: Any, backend: AttentionBackend | None, rotary: RotaryEmbedding,
+    def make_layer(self, index: int, config: Any, backend: AttentionBackend, rotary: RotaryEmbedding,
                    tp: TensorParallel, **factory: Any) -> Qwen3DecoderLayer:
         """Layer number `index`."""
         bias = bool(config.attention_bias)

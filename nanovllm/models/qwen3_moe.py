@@ -48,7 +48,7 @@ class Qwen3MoeForCausalLM(Qwen3ForCausalLM):
         window: int | None = config.sliding_window if getattr(config, "use_sliding_window", False) else None
         return window  # of all layers: transformers asks for no max_window_layers here
 
-    def make_layer(self, index: int, config: Any, backend: AttentionBackend | None, rotary: RotaryEmbedding,
+    def make_layer(self, index: int, config: Any, backend: AttentionBackend, rotary: RotaryEmbedding,
                    tp: TensorParallel, **factory: Any) -> Qwen3DecoderLayer:
         bias = bool(config.attention_bias)
         attention = Qwen3Attention(config, backend, rotary, tp, qkv_bias=bias, o_bias=bias, **factory)

@@ -94,8 +94,8 @@ class FusedLayer:
         self.turn: tuple[Tensor | None, Tensor | None, float, Tensor, Tensor] = (
             q_weight, k_weight, getattr(norms[0], "eps", 0.0), attention.rotary.cos, attention.rotary.sin)
         norm, mlp = layer.post_attention_layernorm, layer.mlp
-        is_dense = isinstance(mlp, Qwen3MLP)
-        self.mlp: FeedForward = FusedMLP(norm, mlp) if is_dense else FusedExperts(norm, cast(Qwen3MoeBlock, mlp))
+        self.mlp: FeedForward = (
+            FusedMLP(norm, mlp) if isinstance(mlp, Qwen3MLP) else FusedExperts(norm, cast(Qwen3MoeBlock, mlp)))
         fold(self.norm, self.qkv)
 
     @property

@@ -11,7 +11,8 @@ from nanovllm.serving.request import Request
 
 NUM_REQUESTS = 200
 WAYS = ["step by step", "looking ahead", "looking ahead, from rows", "looking ahead, two ranks", "drafting",
-        "drafting, looking ahead, two ranks", "drafting with a model, looking ahead"]
+        "drafting, looking ahead, two ranks", "drafting, looking ahead, from rows",
+        "drafting with a model, looking ahead", "drafting with a model, from rows"]
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("batched_equals_alone")]  # whose fixtures are made once
 
 
@@ -94,6 +95,9 @@ def together(work_and_alone, request):
         if "rows" in request.param:  # as CUDA graphs run them
             runner = llm.engine.model_runner
             runner.graphs = runner.decode_graphs(llm.config, capture=False)
+            if "model" in request.param:
+                draft = llm.engine.speculation.drafter.runner
+                draft.graphs = draft.decode_graphs(llm.config.draft, capture=False)
         requests = [Request(llm.engine, llm.tokenizer, *each, priority=rng.randint(-1, 1)) for each in work_and_alone[0]]
         arriving, running, aborted, most = list(requests), [], set(), 0
         while arriving or running:

@@ -45,6 +45,7 @@ class DecodeRows:
         self.resampled: list[int] = []  # items whose draw takes more than temperature and filters: they are drawn again
         self.any_filtered = False
         self._seq_ids: list[int] = []
+        self._is_draft = np.zeros(0, bool)
         self._size = int(self._sizes[0])
         self._cached[:] = UNKNOWN
         self._empty = list(range(len(self._cached)))  # a heap
@@ -57,10 +58,11 @@ class DecodeRows:
         seq_ids = [item.seq.seq_id for item in items]
         if seq_ids != self._seq_ids:
             self._reassign(seq_ids)
+            self._is_draft = np.array(seq_ids) < 0  # its input is a guess, whatever its row drew before (see `draft_rows`)
             self.resampled = [i for i, item in enumerate(items) if not item.seq.sampling_params.draws_from_logits]
             self.any_filtered = any(item.seq.sampling_params.filtered for item in items)
         starts, rows = np.array([item.start for item in items]), self.rows
-        fresh = self._cached[rows] != starts
+        fresh = (self._cached[rows] != starts) | self._is_draft
         grown = (starts % self.block_size == 0) & ~fresh
         records: list[tuple[int, ...]] = []
         entries: list[tuple[int, int]] = []

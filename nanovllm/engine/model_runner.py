@@ -9,6 +9,7 @@ import torch
 from nanovllm.config import Config
 from nanovllm.engine.cache_size import CacheShape, fit_blocks
 from nanovllm.engine.cuda_graphs import DecodeGraphs, RowKernels
+from nanovllm.engine.draft_rows import one_token_each
 from nanovllm.engine.logprobs import LogprobReport, prompt_reports, sampled_report
 from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence
@@ -126,8 +127,8 @@ class ModelRunner:
     def launch(self, batch: ScheduledBatch) -> Launched:
         """Enqueue a step and return at once."""
         if self.graphs:
-            if all(item.samples and item.num_tokens == 1 for item in batch.items):
-                return self._launch_decode(self.graphs, batch.items)
+            if all(item.samples and item.num_tokens == 1 + item.num_drafts for item in batch.items):
+                return self._launch_decode(self.graphs, one_token_each(batch.items))
             self.graphs.rows.invalidate()
         inputs = self.prepare(batch)
         hidden = self.forward(inputs)
@@ -220,6 +221,8 @@ class ModelRunner:
 
     def decode_graphs(self, config: Config, capture: bool = True) -> DecodeGraphs:
         most = min(config.max_num_seqs, config.max_num_batched_tokens)  # no step has room for more
+        if config.speculative_config:
+            most += config.speculative_config.disable_by_batch_size  # each draft takes a row
         sampler = self._own_sampler
         return DecodeGraphs(self.model, sampler.draw, sampler.filtered_draw, self._row_kernels, self.kv_cache,
                             max_num_seqs=most, max_model_len=config.max_model_len, capture=capture)

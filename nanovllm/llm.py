@@ -267,7 +267,7 @@ def _make_drafter(config: Config, own: Drafter | None, num_blocks: int) -> Draft
     if settings and method == "ngram":
         return NgramDrafter(*settings.lookup_lengths)
     if config.draft:
-        return DraftModel(config.draft, num_blocks)
+        return DraftModel(config.draft, config.hf_config, num_blocks)
     return None
 
 

@@ -42,7 +42,7 @@ def test_a_draft_model_changes_the_number_of_steps_and_not_one_token(plain, temp
         for _ in range(2):  # the second time it finds the prompts cached, its own cache too
             texts, num_steps = steps(llm, chats(llm), params)
             assert texts == expected
-            assert num_steps < 0.7 * without
+            assert num_steps < 0.8 * without
         counts = llm.engine.speculation.counts
         assert counts.accepted > 0.5 * counts.drafted
         assert not llm.engine.speculation.drafter._copies

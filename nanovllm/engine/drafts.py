@@ -23,11 +23,11 @@ class Drafter(ABC):
 
     It may keep notes about sequences by their `seq_id`, and must not change them. `LLM(drafter=...)` takes one of your own.
 
-    cost: what one of its guesses costs, drafting and checking it, as a share of a step without drafts. A guess is made only
-        if it is likelier than that to save a step.
+    cost: what one guess costs to make, as a share of a step without drafts. A guess is made only if it is likelier to save a
+        step than that and the cost of checking it.
     """
 
-    cost: float = 0.05
+    cost: float = 0.0
 
     @abstractmethod
     def propose(self, sequences: list[Sequence], limits: list[int]) -> ListLike[list[int]]:

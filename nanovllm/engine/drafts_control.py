@@ -72,14 +72,17 @@ class Speculation:
     most: drafts of one sequence in a step. most_in_step: drafts of all together; with as many sequences running as that or
         more, none drafts. A step that computes many tokens is no longer free, so drafts stop paying when enough run.
 
+    token_cost: what one more token costs in a step, as a share of a step of one token. With n sequences a draft of each makes
+        n more, so drafts cost more in a large batch.
+
     Everything it decides follows from tokens, never from a clock: a run can be repeated step by step.
     """
 
     def __init__(self, drafter: Drafter, scheduler: Scheduler, settings: SpeculativeConfig, vocab_size: int,
-                 looks_ahead: bool = False):
+                 token_cost: float = 0.03, looks_ahead: bool = False):
         self.drafter, self.counts = drafter, DraftCounts()
         self.most, self.most_in_step = settings.num_speculative_tokens, settings.disable_by_batch_size
-        self.num_failures = 0
+        self.token_cost, self.num_failures = token_cost, 0
         self._scheduler, self._vocab_size, self._looks_ahead = scheduler, vocab_size, looks_ahead
         self._drafting: list[Sequence] = []
         self._records: dict[int, _Record] = {}
@@ -130,7 +133,7 @@ class Speculation:
                     right = i < item.num_accepted
                     record.right, record.tried = MEMORY * record.right + right, MEMORY * record.tried + 1
                     self._right, self._tried = 0.99 * self._right + right, 0.99 * self._tried + 1
-                if not best_length(self._acceptance(record), self.drafter.cost, self.most):
+                if not best_length(self._acceptance(record), self._cost(), self.most):
                     record.rests_until = len(item.seq) + RETRY
             if item.seq.is_finished:
                 self.forget(item.seq.seq_id)
@@ -145,6 +148,11 @@ class Speculation:
         """How likely the sequence's next draft is right; that of all sequences for one that has no record yet."""
         return (record.right + PRIOR * self._right / self._tried) / (record.tried + PRIOR)
 
+    def _cost(self) -> float:
+        """Of drafting and checking one more token of every sequence, as a share of a step without drafts."""
+        n = max(1, len(self._scheduler.running))
+        return self.drafter.cost + n * self.token_cost / (1 + (n - 1) * self.token_cost)
+
     def _length(self, seq: Sequence) -> int:
         """How many drafts would pay for a sequence, room aside."""
         record = self._records.get(seq.seq_id) or _Record()
@@ -155,7 +163,7 @@ class Speculation:
         most = min(self.most, params.max_tokens - seq.num_output_tokens - 1, room - 1)
         if most < 1:
             return 0
-        return best_length(self._acceptance(record), self.drafter.cost, most) or 1  # once more, after a rest
+        return best_length(self._acceptance(record), self._cost(), most) or 1  # once more, after a rest
 
     def _reserve(self, decoding: list[Sequence]) -> dict[int, int]:
         """How many drafts each may have; their blocks are in its table by then."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from math import sqrt
+from types import SimpleNamespace
 
 from nanovllm.config import Config
 from nanovllm.engine.drafts import Drafter, num_accepted
@@ -37,14 +39,16 @@ class DraftModel(Drafter):
     whole prompt. A sequence for which it never guesses costs it nothing. A note for each block says which content lies in
     it, by the hash of `Sequence.block_hashes`, so that shared prefixes are computed once here, too.
 
-    num_blocks: of the engine's cache.
+    config: its own. target: the configuration of the model that it drafts for. num_blocks: of the engine's cache.
     """
 
-    def __init__(self, config: Config, num_blocks: int):
+    def __init__(self, config: Config, target: SimpleNamespace, num_blocks: int):
         config.num_kvcache_blocks = num_blocks
         self.config, self.block_size = config, config.kvcache_block_size
         self.runner = ModelRunner(config)
-        self.cost = 0.25
+        own = config.hf_config
+        # A large batch's step is as long as its weights are many, a small model's as its layers are: between the two.
+        self.cost = sqrt(_num_weights(own) / _num_weights(target) * own.num_hidden_layers / target.num_hidden_layers)
         self._copies: dict[int, _Copy] = {}
         self._contents: dict[int, bytes] = {}  # block -> hash of what lies in it
 
@@ -153,3 +157,11 @@ class DraftModel(Drafter):
         for item in items:
             item.seq.num_computed_tokens += item.num_tokens
         return ScheduledBatch(sorted(items, key=lambda item: item.num_tokens > 1))
+
+
+def _num_weights(hf: SimpleNamespace) -> int:
+    """About how many a step reads, up to a factor: of dense layers and the head."""
+    attention: int = 2 * (hf.num_attention_heads + hf.num_key_value_heads) * hf.head_dim
+    layer: int = hf.hidden_size * (attention + 3 * hf.intermediate_size)
+    whole: int = hf.num_hidden_layers * layer + hf.vocab_size * hf.hidden_size
+    return whole

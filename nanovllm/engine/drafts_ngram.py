@@ -41,8 +41,6 @@ class NgramDrafter(Drafter):
     Owns an index for each sequence that drafted.
     """
 
-    cost = 0.05
-
     def __init__(self, shortest: int = 2, longest: int = 4):
         self.shortest, self.longest = shortest, longest
         self._indexes: dict[int, NgramIndex] = {}

@@ -26,6 +26,9 @@ from nanovllm.utils.checks import check, check_request
 from nanovllm.utils.interrupts import uninterrupted
 from nanovllm.utils.numbers import as_token_ids, plain
 
+# What one more token costs in a step of one: on an H200 with 8B parameters, on a CPU with the offline model.
+TOKEN_COST = {"cuda": 0.005, "cpu": 0.03}
+
 
 @dataclass(slots=True)
 class _StepInFlight:
@@ -66,7 +69,7 @@ class LLMEngine:
             check(own, "scheduler_cls", type(self.scheduler).__name__, "the engine's own with a drafter",
                   "a schedule() of your own need not know of drafts: leave speculative_config and drafter out")
             self.speculation = Speculation(drafter, self.scheduler, config.speculative_config or SpeculativeConfig(),
-                                           config.hf_config.vocab_size, self._looks_ahead)
+                                           config.hf_config.vocab_size, TOKEN_COST[config.device.type], self._looks_ahead)
         self._in_flight: deque[_StepInFlight] = deque()
         self.num_steps = 0
         self._ids = itertools.count()

@@ -103,7 +103,8 @@ def make_engine(num_blocks=64, block_size=4, caching=True, looks_ahead=True, eos
     """The engine itself, on a model without tensors."""
     limits = dict(max_num_seqs=512, max_num_batched_tokens=16384, max_model_len=4096) | limits
     config = SimpleNamespace(kvcache_block_size=block_size, enable_prefix_caching=caching, eos_token_ids=eos_token_ids,
-                             async_scheduling=looks_ahead, tensor_parallel_size=1, seed=0, model=Path("fake"),
+                             async_scheduling=looks_ahead,
+                             device=SimpleNamespace(type="cpu"), tensor_parallel_size=1, seed=0, model=Path("fake"),
                              hf_config=SimpleNamespace(vocab_size=1000), speculative_config=speculative_config, **limits)
     return LLMEngine(config, FakeRunner(num_blocks, block_size), scheduler_cls, drafter=drafter)
 

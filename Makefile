@@ -34,7 +34,7 @@ $(READY): pyproject.toml constraints.txt
 	  echo "Name another interpreter: make PYTHON=python3.12 ..."; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { \
 	  echo "Python could not make a virtual environment (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[notebooks,serve,book,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[notebooks,serve,fleet,book,dev]'
 	@touch $@
 
 # The whole house is served, not the chapters alone: a reader opens nanovllm/ beside them. Root (a rented GPU box) may.

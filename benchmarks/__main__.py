@@ -1,7 +1,7 @@
 """`python -m benchmarks`: measure this machine, by its GPU if it has one.
 
     python -m benchmarks             the whole engine on the GPU; without one, beside transformers on the CPU
-    python -m benchmarks gpu|cpu|fleet|attention|record|tune|families|explorers ...    one of them, with its own options
+    python -m benchmarks gpu|cpu|fleet|router|attention|record|tune|families|explorers ...    one of them, with its own options
 """
 
 import sys
@@ -10,8 +10,8 @@ from importlib import import_module
 import torch
 
 PARTS = {"gpu": "benchmarks.gpu", "cpu": "benchmarks.cpu_throughput", "attention": "benchmarks.attention",
-         "fleet": "benchmarks.fleet", "record": "benchmarks.record", "tune": "benchmarks.tune", "table": "benchmarks.table",
-         "families": "benchmarks.families", "explorers": "benchmarks.explorers"}
+         "fleet": "benchmarks.fleet", "router": "benchmarks.router", "record": "benchmarks.record", "tune": "benchmarks.tune",
+         "table": "benchmarks.table", "families": "benchmarks.families", "explorers": "benchmarks.explorers"}
 
 
 def main() -> None:

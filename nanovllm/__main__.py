@@ -1,6 +1,6 @@
 """`python -m nanovllm demo`: three chats that share a system prompt, served together, and what each step did.
 
-`python -m nanovllm serve` is nanovllm/server.
+`python -m nanovllm serve` is nanovllm/server; `batch` and `simulate` are nanovllm/fleet.
 """
 
 import argparse
@@ -8,6 +8,7 @@ import shutil
 import sys
 
 from nanovllm import LLM, SamplingParams
+from nanovllm.fleet import command as fleet_command
 from nanovllm.server import command
 from nanovllm.tracing.trace import Trace
 
@@ -66,7 +67,14 @@ def main(argv: list[str] | None = None) -> None:
     run.set_defaults(run=run_demo)
     run = commands.add_parser("serve", help="serve a model over HTTP, as the OpenAI API does")
     command.add_arguments(run)
-    run.set_defaults(run=command.serve)
+    fleet_command.add_serve_arguments(run)
+    run.set_defaults(run=fleet_command.serve)
+    run = commands.add_parser("batch", help="answer a file of requests, in the OpenAI batch format")
+    fleet_command.add_batch_arguments(run)
+    run.set_defaults(run=fleet_command.batch)
+    run = commands.add_parser("simulate", help="ask what a fleet of engines would do under some traffic")
+    fleet_command.add_simulate_arguments(run)
+    run.set_defaults(run=fleet_command.simulate)
     arguments = vars(parser.parse_args(argv))
     del arguments["command"]
     try:

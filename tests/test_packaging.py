@@ -78,7 +78,7 @@ def test_constraints_are_exact_and_fit_every_bound():
         assert specifier.operator == "==" and "+" not in specifier.version, f"{pin} is not a pin for every machine"
         pinned[canonicalize_name(pin.name)] = specifier.version
     assert pinned["torch"] == "2.13.0"
-    for wanted in requirements("notebooks", "dev"):
+    for wanted in requirements("notebooks", "serve", "fleet", "dev"):
         if wanted.name != "triton":  # its version is torch's business
             version = pinned[canonicalize_name(wanted.name)]
             assert wanted.specifier.contains(version), f"{wanted} excludes the pinned {version}"

@@ -8,6 +8,7 @@ pages. `nanovllm` never imports this package; chapters import both.
 from nanovllm.fleet.simulation import Simulation
 from visualizations.explorers.base import standalone_html
 from visualizations.explorers.block_table import BlockTableExplorer
+from visualizations.explorers.fleet import FleetExplorer
 from visualizations.explorers.graph_timeline import GraphTimelineExplorer
 from visualizations.explorers.journey import JourneyExplorer
 from visualizations.explorers.monitor import BatchMonitor
@@ -24,6 +25,7 @@ from visualizations.figures.cache_occupancy import plot_cache_occupancy
 from visualizations.figures.checkpoint_file import plot_checkpoint_file
 from visualizations.figures.curves import plot_curves
 from visualizations.figures.exponential_race import plot_exponential_race
+from visualizations.figures.fleet import plot_fleet
 from visualizations.figures.fragmentation import plot_fragmentation
 from visualizations.figures.gpu_timeline import plot_gpu_timeline
 from visualizations.figures.journey import plot_journey
@@ -54,16 +56,17 @@ from visualizations.figures.work import plot_work
 from visualizations.figures.work_shares import plot_work_shares
 
 __all__ = [
-    "BatchMonitor", "BlockTableExplorer", "GraphTimelineExplorer", "JourneyExplorer", "Measured", "RecordedLogits",
-    "SamplerExplorer", "SchedulerExplorer", "Simulation", "TensorXRay", "name_map", "plot_ablation",
+    "BatchMonitor", "BlockTableExplorer", "FleetExplorer", "GraphTimelineExplorer", "JourneyExplorer", "Measured",
+    "RecordedLogits", "SamplerExplorer", "SchedulerExplorer", "Simulation", "TensorXRay", "name_map", "plot_ablation",
     "plot_attention_mask", "plot_batch_composition", "plot_block_tables", "plot_by_position", "plot_cache_occupancy",
-    "plot_checkpoint_file", "plot_curves", "plot_exponential_race", "plot_fragmentation", "plot_gpu_timeline",
-    "plot_journey", "plot_latencies", "plot_life_of_request", "plot_memory_budget", "plot_name_map", "plot_next_token",
-    "plot_online_softmax", "plot_operations", "plot_overlap", "plot_padding_waste", "plot_parity", "plot_prefix_tree",
-    "plot_request_timeline", "plot_roofline", "plot_rope", "plot_rounds", "plot_sampling_filters", "plot_shape_flow",
-    "plot_side_by_side", "plot_slot_scatter", "plot_step_parts", "plot_step_tensors", "plot_stretches",
-    "plot_tensor_split", "plot_work", "plot_work_shares", "record_flow", "record_journey", "record_logits",
-    "sampling_stages", "standalone_html", "trace_latencies", "watch_tensors", "x_ray",
+    "plot_checkpoint_file", "plot_curves", "plot_exponential_race", "plot_fleet", "plot_fragmentation",
+    "plot_gpu_timeline", "plot_journey", "plot_latencies", "plot_life_of_request", "plot_memory_budget",
+    "plot_name_map", "plot_next_token", "plot_online_softmax", "plot_operations", "plot_overlap", "plot_padding_waste",
+    "plot_parity", "plot_prefix_tree", "plot_request_timeline", "plot_roofline", "plot_rope", "plot_rounds",
+    "plot_sampling_filters", "plot_shape_flow", "plot_side_by_side", "plot_slot_scatter", "plot_step_parts",
+    "plot_step_tensors", "plot_stretches", "plot_tensor_split", "plot_work", "plot_work_shares", "record_flow",
+    "record_journey", "record_logits", "sampling_stages", "standalone_html", "trace_latencies", "watch_tensors",
+    "x_ray",
 ]
 
 

@@ -33,10 +33,15 @@ PAGES = {
     "tracing": ("Tracing", "What watches an engine.", [
         "nanovllm.tracing.trace.Trace", "nanovllm.tracing.step_record.StepRecord", "nanovllm.tracing.recorder.Recorder",
         "nanovllm.fleet.simulation.Simulation"]),
+    "fleet": ("A fleet", "Many engines: what routes, serves, batches and simulates them.", [
+        "nanovllm.fleet.router.Router", "nanovllm.fleet.router.Choice", "nanovllm.fleet.simulated_fleet.SimulatedFleet",
+        "nanovllm.fleet.fleet_config.FleetConfig", "nanovllm.fleet.fleet_report.FleetReport",
+        "nanovllm.fleet.cost_model.CostModel", "nanovllm.fleet.arrivals.Traffic", "nanovllm.fleet.arrivals.TraceFile",
+        "nanovllm.fleet.batch_run.run_batch"]),
     "pictures": ("visualizations", "Figures and explorers, as chapters use them.",
                  [f"visualizations.{name}" for name in visualizations.__all__]),
 }
-COMMANDS = (("demo",), ("serve",))  # of python -m nanovllm
+COMMANDS = (("demo",), ("serve",), ("batch",), ("simulate",))  # of python -m nanovllm
 INDEX = """\
 # Reference
 

@@ -27,7 +27,8 @@ class Turn:
 class Arrival:
     """A request on its way to the fleet. `turns` follow one by one, each after the answer to the one before.
 
-    time: seconds since the run began. A turn's prompt is the whole conversation so far, answers included.
+    time: seconds since the run began. turn: its number in the conversation. A turn's prompt is the whole conversation so
+    far, answers included.
     """
 
     time: float
@@ -35,6 +36,7 @@ class Arrival:
     max_tokens: int
     conversation: int
     turns: tuple[Turn, ...] = ()
+    turn: int = 0
 
     def next_turn(self, now: float, answer: list[int]) -> "Arrival | None":
         """What the conversation asks after `answer`; None when it is over."""
@@ -42,7 +44,7 @@ class Arrival:
             return None
         turn = self.turns[0]
         return Arrival(now + turn.think_seconds, [*self.prompt_token_ids, *answer, *turn.token_ids], turn.max_tokens,
-                       self.conversation, self.turns[1:])
+                       self.conversation, self.turns[1:], self.turn + 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ class FleetConfig:
     max_model_len: int = 40_960
     enable_prefix_caching: bool = True
     router: Policy = "prefix_aware"
-    max_imbalance: int = 16
+    max_imbalance: int = 8
     prefill_replicas: int = 0
     transfer_bytes_per_s: float = 50e9
     transfer_latency_s: float = 1e-3

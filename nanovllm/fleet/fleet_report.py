@@ -1,9 +1,12 @@
 """What a simulated fleet did: latencies, throughput, and how busy each replica was. Imports no torch."""
 
+import json
 import math
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +16,7 @@ from nanovllm.engine.sequence import Sequence
 from nanovllm.fleet.arrivals import Arrival
 from nanovllm.fleet.cost_model import CostModel
 from nanovllm.fleet.fleet_config import FleetConfig
+from nanovllm.fleet.fleet_perfetto import fleet_events
 from nanovllm.fleet.router import Choice
 from nanovllm.fleet.simulated_replica import SimulatedReplica
 from nanovllm.fleet.timeline import Timeline
@@ -27,6 +31,7 @@ class Routed:
 
     seq_id: int
     conversation: int
+    turn: int
     arrival: float
     num_prompt_tokens: int
     replica: int
@@ -40,7 +45,7 @@ class Routed:
     output_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LoggedStep:
     replica: int
     time: float
@@ -74,7 +79,7 @@ class FleetReport:
     # ---- what the fleet notes
 
     def routed(self, seq_id: int, now: float, arrival: Arrival, choice: Choice[int], loads: Mapping[int, int]) -> Routed:
-        routed = Routed(seq_id, arrival.conversation, now, len(arrival.prompt_token_ids), choice.replica,
+        routed = Routed(seq_id, arrival.conversation, arrival.turn, now, len(arrival.prompt_token_ids), choice.replica,
                         choice.num_matched_blocks, choice.reason)
         if len(self.log) < self._max_logged:
             routed.loads = list(loads.values())
@@ -183,6 +188,14 @@ class FleetReport:
                 "ITL p99 ms": self.itl(99) * 1e3, "goodput req/s": self.goodput(), "hit rate %": 100 * self.hit_rate,
                 "utilisation %": 100 * float(np.mean(self.utilisation)), "preemptions": sum(self.preemptions),
                 "refused": self.refused}
+
+    def to_perfetto(self, path: str | Path | None = None) -> dict[str, Any]:
+        """The logged steps and requests as a JSON object that https://ui.perfetto.dev opens; with `path` written there, too."""
+        data = {"displayTimeUnit": "ms", "traceEvents": fleet_events(
+            self.config.num_replicas, self.config.prefill_replicas, self.steps, self.log)}
+        if path is not None:
+            Path(path).write_text(json.dumps(data), encoding="utf-8")
+        return data
 
     def __str__(self) -> str:
         return "\n".join(f"{name:>14}  {value:,.{1 if value % 1 else 0}f}" for name, value in self.figures().items())

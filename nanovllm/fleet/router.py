@@ -26,7 +26,7 @@ class Router(Generic[R]):
     """Picks a replica for each request, by one of three policies.
 
     round_robin: one after the other, whatever they are doing.
-    least_loaded: the one with the fewest unfinished requests.
+    least_loaded: the one with the fewest unfinished requests; of equals, the one that was sent the fewest.
     prefix_aware: of the replicas that are not overloaded, the one that was sent the longest beginning of this prompt
         (SGLang's cache-aware router and Ray Serve's PrefixCacheAffinityRouter do the same); without a match, or between
         equal ones, the least loaded. A replica is overloaded when it has over `max_imbalance` requests more than the least
@@ -39,7 +39,7 @@ class Router(Generic[R]):
     Raises ValueError for an unknown policy, a negative max_imbalance, or max_blocks below 1.
     """
 
-    def __init__(self, policy: Policy = "prefix_aware", *, max_imbalance: int = 16, max_blocks: int = 65_536):
+    def __init__(self, policy: Policy = "prefix_aware", *, max_imbalance: int = 8, max_blocks: int = 65_536):
         check(policy in POLICIES, "policy", policy, f"one of {', '.join(POLICIES)}", "choose one of them")
         check(isinstance(max_imbalance, int) and max_imbalance >= 0, "max_imbalance", max_imbalance,
               "a whole number, 0 or more", "use 0 to follow prefixes only between equally loaded replicas")
@@ -49,6 +49,7 @@ class Router(Generic[R]):
         self.max_imbalance = max_imbalance
         self.max_blocks = max_blocks
         self._sent: dict[R, OrderedDict[bytes, None]] = {}
+        self._num_sent: dict[R, int] = {}
         self._turn = 0
 
     def __repr__(self) -> str:
@@ -65,13 +66,14 @@ class Router(Generic[R]):
             replica = list(loads)[self._turn % len(loads)]
             self._turn += 1
             return Choice(replica, self.num_matched_blocks(replica, hashes), "next in turn")
-        least = min(loads, key=loads.__getitem__)
+        order = {replica: (loads[replica], self._num_sent.get(replica, 0)) for replica in loads}  # the idlest first
+        least = min(loads, key=order.__getitem__)
         if self.policy == "least_loaded":
             return Choice(least, self.num_matched_blocks(least, hashes), f"least loaded, {loads[least]} unfinished requests")
         matches = {replica: self.num_matched_blocks(replica, hashes) for replica in loads}
         allowed = [replica for replica in loads if loads[replica] <= loads[least] + self.max_imbalance]
-        best = max(allowed, key=lambda replica: (matches[replica], -loads[replica]))
-        wished = max(loads, key=lambda replica: (matches[replica], -loads[replica]))
+        best = min(allowed, key=lambda replica: (-matches[replica], order[replica]))
+        wished = min(loads, key=lambda replica: (-matches[replica], order[replica]))
         if matches[wished] > matches[best]:
             reason = (f"{wished} holds {matches[wished]} blocks of it but has {loads[wished]} unfinished requests, over "
                       f"{self.max_imbalance} more than the least loaded")
@@ -83,6 +85,7 @@ class Router(Generic[R]):
 
     def sent(self, replica: R, hashes: Sequence[bytes]) -> None:
         """Note that a prompt with these block hashes goes to `replica`."""
+        self._num_sent[replica] = self._num_sent.get(replica, 0) + 1
         note = self._sent.setdefault(replica, OrderedDict())
         # Last block first: a prefix is worth more than its tail, so it is the last to be forgotten.
         for block_hash in reversed(hashes):
@@ -94,6 +97,7 @@ class Router(Generic[R]):
     def forget(self, replica: R) -> None:
         """Drop what is noted of a replica that has ended or lost its cache."""
         self._sent.pop(replica, None)
+        self._num_sent.pop(replica, None)
 
     def num_matched_blocks(self, replica: R, hashes: Sequence[bytes]) -> int:
         """How many leading blocks of a prompt were sent to `replica` before, as far as is still noted."""

@@ -7,6 +7,8 @@ from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 
+FIRST_ANSWER = 1 << 50  # ids from here on are made-up tokens of answers; those below belong to prompts
+
 
 class SimulatedReplica:
     """Steps its scheduler, each step as long as the cost model says.
@@ -51,7 +53,7 @@ class SimulatedReplica:
         for item in batch.items:
             if item.samples:
                 item.seq.token_times.append(now)
-                tokens.append(-1 - item.seq.seq_id)
+                tokens.append(FIRST_ANSWER + item.seq.seq_id)
         for seq in batch.admitted:
             if seq.scheduled_at is None:
                 seq.scheduled_at, seq.num_hit_tokens = self.began, seq.num_cached_tokens

@@ -11,6 +11,7 @@ from nanovllm.fleet.simulation import Simulation
 from nanovllm.sampling_params import SamplingParams
 from tests.visualizations import samples
 from visualizations.explorers.block_table import BlockTableExplorer
+from visualizations.explorers.fleet import FleetExplorer
 from visualizations.explorers.graph_timeline import GraphTimelineExplorer
 from visualizations.explorers.journey import JourneyExplorer
 from visualizations.explorers.journey_record import record_journey
@@ -100,9 +101,13 @@ def batch_monitor() -> BatchMonitor:
     return monitor
 
 
+def fleet_explorer() -> FleetExplorer:
+    return FleetExplorer(dict(zip(("round robin", "prefix aware"), samples.fleets())), step=30)
+
+
 EXPLORERS = {"scheduler": scheduler_explorer, "sampler": sampler_explorer, "block_table": block_table_explorer,
              "journey": journey_explorer, "tensor_xray": tensor_xray,
-             "graph_timeline": graph_timeline, "monitor": batch_monitor}
+             "fleet": fleet_explorer, "graph_timeline": graph_timeline, "monitor": batch_monitor}
 every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
 
 

@@ -30,6 +30,14 @@ def test_least_loaded_takes_the_shortest_queue():
     assert choice.replica == 1 and choice.reason == "least loaded, 1 unfinished requests"
 
 
+def test_idle_replicas_take_turns_at_new_beginnings():
+    router = Router("prefix_aware")
+    for i in range(6):
+        choice = router.choose(hashes(i, i, i, i), {0: 0, 1: 0, 2: 0})
+        assert choice.replica == i % 3
+        router.sent(choice.replica, hashes(i, i, i, i))
+
+
 def test_a_known_beginning_goes_where_it_was_computed():
     router = Router("prefix_aware")
     router.sent(1, hashes(*SYSTEM, 1, 2, 3, 4))

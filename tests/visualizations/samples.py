@@ -6,6 +6,10 @@ import visualizations as v
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
+from nanovllm.fleet.arrivals import Traffic
+from nanovllm.fleet.fleet_config import FleetConfig
+from nanovllm.fleet.fleet_report import FleetReport
+from nanovllm.fleet.simulated_fleet import compare
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.tracing.step_record import StepRecord
 from nanovllm.tracing.trace import Trace
@@ -55,6 +59,14 @@ def profiled(captured: bool) -> Trace:
         if not captured or i == 0:
             trace.operations.append({"track": "launches", "name": "cudaLaunchKernel", "time": start - 8e-6, "duration": 3e-6})
     return trace
+
+
+def fleets(**changes) -> tuple[FleetReport, FleetReport]:
+    """The same chats in two fleets of three engines that differ in their router."""
+    chats = Traffic(rate=30, num_conversations=40, system_prompts=3, system_tokens=1024, prompt_tokens=200, output_tokens=80,
+                    turns=2, think_seconds=0.4, seed=3)
+    return compare(FleetConfig(num_replicas=3, router="round_robin") if not changes else FleetConfig(**changes), chats,
+                   router="prefix_aware")
 
 
 def _probabilities() -> np.ndarray:
@@ -108,6 +120,7 @@ FIGURES = {
         outcome="milliseconds", title="Two wishes, one knob", caption="Right: sooner begun, and less even.", log=True, ax=ax),
     "exponential_race": lambda ax=None: v.plot_exponential_race(
         [0.9, 0.31, 2.2, float("inf"), 1.4, 0.55], [0.2, 0.3, 0.1, 0, 0.15, 0.25], lambda i: WORDS[i], ax=ax),
+    "fleet": lambda ax=None: v.plot_fleet(dict(zip(("round robin", "prefix aware"), fleets())), ax=ax),
     "fragmentation": lambda ax=None: v.plot_fragmentation([310, 95, 700, 41, 260, 512, 130, 77], block_size=16, max_len=1024,
                                                           ax=ax),
     "gpu_timeline": lambda ax=None: v.plot_gpu_timeline({"eager": (profiled(False), 0), "captured": (profiled(True), 0)},

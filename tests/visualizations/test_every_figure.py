@@ -24,7 +24,7 @@ UNITS = {
     "rounds": ("position of the token", "round"), "stretches": ("token slots of the KV cache", ""),
     "cache_occupancy": ("step", "blocks"), "checkpoint_file": ("place in the file (MB)", ""),
     "exponential_race": ("time of arrival: an exponential random time of rate p", ""), "overlap": ("milliseconds", ""),
-    "fragmentation": ("token slots of the KV cache", ""),
+    "fleet": ("seconds since the run began", "replica"), "fragmentation": ("token slots of the KV cache", ""),
     "gpu_timeline": ("milliseconds since the step began", ""), "latencies": ("milliseconds", "share of them this short"),
     "life_of_request": ("step", "tokens"), "memory_budget": ("memory of the device (GiB)", ""),
     "next_token": ("probability", ""),

@@ -1,0 +1,41 @@
+"""A Ray cluster to run on: the one that the environment names, or one that is started here."""
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import ray
+
+T = TypeVar("T")
+STARTS = 3
+
+
+def connect(num_cpus: int | None = None) -> None:
+    """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine, with its telemetry off. Does nothing when that
+    has been done. num_cpus: CPU cores that Ray believes it has, where it is started here."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not ray.is_initialized():
+        started_here = "RAY_ADDRESS" not in os.environ
+        patiently(lambda: ray.init(log_to_driver=False, num_cpus=num_cpus if started_here else None,
+                                   include_dashboard=False if started_here else None))
+
+
+def patiently(start: Callable[[], T]) -> T:
+    """`start()`, tried again when it fails: a Ray node ends itself when its agent process needs more than 15 seconds to
+    start, which it does on a busy machine, and much less the second time, when its files are in memory."""
+    for attempt in range(1, STARTS + 1):
+        try:
+            return start()
+        except Exception:
+            ray.shutdown()
+            if attempt == STARTS:
+                raise
+    raise AssertionError("not reached")
+
+
+def gpus_per_engine(asked: int | None) -> int:
+    """`asked`, or 1 where the cluster has GPUs and 0 where it has none."""
+    if asked is not None:
+        return asked
+    connect()
+    return int(ray.cluster_resources().get("GPU", 0) > 0)  # type: ignore[no-untyped-call]

@@ -21,7 +21,7 @@ __all__ = ["AsyncLLM", "AsyncRequest", "QueueFull", "RequestFailed"]
 class AsyncLLM:
     """An `LLM` to `await`: requests of all tasks run together in one engine, stepped by a thread of its own.
 
-    Owns that thread, and the LLM unless it was handed one: while an AsyncLLM is open, its LLM must not be used directly.
+    Owns that thread, and the LLM unless it was handed one. The LLM may be used meanwhile, from any thread: see there.
     A task that is cancelled, or leaves its stream early, aborts its request. An idle one uses no processor time.
     `await close()` (or leaving an `async with` block, or the last reference) ends the thread.
 
@@ -70,7 +70,8 @@ class AsyncLLM:
     async def generate(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> RequestOutput:
         """Serve one prompt, a text or token ids; for several, `asyncio.gather` several calls.
 
-        Raises InvalidRequest when it cannot be served, QueueFull when too many wait, RequestFailed when a step fails.
+        Raises InvalidRequest when it cannot be served, QueueFull when too many wait, RequestFailed when it makes a
+        step fail or its scores are not finite (NotFinite); other requests are not touched by that.
         """
         async with await self.submit(prompt, sampling_params, wants_deltas=False) as request:
             return await request.output()

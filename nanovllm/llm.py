@@ -25,12 +25,12 @@ from nanovllm.parallel.parallel_runner import ParallelRunner
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.serving.chat import render_chat
 from nanovllm.serving.request import Request
+from nanovllm.serving.stepping import step
 from nanovllm.serving.tokenizer import load_tokenizer, require_tokenizer
 from nanovllm.tracing.profiling import profiled
 from nanovllm.tracing.recorder import Recorder
 from nanovllm.tracing.trace import Trace
 from nanovllm.utils.checks import check, check_keywords, check_request
-from nanovllm.utils.interrupts import uninterrupted
 from nanovllm.utils.numbers import plain
 from nanovllm.utils.torch_state import own_torch_state
 
@@ -53,6 +53,10 @@ class LLM:
     vocab_size], SamplingBatch) into token ids [num_rows] int64.
     `close()` (or leaving a `with` block, or the last reference) gives all its memory back.
 
+    Any number of threads may call it, and use it beside an AsyncLLM of it: their requests run together, whichever thread takes
+    a step takes it for all, and each gets what it would get alone. A stream that its owner leaves lying keeps nobody
+    waiting. `close` waits for the step at hand; calls that still run in other threads then raise RequestFailed.
+
     Raises InvalidArgument for a setting that cannot be served, CheckpointError for a folder that cannot be read, and
     EngineError when the cache does not fit on the device.
     """
@@ -73,7 +77,7 @@ class LLM:
             raise
         self.config = config
         # No atexit hook and no __del__: nothing but your own variables keeps an engine alive.
-        self._finalizer = weakref.finalize(self, _release, self.engine)
+        self._finalizer = weakref.finalize(self, self.engine.close)
 
     def __repr__(self) -> str:
         if not self._finalizer.alive:
@@ -99,18 +103,18 @@ class LLM:
         Raises InvalidRequest, before anything is queued, when any of them cannot be served. When the call is interrupted
         or fails, its requests are aborted and their blocks freed; the engine stays usable.
 
-        A prompt that cannot be served to its end, because the model's scores for it are not finite, does not cost the
-        others their outputs: its own has finish_reason "error" and says why in `error`, and a warning is logged. When all
-        fail, the first one's RequestFailed is raised.
+        A prompt that cannot be served to its end does not cost the others their outputs: its own has finish_reason "error"
+        and says why in `error`, and a warning is logged. When all fail, the first one's error is raised: NotFinite when the
+        model's scores hold a NaN or an infinity, and what the step raised when it is this request that makes steps fail.
         """
         requests = self._requests(prompts, sampling_params, priority)
         try:
-            with uninterrupted():
+            with self.engine.turn:
                 for request in requests:
                     request.submit()
             self._run(requests, use_tqdm)
         finally:
-            _abort(requests)
+            self._abort(requests)
         _report_failures(requests)
         return [request.output() for request in requests]
 
@@ -126,8 +130,8 @@ class LLM:
         """Yield text as it is generated: pieces of text for one prompt; (index, piece) for a list served together.
 
         A piece never splits a character, nor holds the beginning of a stop string. Raises as `generate` does, and for
-        n > 1; leaving the loop early aborts what still runs. When a prompt fails, the others go on, and its
-        RequestFailed is raised after their last piece.
+        n > 1; leaving the loop early aborts what still runs. When a prompt fails, the others go on, and
+        its error is raised after their last piece.
         """
         requests = self._requests(prompts, sampling_params)
         require_tokenizer(self.tokenizer, self.config.model, "stream")
@@ -188,11 +192,13 @@ class LLM:
     def _run(self, requests: list[Request], use_tqdm: bool) -> None:
         """Step the engine until all of them have ended."""
         watched = any(request.watches_text for request in requests)
-        generated = 0
+        generated, seen, num_ended = 0, self.engine.num_steps, -1
         with tqdm(total=len(requests), desc="Generating", unit=" requests", disable=not use_tqdm, dynamic_ncols=True) as bar:
             while requests:
-                if not (self.engine.step() or watched) and self.engine.has_unfinished:
+                seen = step(self.engine, seen)
+                if not watched and num_ended == self.engine.num_ended:
                     continue  # no request ended: text is made once, at the end, unless it may end the request
+                num_ended = self.engine.num_ended
                 for request in requests:
                     if request.watches_text or request.has_run:
                         request.advance()
@@ -203,23 +209,30 @@ class LLM:
                 requests = [request for request in requests if not request.is_finished]
 
     def _stream(self, requests: list[Request]) -> Iterator[tuple[int, str]]:
+        seen = self.engine.num_steps
         try:
-            for request in requests:
-                request.submit()
+            with self.engine.turn:
+                for request in requests:
+                    request.submit()
             open_ = dict(enumerate(requests))
             while open_:
                 if not all(request.has_run for request in open_.values()):
-                    self.engine.step()
+                    seen = step(self.engine, seen)
                 for i, request in list(open_.items()):
                     pieces = [delta.text for delta in request.advance() if delta.text]
                     if request.is_finished:
                         del open_[i]
                     yield from ((i, piece) for piece in pieces)
         finally:
-            _abort(requests)
-        for request in requests:
-            if request.error:
-                raise request.error
+            self._abort(requests)
+        if errors := _errors(requests):
+            raise errors[0]
+
+    def _abort(self, requests: list[Request]) -> None:
+        """None of them stays behind in the engine, however the call that queued them ends."""
+        with self.engine.turn, ExitStack() as stack:  # which goes on when one of them raises
+            for request in requests:
+                stack.callback(request.abort)
 
     def _requests(self, prompts: str | Prompts, sampling_params: SamplingParams | PerPrompt | None,
                   priority: int | list[int] = 0) -> list[Request]:
@@ -271,15 +284,9 @@ def _make_drafter(config: Config, own: Drafter | None, num_blocks: int) -> Draft
     return None
 
 
-def _release(engine: LLMEngine) -> None:
-    engine.model_runner.close()
-    if engine.speculation:
-        engine.speculation.drafter.close()
-
-
 def _report_failures(requests: list[Request]) -> None:
     """Raise when all of them failed; warn when some did."""
-    errors = [request.error for request in requests if request.error is not None]
+    errors = _errors(requests)
     if errors and len(errors) == len(requests):
         raise errors[0]
     if errors:
@@ -287,11 +294,9 @@ def _report_failures(requests: list[Request]) -> None:
                        len(requests), errors[0])
 
 
-def _abort(requests: list[Request]) -> None:
-    """None of them stays behind in the engine, however the call that queued them ends."""
-    with uninterrupted(), ExitStack() as stack:  # which goes on when one of them raises
-        for request in requests:
-            stack.callback(request.abort)
+def _errors(requests: list[Request]) -> list[BaseException]:
+    """What failed, of each that did: of a step that raised, the exception itself."""
+    return [request.error.__cause__ or request.error for request in requests if request.error is not None]
 
 
 def _forget_locals(error: BaseException | None) -> None:

@@ -79,7 +79,8 @@ FAULTS = {
 
 @pytest.mark.parametrize("n", [1, 6])
 @pytest.mark.parametrize("place", FAULTS)
-def test_an_exception_ends_the_call_and_nothing_else(llm, expected, monkeypatch, place, n):
+def test_an_exception_ends_the_call_at_most(llm, expected, monkeypatch, place, n, caplog):
+    """One that does not come again when the step is taken again ends nothing."""
     other = llm.engine.add_request([5, 6, 7], SamplingParams(temperature=0, max_tokens=40, ignore_eos=True))
     owner, name = FAULTS[place](llm)
     fault = RuntimeError(f"{place} broke")
@@ -88,11 +89,14 @@ def test_an_exception_ends_the_call_and_nothing_else(llm, expected, monkeypatch,
     with monkeypatch.context() as patch:
         # A method looked up on its class must get its object; on an object it is bound already.
         patch.setattr(owner, name, (lambda *a, **k: faulty(*a, **k)) if isinstance(owner, type) else faulty)
-        with pytest.raises(RuntimeError, match=f"{place} broke") as caught:
-            texts(llm)
-    assert caught.value is fault and faulty.left == 0
-    in_a_step = place not in ("a stop-string check", "the tokenizer")
-    assert any("which was rolled back" in note for note in getattr(fault, "__notes__", ())) == in_a_step
+        if place in ("a stop-string check", "the tokenizer"):
+            with pytest.raises(RuntimeError, match=f"{place} broke") as caught:
+                texts(llm)
+            assert caught.value is fault and not caplog.records
+        else:
+            assert texts(llm) == expected
+            assert "which was rolled back" in caplog.text and caplog.text.count("Traceback") == 1
+    assert faulty.left <= 0
     assert not other.is_finished, "a request of somebody else must not suffer"
     while not other.is_finished:
         llm.engine.step()
@@ -121,7 +125,7 @@ def test_an_observer_that_breaks(llm, expected, n):
     assert_as_good_as_new(llm, expected)
 
 
-def interrupt_at(line_number: int, files=("/engine/", "llm.py", "/serving/request.py")) -> list[str]:
+def interrupt_at(line_number: int, files=("/engine/", "llm.py", "/serving/")) -> list[str]:
     """Have SIGINT arrive when the package comes to its `line_number`-th line from now on; returns where that was."""
     count, where = 0, []
 
@@ -220,8 +224,7 @@ def test_a_fault_while_rows_run(from_rows, monkeypatch, place, n):
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, place, failing)
-        with pytest.raises(torch.OutOfMemoryError):
-            texts(from_rows)
+        assert texts(from_rows) == expected
     assert_as_good_as_new(from_rows, expected)
 
 

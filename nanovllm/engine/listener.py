@@ -30,14 +30,14 @@ class Listener(Protocol):
     one_step_at_a_time: the engine does not look ahead while it listens, so that queues and block tables,
         too, are those after the step that has just ended. Otherwise they may already include the one in flight.
 
-    It is called inside the engine's calls, in the thread that makes them: it should be quick, and what it raises comes out
-    of that call.
+    It is called inside the engine's calls, in the thread that makes them, by one thread at a time: it should be quick, and
+    what it raises comes out of that call.
     """
 
     one_step_at_a_time: bool
 
     def joined(self, seq: Sequence) -> None:
-        """A request was queued."""
+        """A request was queued, or was there already when this began to listen."""
 
     def ended(self, seq: Sequence) -> None:
         """A request was ended between two steps. Those that end in a step stand in its `finished`."""

@@ -7,7 +7,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,12 +20,16 @@ from nanovllm.engine.runner import Runner
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
+from nanovllm.engine.turn import Turn
+from nanovllm.errors import RequestFailed
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.speculative_config import SpeculativeConfig
 from nanovllm.utils.checks import check, check_request
-from nanovllm.utils.interrupts import uninterrupted
+from nanovllm.utils.interrupts import interruptible, uninterrupted
 from nanovllm.utils.numbers import as_token_ids, plain
 
+T = TypeVar("T")
+CLOSED = "the engine was closed while it had requests; make a new one"
 # What one more token costs in a step of one: on an H200 with 8B parameters, on a CPU with the offline model.
 TOKEN_COST = {"cuda": 0.005, "cpu": 0.03}
 
@@ -48,8 +52,11 @@ class LLMEngine:
     With `async_scheduling` it looks ahead: step n + 1 is scheduled and launched while step n runs. A scheduler with a
     `schedule` or `update` of its own is always given one step at a time.
 
+    Any thread may call it: one is inside at a time (see `Turn`), and a step advances everybody's requests.
+
     drafter: guesses tokens for sequences that decode, so that one step may draw several (see `drafts`). While some sequence
         drafts, there is one step at a time.
+    num_steps, num_ended, num_failed_steps: steps taken, requests that have ended, and steps that were rolled back.
     """
 
     def __init__(self, config: Config, runner: Runner, scheduler_cls: Callable[..., Scheduler] = Scheduler,
@@ -71,7 +78,10 @@ class LLMEngine:
             self.speculation = Speculation(drafter, self.scheduler, config.speculative_config or SpeculativeConfig(),
                                            config.hf_config.vocab_size, TOKEN_COST[config.device.type], self._looks_ahead)
         self._in_flight: deque[_StepInFlight] = deque()
-        self.num_steps = 0
+        self.turn = Turn()
+        self.is_closed = self._is_stepping = False
+        self._deferred: list[Callable[[], Any]] = []  # what was asked for in the middle of a step, by its own thread
+        self.num_steps = self.num_ended = self.num_failed_steps = 0
         self._ids = itertools.count()
         self._seeds = random.Random(config.seed)  # for requests without one
         self._listeners: list[Listener] = []
@@ -121,21 +131,20 @@ class LLMEngine:
 
     def enqueue(self, seq: Sequence) -> None:
         """Queue a sequence that `new_sequence` made; from now on `step` fills it."""
-        with uninterrupted():
+        with self.turn:
+            if self.is_closed:
+                raise RequestFailed(CLOSED)
             self.scheduler.add(seq)
-        for listener in self._listeners:
-            listener.joined(seq)
+            for listener in self._listeners:
+                listener.joined(seq)
 
     def abort(self, seq_id: int, reason: str = "abort") -> Sequence | None:
         """End a request now and free its blocks; None when it has already ended. reason: see `Scheduler.abort`."""
-        with uninterrupted():
-            seq = self.scheduler.abort(seq_id, reason)
-        if seq is not None:
-            if self.speculation:
-                self.speculation.forget(seq_id)
-            for listener in self._listeners:
-                listener.ended(seq)
-        return seq
+        return self._between_steps(lambda: self._abort(seq_id, reason))
+
+    def close(self) -> None:
+        """Free the weights and the cache, after the step at hand; no other follows. May be called any number of times."""
+        self._between_steps(self._close)
 
     def step(self) -> list[Sequence]:
         """Take in the next step's tokens; returns the sequences that they end.
@@ -145,17 +154,46 @@ class LLMEngine:
 
         An exception, an interrupt too, rolls all steps in flight back: their sequences keep their blocks and can run
         again or be aborted. Interrupts come between the phases, or while the model runs, but never in the bookkeeping.
+        Raises RequestFailed once the engine is closed.
         """
+        return self._take_step(None)
+
+    def run(self, batch: ScheduledBatch) -> list[Sequence]:
+        """As `step`, with `batch`, which the scheduler made, or some of its items, while no step is in flight."""
+        return self._take_step(batch)
+
+    def _take_step(self, given: ScheduledBatch | None) -> list[Sequence]:
+        with self.turn:
+            if self.is_closed:
+                raise RequestFailed(CLOSED)
+            self._is_stepping = True
+            try:
+                with interruptible():
+                    ended = self._step(given)
+            finally:
+                self._is_stepping = False
+                while self._deferred:
+                    self._deferred.pop(0)()
+            if ended is None:
+                return []
+            self.num_ended += len(ended.finished)
+            for listener in self._listeners:
+                listener.stepped(ended)
+            self.num_steps += 1
+            return ended.finished
+
+    def _step(self, given: ScheduledBatch | None) -> Step | None:
+        """None when there was nothing to run."""
         try:
-            while len(self._in_flight) < self._depth:
+            while len(self._in_flight) < (self._depth if given is None else 1):
                 timestamps = [time.perf_counter()]
                 with uninterrupted():
                     for step in self._in_flight:
                         self.scheduler.advance(step.batch)
-                if self.speculation:
+                if self.speculation and given is None:
                     self.speculation.propose()
                 with uninterrupted():
-                    batch = self.scheduler.schedule()
+                    batch = self.scheduler.schedule() if given is None else given
                 timestamps.append(time.perf_counter())
                 if not batch.items:
                     self._check_progress(batch)
@@ -164,7 +202,7 @@ class LLMEngine:
                 timestamps.append(time.perf_counter())
                 self._in_flight.append(_StepInFlight(batch, launched, timestamps))
             if not self._in_flight:
-                return []
+                return None
             oldest = self._in_flight[0]
             token_ids = self.model_runner.collect(oldest.launched)
             oldest.timestamps.append(time.perf_counter())
@@ -178,15 +216,37 @@ class LLMEngine:
         except BaseException as error:
             with uninterrupted():
                 self._roll_back()
+                self.num_failed_steps += 1
             error.add_note(f"in step {self.num_steps} of {self!r}, which was rolled back")
             raise
         if all(item.seq.is_finished for later in self._in_flight for item in later.batch.items):
             self._in_flight.clear()  # its tokens are of no use
-        ended = Step(self.num_steps, oldest.batch, token_ids, finished, oldest.timestamps)
-        for listener in self._listeners:
-            listener.stepped(ended)
-        self.num_steps += 1
-        return finished
+        return Step(self.num_steps, oldest.batch, token_ids, finished, oldest.timestamps)
+
+    def _between_steps(self, call: Callable[[], T]) -> T | None:
+        """Call it when it is our turn; None when that is later: a finalizer may come in the middle of its thread's own step."""
+        with self.turn:
+            if self._is_stepping:
+                self._deferred.append(call)
+                return None
+            return call()
+
+    def _abort(self, seq_id: int, reason: str) -> Sequence | None:
+        seq = self.scheduler.abort(seq_id, reason)
+        if seq is not None:
+            self.num_ended += 1
+            if self.speculation:
+                self.speculation.forget(seq_id)
+            for listener in self._listeners:
+                listener.ended(seq)
+        return seq
+
+    def _close(self) -> None:
+        if not self.is_closed:
+            self.is_closed = True
+            self.model_runner.close()
+            if self.speculation:
+                self.speculation.drafter.close()
 
     @property
     def _depth(self) -> int:
@@ -209,15 +269,20 @@ class LLMEngine:
         self.model_runner.reset()
 
     def attach(self, listener: Listener) -> None:
-        """Tell `listener` of every request and step from now on, until `detach`."""
-        self._listeners = [*self._listeners, listener]  # a new list: one of them may be running through the old one
+        """Tell `listener` of every request and step from now on, until `detach`; first, of the requests that are there."""
+        with self.turn:
+            for seq in (*self.scheduler.running, *self.scheduler.waiting):
+                listener.joined(seq)
+            self._listeners = [*self._listeners, listener]  # a new list: one of them may be running through the old one
 
     def detach(self, listener: Listener) -> None:
-        self._listeners = [other for other in self._listeners if other is not listener]
+        with self.turn:
+            self._listeners = [other for other in self._listeners if other is not listener]
 
     def check_integrity(self) -> None:
         """Raise RuntimeError unless queues, block tables and reference counts agree."""
-        self.scheduler.check_integrity()
+        with self.turn:
+            self.scheduler.check_integrity()
 
     @staticmethod
     def _record_times(step: _StepInFlight) -> None:

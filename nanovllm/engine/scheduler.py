@@ -278,7 +278,8 @@ class Scheduler:
         batch.preemption_reasons[seq.seq_id] = reason
 
     def _finish(self, seq: Sequence, reason: str) -> None:
-        seq.status, seq.finish_reason = SequenceStatus.FINISHED, reason
+        seq.finish_reason = reason
+        seq.status = SequenceStatus.FINISHED  # last: another thread may look at it, and then takes all the rest
         self.block_manager.free(seq)
 
     def _finish_reason(self, seq: Sequence) -> str | None:

@@ -9,6 +9,7 @@ from nanovllm.engine.sequence import SequenceStatus
 from nanovllm.errors import QueueFull, RequestFailed
 from nanovllm.outputs import RequestOutput
 from nanovllm.serving.request import Delta, Request
+from nanovllm.serving.stepping import step
 
 
 class RequestHandle(Protocol):
@@ -33,7 +34,7 @@ class RequestUpdate(NamedTuple, Generic[Handle]):
 class EngineThread(Generic[Handle]):
     """Steps one engine in a background thread.
 
-    Owns the thread and, from then on, the engine: no other thread may call it. `submit`, `abort` and `stop` may be called
+    Owns the thread; the engine may be used by other threads beside it. `submit`, `abort` and `stop` may be called
     from any thread; they queue a command, and the thread runs its commands between two steps. Updates go out through
     `deliver`, which the thread calls once per step. It knows neither asyncio nor HTTP.
 
@@ -50,6 +51,7 @@ class EngineThread(Generic[Handle]):
         self._handles: dict[Handle, None] = {}  # in order of arrival
         self._updates: list[RequestUpdate[Handle]] = []
         self._stopping = False
+        self._num_steps_seen = engine.num_steps
         self._error: BaseException | None = None
         self.num_queued = 0
         self._thread = threading.Thread(target=self._run, name="nanovllm-engine", daemon=True)
@@ -61,7 +63,7 @@ class EngineThread(Generic[Handle]):
 
     def check_room(self, num_samples: int) -> None:
         """Raise QueueFull unless so many samples may still be queued; RequestFailed when nothing is served any more."""
-        if not self.is_alive:
+        if not self.is_alive or self._engine.is_closed:
             raise RequestFailed("the engine was closed; make a new one") from self._error
         if self._max_queued is not None and self.num_queued + num_samples > self._max_queued:
             raise QueueFull(f"{self.num_queued} samples wait and {num_samples} more would pass max_queued={self._max_queued}; "
@@ -86,14 +88,15 @@ class EngineThread(Generic[Handle]):
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        if threading.current_thread() is not self._thread:
+        # A finalizer may come in a step of any thread, for whose end ours may be waiting.
+        if threading.current_thread() is not self._thread and not self._engine.turn.is_ours:
             self._thread.join()
 
     def _run(self) -> None:
         reason = "the engine was closed"
         try:
             while self._run_commands():
-                if self._engine.has_unfinished:
+                if self._handles:
                     self._step()
                 self._collect_updates()
                 self._deliver_updates()
@@ -107,32 +110,42 @@ class EngineThread(Generic[Handle]):
         self._deliver_updates()
 
     def _run_commands(self) -> bool:
-        """Wait for commands or unfinished requests, and run the commands. False once `stop` was called."""
+        """Wait for commands or requests of ours, and run the commands. False once `stop` was called."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._commands or self._engine.has_unfinished)
+            self._changed.wait_for(lambda: self._stopping or self._commands or self._handles)
             if self._stopping:
                 return False
             commands, self._commands = self._commands, []
-        for command, handle in commands:
-            try:
-                if command == "submit":
-                    self._handles[handle] = None
-                    handle.request.submit()
-                elif handle in self._handles:
-                    handle.request.abort()
-            except Exception as error:
-                self._fail(handle, _failed(f"the request could not be queued: {error!r}", error))
+        if commands:
+            with self._engine.turn:  # one for all of them
+                for command, handle in commands:
+                    self._run_command(command, handle)
         return True
 
-    def _step(self) -> None:
-        """One step. When it fails, so do the requests that were in it; those that still wait keep their place."""
+    def _run_command(self, command: str, handle: Handle) -> None:
         try:
-            self._engine.step()
+            if command == "submit":
+                self._handles[handle] = None
+                handle.request.submit()
+            elif handle in self._handles:
+                handle.request.abort()
         except Exception as error:
+            self._fail(handle, _failed(f"the request could not be queued: {error!r}", error))
+
+    def _step(self) -> None:
+        """One step. When nobody can tell whose fault it is that it fails, all requests that were in it fail.
+
+        Those that still wait keep their place.
+        """
+        try:
+            self._num_steps_seen = step(self._engine, self._num_steps_seen)
+        except Exception as error:
+            if self._engine.is_closed:
+                for handle in list(self._handles):
+                    self._fail(handle, _failed(str(error), error))
+                return
             affected = [handle for handle in self._handles
                         if any(seq.status is SequenceStatus.RUNNING for seq in handle.request.sequences)]
-            if not (affected or self._handles):
-                raise  # the engine fails without any request of ours, and would do so for ever
             for handle in affected or list(self._handles):
                 self._fail(handle, _failed(f"a step of the engine failed: {error!r}", error))
 
@@ -146,7 +159,10 @@ class EngineThread(Generic[Handle]):
                     continue
                 is_due = handle.wants_deltas or request.watches_text or request.has_run
                 deltas = request.advance() if is_due else []
-                output = request.output() if request.is_finished else None
+                output = None
+                if request.is_finished:
+                    with self._engine.turn:  # in a step of another thread, its last time stamp may be still to come
+                        output = request.output()
             except Exception as error:
                 self._fail(handle, _failed(f"the request's text could not be made: {error!r}", error))
                 continue

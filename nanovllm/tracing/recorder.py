@@ -28,8 +28,6 @@ class Recorder:
                        "token_budget": engine.config.max_num_batched_tokens, "max_num_seqs": engine.config.max_num_seqs,
                        "model": engine.config.model.name}
         trace.began = time.perf_counter()
-        for seq in (*engine.scheduler.running, *engine.scheduler.waiting):
-            trace.joined(seq)
         engine.attach(self)
 
     def close(self) -> None:

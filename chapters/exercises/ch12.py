@@ -212,7 +212,7 @@ def check_loop(MyLoop):
             count = next((i for i, pair in enumerate(zip(seq.output_token_ids, right)) if pair[0] != pair[1]), None)
             require(seq.output_token_ids == right, f"{where}: sequence {seq.seq_id} should get {right} and got "
                     f"{seq.output_token_ids}" + (f"; token {count} is the first that is wrong" if count is not None else "")
-                    + (". What the steps under way had counted as computed was not taken back." if faults else "."))
+                    + (". What the steps in flight had counted as computed was not taken back." if faults else "."))
         require(sorted(s.seq_id for s in ended) == [s.seq_id for s in seqs], f"{where}: step told of "
                 f"{sorted(s.seq_id for s in ended)} as finished; each of {[s.seq_id for s in seqs]} ends once.")
         require(faults or device.told[:3] == ["launch", "launch", "collect"], "the device was told "

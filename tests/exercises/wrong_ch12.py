@@ -72,7 +72,7 @@ class TakesNothingBack(MyLoop):
 
 class ForgetsWithoutUndoing(MyLoop):
     def clean_up(self):
-        self.under_way.clear()
+        self.in_flight.clear()
         self.runner.reset()
 
 

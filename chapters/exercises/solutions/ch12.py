@@ -35,7 +35,7 @@ class MyStop:
 class MyLoop:
     def __init__(self, scheduler, runner):
         self.scheduler, self.runner = scheduler, runner
-        self.under_way = deque()
+        self.in_flight = deque()
 
     def step(self):
         try:
@@ -45,23 +45,23 @@ class MyLoop:
             raise
 
     def risky_step(self):
-        while len(self.under_way) < 2:
-            for batch, _ in self.under_way:
+        while len(self.in_flight) < 2:
+            for batch, _ in self.in_flight:
                 self.scheduler.advance(batch)
             batch = self.scheduler.schedule()
             if not batch.items:
                 break
-            self.under_way.append((batch, self.runner.launch(batch)))
-        if not self.under_way:
+            self.in_flight.append((batch, self.runner.launch(batch)))
+        if not self.in_flight:
             return []
-        batch, launched = self.under_way[0]
+        batch, launched = self.in_flight[0]
         token_ids = self.runner.collect(launched)
-        self.under_way.popleft()
+        self.in_flight.popleft()
         return self.scheduler.update(batch, token_ids)
 
     def clean_up(self):
-        for batch, _ in reversed(self.under_way):
+        for batch, _ in reversed(self.in_flight):
             if batch.is_advanced:
                 self.scheduler.roll_back(batch)
-        self.under_way.clear()
+        self.in_flight.clear()
         self.runner.reset()

@@ -7,7 +7,8 @@ sentence about its field and not a line for every branch of a union.
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, WithJsonSchema
+from pydantic_core import CoreSchema, core_schema
 
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARACTERS = 4096
@@ -17,15 +18,29 @@ _TEXT = {"type": "string"}
 _TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 
 
-def only(*neutral: Any) -> AfterValidator:
-    """What validates a field that is not served: it may only hold a value that asks for nothing."""
-    def validate(value: Any) -> Any:
+class Only:
+    """Marks a field that is not served: it may only hold null, or one of the values that ask for nothing."""
+
+    def __init__(self, *neutral: Any):
+        self._neutral = neutral
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._validated, handler(source))
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, __: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"enum": [None, *self._neutral]}
+
+    def _validated(self, value: Any) -> Any:
         # 1 == True, and one of them may ask for something where the other does not.
         if value is not None and not any(value == each and isinstance(value, bool) == isinstance(each, bool)
-                                         for each in neutral):
+                                         for each in self._neutral):
             raise ValueError("this server does not offer it; leave it out")
         return value
-    return AfterValidator(validate)
+
+
+def limits(**bounds: float) -> Any:
+    """Says a number's limits in the OpenAPI document; SamplingParams holds it to them, and says more when it is beyond."""
+    return Field(json_schema_extra=dict(bounds))
 
 
 def is_text(value: Any) -> bool:
@@ -91,5 +106,5 @@ Content = Annotated[Any, AfterValidator(_content), WithJsonSchema({"anyOf": [
                                        "properties": {"type": {"const": "text"}, "text": _TEXT}}}]})]
 TokenIds = Annotated[list[int], BeforeValidator(_few)]
 LogitBias = Annotated[dict[str, float], BeforeValidator(_few)]
-Seed = Annotated[int | None, BeforeValidator(_seed)]
+Seed = Annotated[int | None, BeforeValidator(_seed), limits(minimum=-1, maximum=2**63 - 1)]
 """-1 is what many programs send for none."""

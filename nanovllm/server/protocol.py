@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nanovllm.sampling_params import MAX_LOGPROBS, SamplingParams
 from nanovllm.server.defaults import SamplingDefaults
-from nanovllm.server.fields import Content, LogitBias, Prompts, Seed, StopStrings, TokenIds, only
+from nanovllm.server.fields import Content, LogitBias, Only, Prompts, Seed, StopStrings, TokenIds, limits
 from nanovllm.utils.checks import check
 
 DEFAULT_MAX_TOKENS = 16  # of a completion, as in the OpenAI API; a chat's answer may take all the room there is
@@ -34,7 +34,7 @@ class Body(BaseModel):
 class StreamOptions(Body):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-    include_obfuscation: Annotated[bool | None, only(False)] = None
+    include_obfuscation: Annotated[bool | None, Only(False)] = None
 
 
 class GenerationRequest(Body):
@@ -49,14 +49,14 @@ class GenerationRequest(Body):
     default_max_tokens: ClassVar[int] = NO_LIMIT
 
     model: str | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    n: int | None = None
+    max_tokens: Annotated[int | None, limits(minimum=0)] = None
+    temperature: Annotated[float | None, limits(minimum=0, maximum=1e6)] = None
+    top_p: Annotated[float | None, limits(exclusiveMinimum=0, maximum=1)] = None
+    n: Annotated[int | None, limits(minimum=1)] = None
     stop: StopStrings = None
     seed: Seed = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    presence_penalty: Annotated[float | None, limits(minimum=-2, maximum=2)] = None
+    frequency_penalty: Annotated[float | None, limits(minimum=-2, maximum=2)] = None
     logit_bias: LogitBias | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -69,32 +69,32 @@ class GenerationRequest(Body):
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
 
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    min_tokens: int | None = None
+    top_k: Annotated[int | None, limits(minimum=-1, maximum=2**31 - 1)] = None
+    min_p: Annotated[float | None, limits(minimum=0, maximum=1)] = None
+    repetition_penalty: Annotated[float | None, limits(minimum=1e-6, maximum=1e6)] = None
+    min_tokens: Annotated[int | None, limits(minimum=0)] = None
     ignore_eos: bool | None = None
     stop_token_ids: TokenIds | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
-    prompt_logprobs: int | None = None
+    prompt_logprobs: Annotated[int | None, limits(minimum=0, maximum=MAX_LOGPROBS)] = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     add_special_tokens: bool | None = None
-    priority: int | None = None
+    priority: Annotated[int | None, limits(minimum=-100, maximum=100)] = None
     request_id: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
 
-    best_of: Annotated[int | None, only(1)] = None
-    use_beam_search: Annotated[bool | None, only(False)] = None
-    length_penalty: Annotated[float | None, only(1)] = None
-    early_stopping: Annotated[bool | None, only(False)] = None
-    spaces_between_special_tokens: Annotated[bool | None, only(True)] = None
-    truncation_side: Annotated[str | None, only("left")] = None
-    bad_words: Annotated[list[str] | None, only([])] = None
-    allowed_token_ids: Annotated[list[int] | None, only()] = None
-    cache_salt: Annotated[str | None, only("")] = None
-    structured_outputs: Annotated[dict[str, Any] | None, only({})] = None
+    best_of: Annotated[int | None, Only(1)] = None
+    use_beam_search: Annotated[bool | None, Only(False)] = None
+    length_penalty: Annotated[float | None, Only(1)] = None
+    early_stopping: Annotated[bool | None, Only(False)] = None
+    spaces_between_special_tokens: Annotated[bool | None, Only(True)] = None
+    truncation_side: Annotated[str | None, Only("left")] = None
+    bad_words: Annotated[list[str] | None, Only([])] = None
+    allowed_token_ids: Annotated[list[int] | None, Only()] = None
+    cache_salt: Annotated[str | None, Only("")] = None
+    structured_outputs: Annotated[dict[str, Any] | None, Only({})] = None
 
     @property
     def tokens_wanted(self) -> tuple[str, int | None]:
@@ -162,9 +162,9 @@ class CompletionRequest(GenerationRequest):
     default_max_tokens: ClassVar[int] = DEFAULT_MAX_TOKENS
 
     prompt: Prompts
-    logprobs: int | None = None
+    logprobs: Annotated[int | None, limits(minimum=0, maximum=MAX_LOGPROBS)] = None
     echo: bool | None = None
-    suffix: Annotated[str | None, only("")] = None
+    suffix: Annotated[str | None, Only("")] = None
 
     @property
     def num_logprobs(self) -> int | None:
@@ -195,11 +195,11 @@ class Message(Body):
     status: str | None = None
     weight: float | None = None
     cache_control: dict[str, Any] | None = None
-    audio: Annotated[Any, only()] = None
-    images: Annotated[list[Any] | None, only([])] = None
-    function_call: Annotated[Any, only()] = None
-    tool_calls: Annotated[list[Any] | None, only([])] = None
-    tool_call_id: Annotated[str | None, only("")] = None
+    audio: Annotated[Any, Only()] = None
+    images: Annotated[list[Any] | None, Only([])] = None
+    function_call: Annotated[Any, Only()] = None
+    tool_calls: Annotated[list[Any] | None, Only([])] = None
+    tool_call_id: Annotated[str | None, Only("")] = None
 
     def for_template(self) -> dict[str, str]:
         """The message as chat templates know it."""
@@ -216,27 +216,27 @@ class ChatCompletionRequest(GenerationRequest):
     """The body of POST /v1/chat/completions."""
 
     messages: list[Message]
-    max_completion_tokens: int | None = None
+    max_completion_tokens: Annotated[int | None, limits(minimum=0)] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     verbosity: str | None = None
 
-    echo: Annotated[bool | None, only(False)] = None
-    add_generation_prompt: Annotated[bool | None, only(True)] = None
-    continue_final_message: Annotated[bool | None, only(False)] = None
-    response_format: Annotated[dict[str, Any] | None, only({"type": "text"})] = None
-    tools: Annotated[list[Any] | None, only([])] = None
-    tool_choice: Annotated[Any, only("none", "auto")] = None
+    echo: Annotated[bool | None, Only(False)] = None
+    add_generation_prompt: Annotated[bool | None, Only(True)] = None
+    continue_final_message: Annotated[bool | None, Only(False)] = None
+    response_format: Annotated[dict[str, Any] | None, Only({"type": "text"})] = None
+    tools: Annotated[list[Any] | None, Only([])] = None
+    tool_choice: Annotated[Any, Only("none", "auto")] = None
     parallel_tool_calls: bool | None = None
-    functions: Annotated[list[Any] | None, only([])] = None
-    function_call: Annotated[Any, only("none", "auto")] = None
-    modalities: Annotated[list[str] | None, only(["text"])] = None
-    audio: Annotated[Any, only()] = None
-    prediction: Annotated[Any, only()] = None
-    reasoning_effort: Annotated[str | None, only()] = None
-    include_reasoning: Annotated[bool | None, only(True)] = None
-    web_search_options: Annotated[Any, only()] = None
+    functions: Annotated[list[Any] | None, Only([])] = None
+    function_call: Annotated[Any, Only("none", "auto")] = None
+    modalities: Annotated[list[str] | None, Only(["text"])] = None
+    audio: Annotated[Any, Only()] = None
+    prediction: Annotated[Any, Only()] = None
+    reasoning_effort: Annotated[str | None, Only()] = None
+    include_reasoning: Annotated[bool | None, Only(True)] = None
+    web_search_options: Annotated[Any, Only()] = None
 
     @property
     def tokens_wanted(self) -> tuple[str, int | None]:
@@ -260,9 +260,9 @@ class TokenizeRequest(Body):
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    add_generation_prompt: Annotated[bool | None, only(True)] = None
-    continue_final_message: Annotated[bool | None, only(False)] = None
-    tools: Annotated[list[Any] | None, only([])] = None
+    add_generation_prompt: Annotated[bool | None, Only(True)] = None
+    continue_final_message: Annotated[bool | None, Only(False)] = None
+    tools: Annotated[list[Any] | None, Only([])] = None
 
 
 class DetokenizeRequest(Body):

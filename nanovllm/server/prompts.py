@@ -1,17 +1,22 @@
 """From what a client sent to the tokens of a prompt."""
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from nanovllm.errors import InvalidRequest
 from nanovllm.llm import LLM
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, Message
+from nanovllm.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, Message, TokenizeRequest
 from nanovllm.serving.chat import OPTIONS, RESERVED
+from nanovllm.serving.chat_template import variables_of
 from nanovllm.serving.tokenizer import Tokenizer, require_tokenizer
 from nanovllm.utils.checks import check
 
 # A template is a program, and these are the tokenizer's own arguments; "messages" and the like are what it is given.
 NOT_VARIABLES = {*OPTIONS, *RESERVED, "self", "kwargs"}
+
+
+_variables_of = lru_cache(maxsize=4)(variables_of)
 
 
 class EncodedPrompt(NamedTuple):
@@ -46,7 +51,7 @@ class PromptEncoder:
 
     def chat(self, body: ChatCompletionRequest) -> EncodedPrompt:
         """The prompt that the model's chat template makes of a conversation."""
-        text = self.render(body.messages, body.chat_template_kwargs or {})
+        text = self.render(body, body.messages)
         return self._fit(text, self.encode(text, bool(body.add_special_tokens)), body)
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
@@ -69,18 +74,18 @@ class PromptEncoder:
         """The tokens as the vocabulary writes them."""
         return self._tokenizer().convert_ids_to_tokens(token_ids)
 
-    def render(self, messages: list[Message], variables: dict[str, Any]) -> str:
-        """The text that the chat template makes of a conversation. variables: what else the template is to know."""
+    def render(self, body: ChatCompletionRequest | TokenizeRequest, messages: list[Message]) -> str:
+        """The text that the chat template makes of a conversation. Variables that it does not read change nothing."""
+        variables = body.chat_template_kwargs or {}
         for name in variables:
             check(name not in NOT_VARIABLES, "chat_template_kwargs", name, "a variable of the model's chat template",
                   "leave it out")
-        try:
-            return self._llm.render_chat([message.for_template() for message in messages], **variables)
-        except ValueError:
-            raise
-        except Exception as error:  # a template is a program that comes with the model, and reads what the client wrote
-            raise InvalidRequest(f"The model's chat template cannot render this conversation: {error or type(error).__name__}"
-                                 ) from error
+        options: dict[str, Any] = {name: value for name in ("add_generation_prompt", "continue_final_message")
+                                   if (value := getattr(body, name)) is not None}
+        template = getattr(self._tokenizer(), "chat_template", None)
+        if variables and isinstance(template, str):  # a warning for each that it does not read would fill the log
+            variables = {name: value for name, value in variables.items() if name in _variables_of(template)}
+        return self._llm.render_chat([message.for_template() for message in messages], **options, **variables)
 
     def _fit(self, text: str | None, token_ids: list[int], body: GenerationRequest) -> EncodedPrompt:
         """A prompt as short as the client wants it, if it can be served."""

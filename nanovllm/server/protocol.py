@@ -221,10 +221,10 @@ class ChatCompletionRequest(GenerationRequest):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     verbosity: str | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
     echo: Annotated[bool | None, Only(False)] = None
-    add_generation_prompt: Annotated[bool | None, Only(True)] = None
-    continue_final_message: Annotated[bool | None, Only(False)] = None
     response_format: Annotated[dict[str, Any] | None, Only({"type": "text"})] = None
     tools: Annotated[list[Any] | None, Only([])] = None
     tool_choice: Annotated[Any, Only("none", "auto")] = None
@@ -260,8 +260,8 @@ class TokenizeRequest(Body):
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    add_generation_prompt: Annotated[bool | None, Only(True)] = None
-    continue_final_message: Annotated[bool | None, Only(False)] = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     tools: Annotated[list[Any] | None, Only([])] = None
 
 

@@ -4,7 +4,9 @@ import asyncio
 import ipaddress
 import math
 import socket
+import time
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -91,8 +93,8 @@ def say_what_is_served(state: ServerState, engine_settings: dict[str, Any]) -> N
 class Server(uvicorn.Server):
     """uvicorn, except that requests which still run when the grace is over are ended by us, so that each gets an answer.
 
-    app: what `create_app` made. shutdown_seconds: the grace, from SIGINT or SIGTERM on. receive_seconds: see
-    `TimedProtocol`.
+    app: what `create_app` made. shutdown_seconds: the grace, from SIGINT or SIGTERM on; a second signal ends it.
+    receive_seconds: see `TimedProtocol`.
     """
 
     def __init__(self, app: FastAPI, shutdown_seconds: float, log_level: str, receive_seconds: float = 60):
@@ -101,6 +103,13 @@ class Server(uvicorn.Server):
         super().__init__(uvicorn.Config(app, log_level=log_level, timeout_graceful_shutdown=int(shutdown_seconds) + 5,
                                         http=protocol))
         self._llm, self._shutdown_seconds = app.state.server.llm, shutdown_seconds
+        self._hurries = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and not self._hurries:  # uvicorn would leave at once, with a traceback for every connection
+            self._hurries = True
+        else:
+            super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -116,7 +125,9 @@ class Server(uvicorn.Server):
             ending.cancel()
 
     async def _end_requests(self) -> None:
-        await asyncio.sleep(self._shutdown_seconds)
+        deadline = time.monotonic() + self._shutdown_seconds
+        while time.monotonic() < deadline and not self._hurries:
+            await asyncio.sleep(0.05)
         await self._llm.close()
 
 

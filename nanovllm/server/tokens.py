@@ -22,7 +22,7 @@ async def tokenize(body: TokenizeRequest, state: State) -> TokenizeBody:
 
     def encode() -> list[int]:
         if body.messages is not None:
-            text, special = state.encoder.render(body.messages, body.chat_template_kwargs or {}), bool(body.add_special_tokens)
+            text, special = state.encoder.render(body, body.messages), bool(body.add_special_tokens)
         else:
             text, special = body.prompt or "", body.add_special_tokens is not False
         return state.encoder.encode(text, special)

@@ -3,13 +3,19 @@
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 
+import httpx
 import pytest
 from openai import OpenAI
 
 from nanovllm import LLM, AsyncLLM
 from nanovllm.server.app import create_app
 from nanovllm.server.run import Server, bind
+
+# Each call a connection of its own, and more patience than httpx has by itself: the machine may be busy.
+http = SimpleNamespace(**{name: partial(getattr(httpx, name), timeout=60) for name in ("get", "post", "options")})
 
 
 class Running:

@@ -5,10 +5,11 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
 
 from nanovllm import SamplingParams
+
+from .conftest import http
 
 PROMPT = "Once upon a time a fox"
 MESSAGES = [{"role": "system", "content": "You tell stories."}, {"role": "user", "content": "Tell me about a hen and a bell."}]
@@ -75,7 +76,7 @@ def test_usage_comes_last_in_a_stream_that_asks_for_it(client, story):
 
 
 def test_the_stream_on_the_wire_is_server_sent_events(server):
-    reply = httpx.post(f"{server.url}/v1/completions", json=GREEDY | {"prompt": PROMPT, "stream": True})
+    reply = http.post(f"{server.url}/v1/completions", json=GREEDY | {"prompt": PROMPT, "stream": True})
     assert reply.headers["content-type"].startswith("text/event-stream")
     events = reply.text.split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]
@@ -145,7 +146,7 @@ def test_models_and_health(client, server):
     model, = client.models.list().data
     assert model.id == "offline" == client.models.retrieve("offline").id
     assert model.max_model_len == server.llm.config.max_model_len
-    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    assert http.get(f"{server.url}/health").json() == {"status": "ok"}
 
 
 def test_logprobs_of_completions(client, llm, story):

@@ -3,19 +3,18 @@
 import json
 import re
 
-import httpx
 import pytest
 
 from nanovllm import SamplingParams
 
-from .conftest import running_server
+from .conftest import http, running_server
 
 PROMPT = "Once upon a time a fox"
 MESSAGES = [{"role": "user", "content": "Tell me about a hen."}]
 
 
 def post(server, path, body, **request):
-    reply = httpx.post(f"{server.url}{path}", json=body, timeout=60, **request)
+    reply = http.post(f"{server.url}{path}", json=body, **request)
     assert reply.status_code == 200, reply.text
     return reply.json()
 
@@ -25,7 +24,7 @@ def chat(server, **fields):
 
 
 def events(server, path, body) -> list[dict]:
-    reply = httpx.post(f"{server.url}{path}", json=body | {"stream": True}, timeout=60)
+    reply = http.post(f"{server.url}{path}", json=body | {"stream": True})
     assert reply.status_code == 200, reply.text
     *chunks, done, end = reply.text.split("\n\n")
     assert (done, end) == ("data: [DONE]", "")
@@ -91,6 +90,34 @@ def test_names_and_reasoning_reach_the_template(server, monkeypatch):
     assert server.llm.tokenizer.decode(tokens) == "[Ann||a][|r|b][||c]"
 
 
+@pytest.mark.filterwarnings("error")
+def test_variables_of_the_template(server, monkeypatch):
+    assert chat(server, chat_template_kwargs={"enable_thinking": False, "x": [1]})["choices"] == chat(server)["choices"]
+    monkeypatch.setattr(server.llm.tokenizer, "chat_template", "{{ messages[0].content }}{% if quiet %} quietly{% endif %}")
+    for variables, text in (({"quiet": True}, "Tell me about a hen. quietly"), ({"loud": True}, "Tell me about a hen.")):
+        ids = post(server, "/tokenize", {"messages": MESSAGES, "chat_template_kwargs": variables})["tokens"]
+        assert server.llm.tokenizer.decode(ids) == text
+
+
+def test_a_begun_answer_goes_on(server):
+    tokenizer, begun = server.llm.tokenizer, [*MESSAGES, {"role": "assistant", "content": "A hen lived in"}]
+
+    def tokens(**how):
+        return post(server, "/tokenize", {"messages": begun} | how)["tokens"]
+
+    open_text = tokenizer.decode(tokens(continue_final_message=True))
+    assert open_text.endswith("A hen lived in")
+    assert tokenizer.decode(tokens(add_generation_prompt=False)).count("assistant") == 1
+    assert tokenizer.decode(tokens()).count("assistant") == 2
+    answer = chat(server, messages=begun, continue_final_message=True)
+    assert answer["usage"]["prompt_tokens"] == len(tokens(continue_final_message=True))
+    whole = post(server, "/v1/completions", {"prompt": tokens(continue_final_message=True), "temperature": 0, "max_tokens": 6})
+    assert answer["choices"][0]["message"]["content"] == whole["choices"][0]["text"]
+    reply = http.post(f"{server.url}/v1/chat/completions", json={"messages": begun, "continue_final_message": True,
+                                                                  "add_generation_prompt": True})
+    assert reply.status_code == 400 and reply.json()["error"]["param"] == "add_generation_prompt"
+
+
 def test_usage_in_every_chunk(server):
     """What guidellm sends always: the usage so far beside every piece."""
     for path, body in (("/v1/completions", {"prompt": PROMPT}), ("/v1/chat/completions", {"messages": MESSAGES})):
@@ -131,17 +158,17 @@ def test_the_models_own_sampling_defaults_hold_where_a_request_is_silent(llm, se
 
 def test_request_ids(server):
     body = {"prompt": PROMPT, "max_tokens": 1}
-    reply = httpx.post(f"{server.url}/v1/completions", json=body, headers={"X-Request-Id": "mine-1"})
+    reply = http.post(f"{server.url}/v1/completions", json=body, headers={"X-Request-Id": "mine-1"})
     assert reply.headers["x-request-id"] == "mine-1" and reply.json()["id"] == "cmpl-mine-1"
-    assert httpx.post(f"{server.url}/v1/completions", json=body | {"request_id": "own"}).json()["id"] == "cmpl-own"
-    reply = httpx.post(f"{server.url}/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 1})
+    assert http.post(f"{server.url}/v1/completions", json=body | {"request_id": "own"}).json()["id"] == "cmpl-own"
+    reply = http.post(f"{server.url}/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 1})
     made = reply.headers["x-request-id"]
     assert re.fullmatch("[0-9a-f]{32}", made) and reply.json()["id"] == f"chatcmpl-{made}"
     for odd in ("x" * 129, "two words", ""):  # a log line and a header must be able to carry it
-        reply = httpx.get(f"{server.url}/health", headers={"X-Request-Id": odd})
+        reply = http.get(f"{server.url}/health", headers={"X-Request-Id": odd})
         assert re.fullmatch("[0-9a-f]{32}", reply.headers["x-request-id"])
-    for status, reply in ((404, httpx.get(f"{server.url}/nothing", headers={"X-Request-Id": "a"})),
-                          (400, httpx.post(f"{server.url}/v1/completions", json={}, headers={"X-Request-Id": "a"}))):
+    for status, reply in ((404, http.get(f"{server.url}/nothing", headers={"X-Request-Id": "a"})),
+                          (400, http.post(f"{server.url}/v1/completions", json={}, headers={"X-Request-Id": "a"}))):
         assert (reply.status_code, reply.headers["x-request-id"]) == (status, "a")
     first, *_ = events(server, "/v1/completions", body | {"request_id": "streamed"})
     assert first["id"] == "cmpl-streamed"

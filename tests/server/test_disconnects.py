@@ -8,13 +8,12 @@ import subprocess
 import sys
 import threading
 
-import httpx
 import openai
 import pytest
 
 from nanovllm.server import command
 
-from .conftest import running_server
+from .conftest import http, running_server
 
 ENDLESS = {"model": "offline", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 1500, "ignore_eos": True}
 MINE = {key: value for key, value in ENDLESS.items() if key != "ignore_eos"} | {"extra_body": {"ignore_eos": True}}
@@ -79,7 +78,7 @@ def test_a_failing_step_is_a_500_an_error_event_and_nothing_more(server, client,
             client.completions.create(**MINE)
         with pytest.raises(openai.APIError, match="the model broke"):
             list(client.completions.create(stream=True, **MINE))
-    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert http.get(f"{server.url}/health").status_code == 200
     assert client.completions.create(model="offline", prompt="Hello", max_tokens=2).usage.completion_tokens == 2
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from nanovllm.server.guard import is_allowed
 
-from .conftest import running_server
+from .conftest import http, running_server
 
 BODY = {"prompt": "Hello", "max_tokens": 1}
 
@@ -21,22 +21,22 @@ def test_any_case_of_the_scheme(llm):
         for header, status in (("Bearer Sesame", 200), ("bearer Sesame", 200), ("BEARER Sesame", 200), ("Bearer  Sesame", 200),
                                ("bearer sesame", 401), ("Sesame", 401), ("Basic Sesame", 401), ("Bearer", 401), ("", 401),
                                ("BearerSesame", 401), ("Bearer Sesame x", 401)):
-            assert httpx.get(f"{server.url}/v1/models", headers={"Authorization": header}).status_code == status, header
+            assert http.get(f"{server.url}/v1/models", headers={"Authorization": header}).status_code == status, header
         for path, status in (("/health", 200), ("/ping", 200), ("/metrics", 401), ("/load", 401), ("/version", 401),
                              ("/openapi.json", 401), ("/tokenize", 401), ("//health", 401), ("/health/", 401)):
-            assert httpx.get(f"{server.url}{path}").status_code == status, path
+            assert http.get(f"{server.url}{path}").status_code == status, path
 
 
 def test_metrics_may_be_open(llm):
     with running_server(llm, api_key="sesame", public_metrics=True) as server:
-        assert httpx.get(f"{server.url}/metrics").status_code == 200
-        assert httpx.get(f"{server.url}/v1/models").status_code == 401
+        assert http.get(f"{server.url}/metrics").status_code == 200
+        assert http.get(f"{server.url}/v1/models").status_code == 401
 
 
 def test_a_host_that_is_not_this_machine_is_refused(llm):
     with running_server(llm, allowed_hosts=("localhost", "127.0.0.1", "*.example.com")) as server:
         def ask(host):
-            return httpx.post(f"{server.url}/v1/completions", json=BODY, headers={"Host": host})
+            return http.post(f"{server.url}/v1/completions", json=BODY, headers={"Host": host})
 
         for host in ("localhost", "localhost:8000", "LOCALHOST", "127.0.0.1:1", "[::1]:8000", "app.localhost", "a.example.com"):
             assert ask(host).status_code == 200, host
@@ -61,22 +61,22 @@ def test_a_browser_of_an_allowed_origin_may_ask(llm):
                  "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang"}
     with running_server(llm, api_key="sesame", allowed_origins=["http://app.example"]) as server:
         url = f"{server.url}/v1/chat/completions"
-        reply = httpx.options(url, headers=preflight)
+        reply = http.options(url, headers=preflight)
         assert reply.status_code == 200 and reply.headers["access-control-allow-origin"] == "http://app.example"
         assert "authorization" in reply.headers["access-control-allow-headers"].lower()
         body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
         for key, status in (("Bearer sesame", 200), ("Bearer guess", 401)):  # a script must be able to read a refusal, too
-            reply = httpx.post(url, json=body, headers={"Origin": "http://app.example", "Authorization": key})
+            reply = http.post(url, json=body, headers={"Origin": "http://app.example", "Authorization": key})
             assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (status, "http://app.example")
             assert "x-request-id" in reply.headers["access-control-expose-headers"].lower()
-        assert httpx.options(url, headers=preflight | {"Origin": "http://evil.example"}).status_code == 400
-        reply = httpx.post(url, json=body, headers={"Origin": "http://evil.example", "Authorization": "Bearer sesame"})
+        assert http.options(url, headers=preflight | {"Origin": "http://evil.example"}).status_code == 400
+        reply = http.post(url, json=body, headers={"Origin": "http://evil.example", "Authorization": "Bearer sesame"})
         assert "access-control-allow-origin" not in reply.headers
     with running_server(llm) as server:  # by default no page but its own
-        reply = httpx.options(f"{server.url}/v1/chat/completions", headers=preflight)
+        reply = http.options(f"{server.url}/v1/chat/completions", headers=preflight)
         assert reply.status_code == 405 and "access-control-allow-origin" not in reply.headers
     with running_server(llm, allowed_origins=["*"]) as server:
-        reply = httpx.get(f"{server.url}/v1/models", headers={"Origin": "null"})
+        reply = http.get(f"{server.url}/v1/models", headers={"Origin": "null"})
         assert reply.headers["access-control-allow-origin"] == "*"
 
 
@@ -157,7 +157,7 @@ def test_whoever_keeps_the_time_is_served_whatever_it_takes(llm, gate):
 def test_hundreds_of_silent_connections_keep_nobody_waiting(llm):
     with running_server(llm, receive_seconds=2) as server:
         silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(300)]
-        assert httpx.post(f"{server.url}/v1/completions", json=BODY, timeout=10).status_code == 200
+        assert http.post(f"{server.url}/v1/completions", json=BODY, timeout=10).status_code == 200
         server.wait_until(lambda: not server.server.server_state.connections)
         for connection in silent:
             connection.close()

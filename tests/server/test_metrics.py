@@ -1,15 +1,14 @@
 """What Prometheus reads, through its own parser."""
 
-import httpx
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from .conftest import running_server
+from .conftest import http, running_server
 
 
 def scrape(server) -> dict[tuple, float]:
     """{(sample name, sorted labels): value}"""
-    reply = httpx.get(f"{server.url}/metrics")
+    reply = http.get(f"{server.url}/metrics")
     assert reply.headers["content-type"].startswith("text/plain")
     return {(sample.name, *sorted(sample.labels.items())): sample.value
             for family in text_string_to_metric_families(reply.text) for sample in family.samples}
@@ -22,7 +21,7 @@ def test_counters_and_histograms_follow_the_requests(llm):
         usages = [client.completions.create(model="offline", prompt="A hen met a fox and a bear", max_tokens=5).usage
                   for _ in range(2)]
         assert client.completions.with_raw_response.create(model="offline", prompt="x", max_tokens=1).status_code == 200
-        assert httpx.post(f"{server.url}/v1/completions", json={}).status_code == 400
+        assert http.post(f"{server.url}/v1/completions", json={}).status_code == 400
         after = scrape(server)
     assert after["nanovllm_generated_tokens_total",] == sum(usage.completion_tokens for usage in usages) + 1
     assert after["nanovllm_prompt_tokens_total",] >= sum(usage.prompt_tokens for usage in usages)
@@ -53,6 +52,6 @@ def test_gauges_show_what_runs_waits_and_owns_blocks(llm, monkeypatch):
 
 
 def test_openmetrics_for_those_who_ask(server):
-    reply = httpx.get(f"{server.url}/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    reply = http.get(f"{server.url}/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert reply.headers["content-type"].startswith("application/openmetrics-text")
     assert {"nanovllm_requests_running", "nanovllm_preemptions"} <= {family.name for family in parse_openmetrics(reply.text)}

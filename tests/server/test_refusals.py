@@ -2,11 +2,10 @@
 
 import json
 
-import httpx
 import openai
 import pytest
 
-from .conftest import running_server
+from .conftest import http, running_server
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
@@ -14,12 +13,12 @@ MESSAGES = [{"role": "user", "content": "Hello"}]
 def post(server, path, **request):
     if "json" in request:  # Python's own encoder, which escapes even what is no text
         request |= {"content": json.dumps(request.pop("json"))}
-    reply = httpx.post(f"{server.url}/v1/{path}", **{"headers": {"Content-Type": "application/json"}} | request)
+    reply = http.post(f"{server.url}/v1/{path}", **{"headers": {"Content-Type": "application/json"}} | request)
     return reply.status_code, reply.json()["error"]
 
 
 @pytest.mark.parametrize("field, value, says", [
-    ("temperature", -1, "[0, 1e+06]"), ("temperature", "hot", "number"), ("max_tokens", 0, "1 or more"),
+    ("temperature", -1, "0 or more"), ("temperature", "hot", "number"), ("max_tokens", 0, "1 or more"),
     ("max_tokens", 1.5, "integer"), ("top_p", 0, r"(0, 1]"), ("n", 0, "1 or more"), ("seed", -2, "2**63"),
     ("presence_penalty", 3, "[-2, 2]"), ("stop", [1], "a list of texts"), ("logprobs", 21, "0 to 20"),
     ("logit_bias", {"x": 1}, "token ids as keys"), ("logit_bias", {"999999": 1}, "vocabulary"),
@@ -28,7 +27,7 @@ def post(server, path, **request):
     ("prompt", "", "at least one character"), ("prompt", [], "none of them empty"), ("prompt", {"a": 1}, "a text"),
     ("prompt", ["a", [1]], "a list of texts"), ("prompt", [[]], "none of them empty"), ("prompt", [999999], "vocabulary"),
     ("prompt", [True], "a text"), ("prompt", None, "a text"), ("prompt", "word " * 5000, "max_model_len"),
-    ("prompt", "half \ud800 a pair", "a text"), ("temprature", 1, "unknown field"), ("top_k", -2, "[-1, 2**31)"),
+    ("prompt", "half \ud800 a pair", "a text"), ("temprature", 1, "unknown field"), ("top_k", -2, "-1 or more"),
     ("top_k", 2**63, "2**31"), ("top_k", 10**30, "2**31"), ("seed", 2**63, "2**63"), ("seed", True, "integer"),
     ("max_tokens", 10**12, "the room that a prompt of"), ("max_tokens", 2048, "the room that a prompt of"),
     ("min_tokens", 3, "max_tokens=2"), ("n", 10**9, "16384 at most"), ("n", 1025, "at most 1024"),
@@ -68,8 +67,8 @@ def test_a_bad_field_of_a_completion_is_named(server, field, value, says):
     ("messages.0.tool_calls", [{"role": "assistant", "content": "x", "tool_calls": [{}]}], "does not offer it"),
     ("messages.0.tool_call_id", [{"role": "user", "content": "x", "tool_call_id": "a"}], "does not offer it"),
     ("messages.1.audio", [*MESSAGES, {"role": "assistant", "content": "x", "audio": {"id": "x"}}], "does not offer it"),
-    ("reasoning_effort", "high", "does not offer it"), ("add_generation_prompt", False, "does not offer it"),
-    ("continue_final_message", True, "does not offer it"), ("stream_options.x", {"x": 1}, "unknown field"),
+    ("reasoning_effort", "high", "does not offer it"), ("add_generation_prompt", "no", "boolean"),
+    ("stream_options.x", {"x": 1}, "unknown field"),
     ("include_reasoning", False, "does not offer it"), ("parallel_tool_calls", 1, "boolean"),
 ])
 def test_a_bad_field_of_a_chat_is_named(server, field, value, says):
@@ -90,7 +89,7 @@ def test_a_promise_of_tokens_is_kept_or_refused(server):
     assert (status, error["param"]) == (400, "min_tokens") and "room" in error["message"]
     status, error = post(server, "completions", json={"prompt": [ids, ids * 200], "max_tokens": 100})
     assert (status, error["param"]) == (400, "max_tokens") and "of 2000 tokens" in error["message"]  # the longer one decides
-    reply = httpx.post(f"{server.url}/v1/completions", json={"prompt": [ids, ids * 204], "temperature": 0, "ignore_eos": True})
+    reply = http.post(f"{server.url}/v1/completions", json={"prompt": [ids, ids * 204], "temperature": 0, "ignore_eos": True})
     assert reply.json()["usage"]["completion_tokens"] == 16 + 8  # a default is no promise: it is cut to each prompt's room
 
 
@@ -106,11 +105,11 @@ def test_what_a_client_sent_comes_back_short(server):
                        ("completions", {"model": "\ud800", "prompt": "a"}), ("completions", {"prompt": "a", "\ud800": 1}),
                        ("completions", {"prompt": "a", "user": "\ud800"}), ("completions", {"prompt": [10**4000]}),
                        (chat, {"messages": MESSAGES, "chat_template_kwargs": {"\ud800": "\ud800"}})):
-        reply = httpx.post(f"{server.url}/v1/{path}", content=json.dumps(body), headers={"Content-Type": "application/json"})
+        reply = http.post(f"{server.url}/v1/{path}", content=json.dumps(body), headers={"Content-Type": "application/json"})
         harmless = body.get("user") or "\ud800" in body.get("chat_template_kwargs", {})
         assert reply.status_code in (400, 404) or (harmless and reply.status_code == 200), reply.text[:300]
         assert len(reply.content) < 2000, reply.text[:300]
-    reply = httpx.get(f"{server.url}/v1/models/{long[:50_000]}")  # uvicorn takes heads of up to 64 kB
+    reply = http.get(f"{server.url}/v1/models/{long[:50_000]}")  # uvicorn takes heads of up to 64 kB
     assert reply.status_code in (400, 404) and len(reply.content) < 2000
 
 
@@ -121,7 +120,6 @@ def test_a_template_that_refuses_is_400_with_its_words(server, monkeypatch):
 
     for template, says in (("{{ raise_exception('Only user and assistant') }}", "Only user and assistant"),
                            ("{{ nothing.there }}", "nothing"), ("{{ messages[0] + 1 }}", "dict"),
-                           ("{% for x in %}", "template"),
                            ("{{ 1 / 0 }}", "zero"), ("{{ messages.__class__.__mro__ }}", "unsafe")):
         status, error = refusing(template)
         assert (status, error["param"]) == (400, "messages") and says in error["message"], error
@@ -136,7 +134,7 @@ def test_a_body_without_its_type_is_told_which(server):
         status, error = post(server, "completions", content=body, headers=headers)
         assert status == 415 and error["message"].startswith("Content-Type=") and "application/json" in error["message"]
     for good in ("application/json; charset=utf-8", "application/vnd.api+json"):
-        assert httpx.post(f"{server.url}/v1/completions", content=body, headers={"Content-Type": good}).status_code == 200
+        assert http.post(f"{server.url}/v1/completions", content=body, headers={"Content-Type": good}).status_code == 200
 
 
 def test_deep_and_odd_bodies(server):
@@ -145,7 +143,7 @@ def test_deep_and_odd_bodies(server):
         return json.dumps(body).replace('"deep"', "[" * depth + "]" * depth)
 
     for depth in (10, 300, 900, 5000, 100_000):
-        reply = httpx.post(f"{server.url}/v1/chat/completions", content=nested(depth),
+        reply = http.post(f"{server.url}/v1/chat/completions", content=nested(depth),
                            headers={"Content-Type": "application/json"})
         assert reply.status_code == 200 if depth == 10 else reply.status_code in (200, 400), (depth, reply.text[:200])
     for body in ('{"prompt": "a", "temperature": NaN}', '{"prompt": "a", "temperature": 1e999}', '{"prompt": "a", "n": 1e400}',
@@ -211,13 +209,13 @@ def test_the_key(llm):
         with server.client(api_key="sesame") as client:
             assert client.models.list().data[0].id == "offline"
         for wrong in (None, "sesame", "Bearer sesam", "Bearer Sesame", "Bearer sésame"):
-            reply = httpx.get(f"{server.url}/v1/models", headers={} if wrong is None else {"Authorization": wrong.encode()})
+            reply = http.get(f"{server.url}/v1/models", headers={} if wrong is None else {"Authorization": wrong.encode()})
             assert reply.status_code == 401 and reply.headers["www-authenticate"] == "Bearer"
         with server.client(api_key="guess") as client, pytest.raises(openai.AuthenticationError, match="API key"):
             client.completions.create(model="offline", prompt="Hello")
-        assert httpx.get(f"{server.url}/metrics").status_code == 401
-        assert httpx.get(f"{server.url}/v1/models", headers={"Authorization": "Bearer séসame".encode()}).status_code == 401
-        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert http.get(f"{server.url}/metrics").status_code == 401
+        assert http.get(f"{server.url}/v1/models", headers={"Authorization": "Bearer séসame".encode()}).status_code == 401
+        assert http.get(f"{server.url}/health").status_code == 200
 
 
 def test_a_body_that_is_too_large_is_413(llm):

@@ -9,6 +9,8 @@ import torch
 from nanovllm import SamplingParams, __version__
 from nanovllm.config import OFFLINE_MODEL
 
+from .conftest import http
+
 CONTEXT, CONTINUATION = "Once upon a time there lived", " a kind hen in a small house."
 
 
@@ -28,7 +30,7 @@ def reference():
 @pytest.fixture
 def ask(server):
     def ask(path="completions", **body):
-        reply = httpx.post(f"{server.url}/v1/{path}", json=body, timeout=60)
+        reply = http.post(f"{server.url}/v1/{path}", json=body)
         assert reply.status_code == 200, reply.text
         return reply.json()
     return ask
@@ -78,7 +80,7 @@ def test_token_ids_are_echoed_as_text(server, ask):
 def test_a_streamed_echo_is_the_whole_one_in_pieces(server, ask, max_tokens):
     body = dict(prompt=[CONTEXT, "A fox"], temperature=0, max_tokens=max_tokens, logprobs=1, echo=True)
     whole = ask(**body)["choices"]
-    reply = httpx.post(f"{server.url}/v1/completions", json=body | {"stream": True}, timeout=60)
+    reply = http.post(f"{server.url}/v1/completions", json=body | {"stream": True})
     texts, logprobs, ends = ["", ""], ([], []), [None, None]
     for event in reply.text.split("\n\n")[:-2]:
         choice, = json.loads(event.removeprefix("data: "))["choices"]
@@ -102,7 +104,7 @@ def test_prompt_logprobs(llm, server, ask):
     chat = ask("chat/completions", messages=[{"role": "user", "content": "Hi"}], max_tokens=0, prompt_logprobs=0)
     assert len(chat["prompt_logprobs"]) == chat["usage"]["prompt_tokens"] and chat["usage"]["completion_tokens"] == 0
     assert chat["choices"][0]["message"]["content"] == ""
-    reply = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "prompt_logprobs": 1, "stream": True})
+    reply = http.post(f"{server.url}/v1/completions", json={"prompt": "a", "prompt_logprobs": 1, "stream": True})
     assert reply.status_code == 400 and reply.json()["error"]["param"] == "prompt_logprobs"
 
 
@@ -114,7 +116,7 @@ def test_tokens_named_by_their_ids(server, ask):
 
 def test_tokenize_and_detokenize(server):
     def post(path, **body):
-        return httpx.post(f"{server.url}/{path}", json=body)
+        return http.post(f"{server.url}/{path}", json=body)
 
     tokenizer, messages = server.llm.tokenizer, [{"role": "user", "content": "Hi"}]
     ids = tokenizer.encode(CONTEXT)
@@ -137,17 +139,17 @@ def test_tokenize_and_detokenize(server):
 
 def test_small_endpoints(server):
     def get(path):
-        return httpx.get(f"{server.url}{path}")
+        return http.get(f"{server.url}{path}")
 
     assert get("/version").json() == {"version": __version__}
-    assert get("/ping").json() == {"status": "ok"} == httpx.post(f"{server.url}/ping").json()
+    assert get("/ping").json() == {"status": "ok"} == http.post(f"{server.url}/ping").json()
     assert get("/load").json() == {"server_load": 0}
     body = {"prompt": "a", "max_tokens": 2000, "ignore_eos": True, "stream": True}
-    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as stream:
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as stream:
         pieces = stream.iter_bytes()
         next(pieces)
         assert get("/load").json() == {"server_load": 1}
     server.wait_until(lambda: get("/load").json() == {"server_load": 0})
     for path in ("embeddings", "responses", "moderations", "rerank", "score", "images/generations", "audio/speech", "files"):
-        reply = httpx.post(f"{server.url}/v1/{path}", json={"input": "a"})
+        reply = http.post(f"{server.url}/v1/{path}", json={"input": "a"})
         assert reply.status_code == 404 and f"does not offer /v1/{path}" in reply.json()["error"]["message"]

@@ -18,7 +18,7 @@ def post(server, path, **request):
 
 
 @pytest.mark.parametrize("field, value, says", [
-    ("temperature", -1, "0 or more"), ("temperature", "hot", "number"), ("max_tokens", 0, "1 or more"),
+    ("temperature", -1, "1e+06"), ("temperature", "hot", "number"), ("max_tokens", 0, "1 or more"),
     ("max_tokens", 1.5, "integer"), ("top_p", 0, r"(0, 1]"), ("n", 0, "1 or more"), ("seed", -2, "2**63"),
     ("presence_penalty", 3, "[-2, 2]"), ("stop", [1], "a list of texts"), ("logprobs", 21, "0 to 20"),
     ("logit_bias", {"x": 1}, "token ids as keys"), ("logit_bias", {"999999": 1}, "vocabulary"),
@@ -27,7 +27,7 @@ def post(server, path, **request):
     ("prompt", "", "at least one character"), ("prompt", [], "none of them empty"), ("prompt", {"a": 1}, "a text"),
     ("prompt", ["a", [1]], "a list of texts"), ("prompt", [[]], "none of them empty"), ("prompt", [999999], "vocabulary"),
     ("prompt", [True], "a text"), ("prompt", None, "a text"), ("prompt", "word " * 5000, "max_model_len"),
-    ("prompt", "half \ud800 a pair", "a text"), ("temprature", 1, "unknown field"), ("top_k", -2, "-1 or more"),
+    ("prompt", "half \ud800 a pair", "a text"), ("temprature", 1, "unknown field"), ("top_k", -2, "2**31"),
     ("top_k", 2**63, "2**31"), ("top_k", 10**30, "2**31"), ("seed", 2**63, "2**63"), ("seed", True, "integer"),
     ("max_tokens", 10**12, "the room that a prompt of"), ("max_tokens", 2048, "the room that a prompt of"),
     ("min_tokens", 3, "max_tokens=2"), ("n", 10**9, "16384 at most"), ("n", 1025, "at most 1024"),

@@ -51,7 +51,7 @@ def steps_table(trace: Trace, head: int = 6, tail: int = 4) -> str:
     shown = rows if hidden <= 0 else rows[:head] + [("…",) * len(columns)] + rows[-tail:]
     lines = ["  ".join(f"{cell!s:>{len(name)}}" for cell, name in zip(row, columns)) for row in (columns, *shown)]
     seconds = sum(r.duration for r in trace)
-    decoded = sum(len(r.tokens) for r in trace)
+    decoded = sum(r.num_new_tokens for r in trace)
     hits = sum(sum(r.hit_tokens.values()) for r in trace)
     lines.append(f"\n{len(trace)} steps, {decoded} tokens generated in {seconds:.2f} s ({decoded / seconds:.0f} tokens/s), "
                  f"{hits} prompt tokens found in the prefix cache")

@@ -49,6 +49,7 @@ class CompletionOutput:
     stop_reason: the stop string or stop token it met; None at the end of sequence.
     logprobs: for each token a dict {token id: Logprob}, the drawn token among them; None when not asked for.
     error: with finish_reason "error", what went wrong.
+    num_drafted_tokens, num_accepted_tokens: guesses that were checked for it, and those that were right (speculative decoding).
     """
 
     index: int
@@ -60,6 +61,8 @@ class CompletionOutput:
     num_preemptions: int = 0
     timings: Timings | None = None
     error: str | None = None
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
 
     @property
     def cumulative_logprob(self) -> float | None:
@@ -72,8 +75,9 @@ class CompletionOutput:
 class RequestOutput:
     """One request's samples. Answers both `out.text` and `out["text"]`, as scripts written for nano-vllm expect.
 
-    outputs: the samples, `n` of them; text, token_ids, finish_reason, stop_reason, logprobs, timings and
-        num_preemptions are the first one's. error: what went wrong with the first of them that ended with an error.
+    outputs: the samples, `n` of them; text, token_ids, finish_reason, stop_reason, logprobs, timings, num_preemptions,
+        num_drafted_tokens and num_accepted_tokens are the first one's. error: what went wrong with the first of them that
+        ended with an error.
     prompt_logprobs: for each prompt token but the first (None) a dict {token id: Logprob}; None when not asked for.
     """
 
@@ -111,6 +115,14 @@ class RequestOutput:
     @property
     def num_preemptions(self) -> int:
         return self.outputs[0].num_preemptions
+
+    @property
+    def num_drafted_tokens(self) -> int:
+        return self.outputs[0].num_drafted_tokens
+
+    @property
+    def num_accepted_tokens(self) -> int:
+        return self.outputs[0].num_accepted_tokens
 
     @property
     def num_cached_tokens(self) -> int:

@@ -9,6 +9,8 @@ from nanovllm import LLM, SamplingParams
 from nanovllm.config import DRAFT_MODEL, OFFLINE_MODEL
 from nanovllm.engine.drafts import Drafter
 from nanovllm.engine.scheduler import Scheduler
+from nanovllm.tracing.perfetto import perfetto_events
+from nanovllm.tracing.trace import Trace
 from tests.checkpoints import random_checkpoint
 
 BY_MODEL = {"method": "draft_model", "model": str(DRAFT_MODEL), "num_speculative_tokens": 4}
@@ -181,3 +183,41 @@ def test_closing_gives_the_draft_models_memory_back():
     llm.close()
     llm.close()
     assert runner.model is None and runner.kv_cache is None
+
+
+def test_a_trace_says_what_was_drafted_and_kept(tmp_path):
+    params = [SamplingParams(temperature=1.0, seed=i, max_tokens=20 + i, ignore_eos=True) for i in range(3)]
+    with LLM(device="cpu", speculative_config=BY_MODEL) as llm:
+        with llm.trace() as trace:
+            outputs = llm.generate(chats(llm), params, use_tqdm=False)
+    assert sum(record.num_new_tokens for record in trace) == sum(len(out.token_ids) for out in outputs) == 63
+    for i, out in enumerate(outputs):
+        told, seq_id = [], out.request_id
+        for record in trace:
+            told += record.drafts.get(seq_id, [])[:record.accepted.get(seq_id, 0)]
+            told += [record.tokens[seq_id]] if seq_id in record.tokens else []
+        assert told == out.token_ids, f"request {i}"
+    drafted = sum(len(drafts) for record in trace for drafts in record.drafts.values())
+    assert drafted == sum(out.num_drafted_tokens for out in outputs) >= 20
+    trace.save(tmp_path / "trace.zip")
+    assert list(Trace.load(tmp_path / "trace.zip")) == list(trace)
+    names = {event["name"] for event in perfetto_events(trace, trace.meta["arrivals"], trace.operations)}
+    assert "drafts" in names
+
+
+def test_a_request_that_a_draft_ends_is_told_right():
+    with LLM(device="cpu", speculative_config=BY_MODEL) as llm:
+        prompt = chats(llm)[0]
+        whole = llm.generate([prompt], SamplingParams(temperature=0, max_tokens=40), use_tqdm=False)[0].token_ids
+        ends = 0
+        for stop in range(3, 20):
+            if whole[stop] in whole[:stop]:
+                continue
+            with llm.trace() as trace:
+                out, = llm.generate([prompt], SamplingParams(temperature=0, max_tokens=40, stop_token_ids=[whole[stop]]),
+                                    use_tqdm=False)
+            last = trace[-1]
+            ends += last.tokens[out.request_id] in last.drafts.get(out.request_id, [])
+            assert last.tokens[out.request_id] == out.token_ids[-1] == whole[stop]
+            assert sum(record.num_new_tokens for record in trace) == len(out.token_ids)
+        assert ends >= 2

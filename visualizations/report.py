@@ -116,7 +116,7 @@ def _facts(trace: Trace) -> dict[str, str]:
     ended: set[int] = set()
     for record in trace:
         prompt += record.num_prefill_tokens
-        drawn += len(record.tokens)
+        drawn += record.num_new_tokens
         hits += sum(record.hit_tokens.values())
         preemptions += len(record.preempted)
         most = max(most, record.num_blocks_in_use)

@@ -7,6 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nanovllm.engine.drafts_control import DraftCounts
 from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.outputs import RequestOutput
 
@@ -73,6 +74,8 @@ class Metrics:
                 ("preemptions", "Times a sample was thrown out for want of blocks.", scheduler.num_preemptions),
                 ("steps", "Steps of the engine.", self._engine.num_steps)):
             yield CounterMetricFamily(f"nanovllm_{name}", text, value)
+        if speculation := self._engine.speculation:
+            yield from _draft_metrics(speculation.counts, speculation.num_failures)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """The text of all metrics in the format that an Accept header asks for, and its content type."""
@@ -98,3 +101,17 @@ class CountResponses:
             await self.app(scope, receive, counted)
         finally:
             self.metrics.num_in_progress -= in_progress
+
+
+def _draft_metrics(counts: DraftCounts, num_failures: int) -> Iterator[Metric]:
+    """What drafting came to; vLLM's names are spec_decode_num_draft_tokens, ..._accepted_tokens and ..._per_pos."""
+    drafted = CounterMetricFamily("nanovllm_draft_tokens", "Drafts checked, by their place in the step, from 1.",
+                                  labels=["position"])
+    accepted = CounterMetricFamily("nanovllm_accepted_draft_tokens", "Drafts that were right.", labels=["position"])
+    for position, (checked, right) in enumerate(counts.by_position, 1):
+        drafted.add_metric([str(position)], checked)
+        accepted.add_metric([str(position)], right)
+    yield drafted
+    yield accepted
+    yield CounterMetricFamily("nanovllm_drafter_failures", "Times the drafter raised; its requests went on without drafts.",
+                              num_failures)

@@ -205,7 +205,8 @@ class _Sample:
             inter_token=[later - earlier for earlier, later in pairwise(times)],
             total=times[-1] - seq.arrived_at if times else None)
         return CompletionOutput(self.index, self.text, list(self.token_ids), self.finish_reason, self.stop_reason,
-                                self._logprobs(0), seq.num_preemptions, timings, str(seq.error) if seq.error else None)
+                                self._logprobs(0), seq.num_preemptions, timings, str(seq.error) if seq.error else None,
+                                seq.num_drafted_tokens, seq.num_accepted_tokens)
 
     def _logprobs(self, first: int) -> list[dict[int, Logprob]] | None:
         """Of the generated tokens from `first` on; None when not asked for."""

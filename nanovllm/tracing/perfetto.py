@@ -44,11 +44,15 @@ def perfetto_events(records: Iterable[StepRecord], arrivals: dict[int, float], o
                 since, name = waiting_since.pop(seq_id)
                 tracks.span(*tracks.sequence(seq_id), name, since, r.time - since, {"reason": reasons.pop(seq_id, "")})
             tracks.span(*tracks.sequence(seq_id), s["phase"], r.time, r.duration,
-                        {"step": r.step, "start": s["start"], "tokens": s["num_tokens"], "reason": s["reason"]})
+                        {"step": r.step, "start": s["start"], "tokens": s["num_tokens"], "reason": s["reason"]}
+                        | ({"drafts": len(r.drafts[seq_id]), "accepted": r.accepted[seq_id]} if seq_id in r.drafts else {}))
         for end in r.finished:
             tracks.instant(end["seq_id"], f"finished: {end['reason']}", r.time + r.duration, {"step": r.step})
         tracks.counter("cache blocks", r.time, {name: r.blocks.count(name[0]) for name in ("used", "shared", "cached", "free")})
         tracks.counter("tokens in the step", r.time, tokens)
+        if r.drafts:
+            kept = sum(r.accepted.values())
+            tracks.counter("drafts", r.time, {"accepted": kept, "refused": sum(map(len, r.drafts.values())) - kept})
         tracks.counter("sequences", r.time, {"running": len(r.running), "waiting": len(r.waiting)})
     for track in dict.fromkeys(o["track"] for o in operations):
         tracks.profiled(track)

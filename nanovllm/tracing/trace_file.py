@@ -22,7 +22,8 @@ FORMAT_VERSION = 2
 PAGE = 1024          # steps
 PAGES_IN_MEMORY = 4  # of a trace that is read
 PER_REQUEST = ("prompts", "arrivals")  # the parts of meta that grow with the run, and so stand in the pages
-BY_ID = ("left_waiting", "tokens", "hit_tokens", "block_tables", "context_lens", "ref_counts", "preemption_reasons")
+BY_ID = ("left_waiting", "tokens", "hit_tokens", "block_tables", "context_lens", "ref_counts", "preemption_reasons", "drafts",
+         "accepted")
 DELTA_FIELDS = ("block_tables", "context_lens", "ref_counts")
 COLUMNS = ("seq_id", "phase", "start", "num_tokens", "reason")
 

@@ -19,9 +19,10 @@ export function readRun(data) {
       computed += num_tokens;
       const before = furthest.get(seq_id) ?? 0;
       again += Math.max(0, Math.min(before, start + num_tokens) - start);
-      furthest.set(seq_id, Math.max(before, start + num_tokens));
+      const refused = (record.drafts?.[seq_id]?.length ?? 0) - (record.accepted?.[seq_id] ?? 0); // never counted as computed
+      furthest.set(seq_id, Math.max(before, start + num_tokens - refused));
     }
-    for (const id of Object.keys(record.tokens)) generated.set(+id, (generated.get(+id) ?? 0) + 1);
+    for (const id of Object.keys(record.tokens)) generated.set(+id, (generated.get(+id) ?? 0) + 1 + (record.accepted?.[id] ?? 0));
     for (const { seq_id, reason } of record.finished) ended.set(seq_id, { index, reason, generated: generated.get(seq_id) ?? 0 });
     for (const id of alive)
       if (!now.has(id) && !ended.has(id)) ended.set(id, { index, reason: "abort", generated: generated.get(id) ?? 0 });
@@ -60,7 +61,9 @@ export function reasons(run, index) {
       say(id, "finished", `${ENDS[end.reason] ?? end.reason} after ${count(end.generated, "generated token")}; its blocks are free to take.`);
   const decoding = [];
   for (const { seq_id, phase, start, num_tokens, reason } of record.scheduled) {
-    if (phase === "decode") decoding.push(seq_id);
+    if (record.drafts?.[seq_id])
+      say(seq_id, "decode", `checks ${count(record.drafts[seq_id].length, "draft")}, of which ${record.accepted[seq_id]} are kept.`);
+    else if (phase === "decode") decoding.push(seq_id);
     else say(seq_id, "prefill", `${reason}. It computes ${count(num_tokens, "token")}, from position ${start}.`);
   }
   for (const [id, why] of Object.entries(record.left_waiting)) say(+id, "waiting", `waits: ${why}.`);

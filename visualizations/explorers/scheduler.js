@@ -123,6 +123,7 @@ export default explorer((context) => {
       for (const s of record.scheduled) {
         draw.fillStyle = phaseColour(s.seq_id, s.phase);
         draw.fillRect(...cell(s.seq_id));
+        if (record.drafts?.[s.seq_id]) paintDrafts(draw, ...cell(s.seq_id), record.drafts[s.seq_id].length, record.accepted[s.seq_id]);
         if (column >= 17 && row >= 14 && s.phase === "prefill") {
           draw.fillStyle = textOnPhase(s.seq_id, s.phase);
           draw.font = font(10);
@@ -157,6 +158,20 @@ export default explorer((context) => {
       draw.fillText(run.records[index].now ? "now" : run.records[index].step, gutter + (index - first + 0.5) * column, run.ids.length * row + AXIS / 2 + 1);
     draw.textAlign = "right";
     if (run.ids.length) draw.fillText("step", gutter - 6, run.ids.length * row + AXIS / 2 + 1);
+  }
+
+  // Drafts are dotted, from the left; those that were refused are struck.
+  function paintDrafts(draw, left, top, width, height, drafts, kept) {
+    const pitch = width / (drafts + 1), radius = Math.min(pitch / 2.6, height / 5, 2.4);
+    draw.fillStyle = draw.strokeStyle = context.colours.ink;
+    draw.lineWidth = 1.2;
+    for (let i = 0; i < drafts; i++) {
+      const x = left + (i + 1) * pitch, y = top + height / 2;
+      draw.beginPath();
+      draw.arc(x, y, Math.max(radius, 0.6), 0, 7);
+      draw.fill();
+      if (i >= kept && radius > 1) { draw.beginPath(); draw.moveTo(x - radius, top + height - 2); draw.lineTo(x + radius, top + 2); draw.stroke(); }
+    }
   }
 
   function grid() { // the largest squares with which the whole cache fits
@@ -288,6 +303,7 @@ export default explorer((context) => {
     const entries = [["prefill", "prompt tokens"], ["decode", "a generated token"], ["waiting", "waiting"], ["preempted", "preempted"]];
     return h("p", { class: "nvx-legend nvx-muted" },
       ...entries.map(([kind, words]) => h("span", {}, chip(0, kind), ` ${words}`)),
+      ...(run.records.some((record) => Object.keys(record.drafts ?? {}).length) ? [h("span", {}, "dots: drafts, struck when refused")] : []),
       h("span", {}, "● finished"), h("span", {}, "Keys: ← → step, ↑ ↓ choose, space play, home, end"));
   }
 

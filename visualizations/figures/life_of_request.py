@@ -28,7 +28,7 @@ def plot_life_of_request(trace: Trace, seq_id: int, *, ax: Axes | None = None) -
             ax.bar(record.step, length, 0.8, start, color=theme.phase_colour(seq_id, mine["phase"]), gid=f"{mine['phase']}")
         if seq_id in record.preempted:
             ax.plot([record.step - 0.4, record.step + 0.4], [num_tokens, 0], color=m.ink, linewidth=1.6, gid="preempted")
-        num_tokens += seq_id in record.tokens
+        num_tokens += (seq_id in record.tokens) + record.accepted.get(seq_id, 0)
         tallest = max(tallest, num_tokens)
     ax.axhline(num_prompt, color=m.muted, linewidth=0.9, linestyle=(0, (4, 3)))
     ax.annotate("prompt ends", (0, num_prompt), (3, 2), xycoords=("axes fraction", "data"), textcoords="offset points",

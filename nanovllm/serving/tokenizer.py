@@ -5,7 +5,9 @@ from typing import Any, Protocol, cast
 
 from nanovllm.errors import CheckpointError, InvalidRequest
 from nanovllm.serving.fast_tokenizer import FastTokenizer
+from nanovllm.serving.gguf_tokenizer import load_gguf_tokenizer
 from nanovllm.utils.checkpoint import read_json
+from nanovllm.utils.gguf_file import is_gguf
 
 # Any one of these makes a tokenizer: of the Rust library, of GPT-2's kind, SentencePiece's, tiktoken's, Mistral's.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model", "tiktoken.model", "tekken.json")
@@ -29,10 +31,12 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
-    """The folder's tokenizer; None when it has none (random weights for benchmarks): prompts are then token ids.
+    """The tokenizer of a folder, or of a GGUF file; None when it has none: prompts are then token ids.
 
     Raises CheckpointError, naming the file where one is broken. Code that a folder brings along is never run.
     """
+    if is_gguf(folder):
+        return load_gguf_tokenizer(folder)
     if not any((folder / name).is_file() for name in VOCABULARIES):
         return None
     fast = FastTokenizer.read(folder)

@@ -8,6 +8,7 @@ from torch import nn
 
 from nanovllm.errors import CheckpointError
 from nanovllm.utils.checkpoint import tensors
+from nanovllm.utils.gguf_file import gguf_tensors, is_gguf
 
 PackedModules = dict[str, tuple[str, object]]  # checkpoint name -> (module that holds it, which part of that)
 Destination = tuple[str, str, object]  # the module's name, its parameter's, and which part of that a tensor fills
@@ -17,7 +18,7 @@ TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def load_weights(model: nn.Module, folder: str | Path) -> None:
-    """Fill the model's parameters from the safetensors files of a Hugging Face folder, one tensor at a time.
+    """Fill the model's parameters from the safetensors files of a folder, or from a GGUF file, one tensor at a time.
 
     A model says what is packed by `packed_modules` (checkpoint name -> (module, part)); the module that holds a
     parameter says which slice a tensor fills (`target`) and which share of it is this rank's (`share`). Anything else,
@@ -38,7 +39,7 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     missing = set(destinations)
     head: tuple[Path, torch.Tensor] | None = None
     with torch.no_grad():
-        for file, stored_name, tensor in tensors(folder):
+        for file, stored_name, tensor in gguf_tensors(folder) if is_gguf(folder) else tensors(folder):
             if stored_name.endswith(COMPUTED):
                 continue
             names = (stored_name, f"model.{stored_name}", stored_name.removeprefix("model."))

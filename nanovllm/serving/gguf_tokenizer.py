@@ -1,13 +1,10 @@
 """The tokenizer and the chat template that a GGUF file carries."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from nanovllm.errors import CheckpointError
 from nanovllm.utils.gguf_file import gguf_values
-
-if TYPE_CHECKING:
-    from nanovllm.serving.tokenizer import Tokenizer
 
 CONTROL, USER_DEFINED = 3, 4  # token types, as llama.cpp numbers them
 # How a text is cut before its pieces are merged, by llama.cpp's name (`tokenizer.ggml.pre`): a regular expression, or None for
@@ -19,7 +16,7 @@ PATTERNS = {"default": None, "gpt-2": None, "gpt2": None, "qwen2": QWEN2, "deeps
             "llama3": LLAMA3, "llama-v3": LLAMA3, "smaug-bpe": LLAMA3}
 
 
-def load_gguf_tokenizer(path: Path) -> "Tokenizer | None":
+def load_gguf_tokenizer(path: Path) -> Any:
     """The tokenizer of a GGUF file, as a transformers tokenizer with the file's chat template; None when it has none.
 
     Byte-level BPE (`gpt2`) is put together here; SentencePiece's kind (`llama`) is left to transformers. Raises
@@ -31,7 +28,7 @@ def load_gguf_tokenizer(path: Path) -> "Tokenizer | None":
         return None
     if kind == "llama":
         from transformers import AutoTokenizer
-        return cast("Tokenizer", AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True))
+        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
     if kind != "gpt2":
         raise CheckpointError(f"{path}: tokenizer.ggml.model={kind!r}: must be 'gpt2' or 'llama'; use another file.")
     for key in ("tokens", "merges"):
@@ -42,8 +39,8 @@ def load_gguf_tokenizer(path: Path) -> "Tokenizer | None":
     named = {name: tokens[said[key]] for name, key in (("bos_token", "bos_token_id"), ("eos_token", "eos_token_id"),
              ("unk_token", "unknown_token_id"), ("pad_token", "padding_token_id")) if said.get(key, len(tokens)) < len(tokens)}
     template = gguf_values(path, "tokenizer.chat_template").get("")
-    return cast("Tokenizer", PreTrainedTokenizerFast(
-        tokenizer_object=_byte_level_bpe(path, said), chat_template=template, clean_up_tokenization_spaces=False, **named))
+    return PreTrainedTokenizerFast(tokenizer_object=_byte_level_bpe(path, said), chat_template=template,
+                                   clean_up_tokenization_spaces=False, **named)
 
 
 def _byte_level_bpe(path: Path, said: dict[str, Any]) -> Any:

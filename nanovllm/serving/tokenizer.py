@@ -36,7 +36,7 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
     Raises CheckpointError, naming the file where one is broken. Code that a folder brings along is never run.
     """
     if is_gguf(folder):
-        return load_gguf_tokenizer(folder)
+        return cast(Tokenizer | None, load_gguf_tokenizer(folder))
     if not any((folder / name).is_file() for name in VOCABULARIES):
         return None
     fast = FastTokenizer.read(folder)

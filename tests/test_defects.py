@@ -312,11 +312,12 @@ def test_defect_25_memory_is_counted_for_this_engine_only_and_the_error_has_the_
     for free, expected in ((10 * gib, 8 * gib), (79 * gib, 69 * gib)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *a, free=free: (free, 80 * gib))
         graphs = cache_size._graph_memory(config)
-        assert cache_size._free_memory(runner.model, runner.cache_shape, config) == pytest.approx(expected - graphs, rel=1e-6)
+        found = cache_size._free_memory(runner.model, runner.sampler, runner.cache_shape, config)
+        assert found == pytest.approx(expected - graphs, rel=1e-6)
     config.device = torch.device("cuda")
     monkeypatch.setattr(cache_size, "_free_memory", lambda *a: 10_000)
     with pytest.raises(ValueError, match=r"'0\.00 GiB': must be at least .* GiB, one request of .*; raise"):
-        cache_size.fit_blocks(runner.model, runner.cache_shape, config)
+        cache_size.fit_blocks(runner.model, runner.sampler, runner.cache_shape, config)
 
 
 def test_defect_26_every_end_token_ends_with_a_reason_and_without_its_text():

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from nanovllm.config import Config
 from nanovllm.layers.attention_backends import TorchBackend
+from nanovllm.layers.sampler import Sample
+from nanovllm.layers.sampling_memory import sample_worst
 from nanovllm.models.causal_lm import CausalLM
 from nanovllm.models.registry import model_class
 from nanovllm.utils.checks import check
@@ -39,14 +41,14 @@ class CacheShape:
                            dtype=self.dtype, device=device)
 
 
-def fit_blocks(model: CausalLM, shape: CacheShape, config: Config) -> int:
+def fit_blocks(model: CausalLM, sampler: Sample, shape: CacheShape, config: Config) -> int:
     """As many blocks as the memory holds, at least one request of max_model_len, at most what all could ever use."""
     per_seq = -(-config.max_model_len // shape.block_size)
     useful = per_seq * config.max_num_seqs
     if config.device.type == "cpu":
         return min(max(per_seq, CPU_CACHE_BYTES // shape.bytes_per_block), useful)
     at_rest, with_each_block = _draft_memory(config)
-    budget = _free_memory(model, shape, config) - at_rest
+    budget = _free_memory(model, sampler, shape, config) - at_rest
     blocks = min(budget // (shape.bytes_per_block + with_each_block), useful)
     check(blocks >= per_seq, "memory for the KV cache", f"{budget / 2**30:.2f} GiB",
           f"at least {per_seq * shape.bytes_per_block / 2**30:.2f} GiB, one request of max_model_len={config.max_model_len}",
@@ -55,8 +57,10 @@ def fit_blocks(model: CausalLM, shape: CacheShape, config: Config) -> int:
 
 
 @torch.inference_mode()
-def _free_memory(model: CausalLM, shape: CacheShape, config: Config) -> int:
+def _free_memory(model: CausalLM, sampler: Sample, shape: CacheShape, config: Config) -> int:
     """Bytes left for the cache: our share of the card, less our weights and the peak of the largest step.
+
+    That step is run: the most tokens through the model, and the most rows sampled with everything that one may ask for.
 
     Counts only this engine's own memory, and never more than is free: another process on the card is its own affair.
     """
@@ -78,7 +82,7 @@ def _free_memory(model: CausalLM, shape: CacheShape, config: Config) -> int:
         last_rows=torch.zeros(config.max_num_seqs, dtype=torch.int64, device=device))
     tokens = torch.zeros(sum(lens), dtype=torch.int64, device=device)
     hidden = model(tokens, tokens, shape.allocate(1, device), context)
-    model.compute_logits(hidden[context.last_rows]).float().softmax(-1)
+    sample_worst(sampler, model.compute_logits(hidden[context.last_rows]), config.max_model_len)
     peak = torch.cuda.max_memory_allocated(device) - before
     del hidden
     torch.cuda.empty_cache()

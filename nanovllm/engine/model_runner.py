@@ -85,7 +85,7 @@ class ModelRunner:
         self.cache_shape = CacheShape(hf.num_hidden_layers, self.block_size, num_kv_heads, hf.head_dim, self.dtype)
         self.bytes_per_block = self.cache_shape.bytes_per_block
         self.num_blocks = (config.num_kvcache_blocks
-                           or tp.smallest(fit_blocks(self.model, self.cache_shape, config), self.device))
+                           or tp.smallest(fit_blocks(self.model, self.sampler, self.cache_shape, config), self.device))
         try:
             self.kv_cache = self.cache_shape.allocate(self.num_blocks, self.device)
         except (torch.OutOfMemoryError, RuntimeError) as error:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from nanovllm.sampling_params import SamplingParams
 
+CHUNK_ROWS = 64  # penalties take six times the memory of the scores they change, so they are put on so many rows at once
+
 
 @dataclass(slots=True)
 class Penalties:
@@ -27,14 +29,19 @@ class Penalties:
 
     def apply(self, scores: Tensor) -> None:
         """Change the rows of `scores`, [num_rows, vocab_size] float32, in place."""
-        num_rows, vocab_size = len(self.rows), scores.shape[-1]
+        for start in range(0, len(self.rows), CHUNK_ROWS):
+            self._apply(scores, slice(start, start + CHUNK_ROWS))
+
+    def _apply(self, scores: Tensor, some: slice) -> None:
+        rows, history = self.rows[some], self.history[some]
         # One column more than there are tokens takes the padding.
-        seen = scores.new_zeros(num_rows, vocab_size + 1).scatter_(1, self.history, 1)[:, :-1] > 0
-        counts = scores.new_zeros(num_rows, vocab_size + 1).scatter_add_(1, self.history, self.is_output.float())[:, :-1]
-        own = scores[self.rows]
-        repeated = torch.where(own > 0, own / self.repetition, own * self.repetition)
+        empty = scores.new_zeros(len(rows), scores.shape[-1] + 1)
+        seen = empty.scatter(1, history, 1)[:, :-1] > 0
+        counts = empty.scatter_add_(1, history, self.is_output[some].float())[:, :-1]
+        own = scores[rows]
+        repeated = torch.where(own > 0, own / self.repetition[some], own * self.repetition[some])
         own = torch.where(seen, repeated, own)
-        scores[self.rows] = own - self.frequency * counts - self.presence * (counts > 0)
+        scores[rows] = own - self.frequency[some] * counts - self.presence[some] * (counts > 0)
 
 
 @dataclass(slots=True)

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+CHUNK_ROWS = 64  # rows whose log-probabilities are there at once: 39 MB in float32 with 152,000 tokens
+
 
 class TopLogprobs(NamedTuple):
     """Natural logs of probabilities, on the device until `tolist`.
@@ -21,6 +23,9 @@ class TopLogprobs(NamedTuple):
 def top_logprobs(logits: Tensor, chosen: Tensor, k: int) -> TopLogprobs:
     """logits: [num_rows, vocab_size] as the model gave them; chosen: [num_rows] int64, below 0 where none is."""
     chosen, k = chosen.clamp(min=0), min(k, logits.shape[-1])
+    if len(logits) > CHUNK_ROWS:
+        parts = [top_logprobs(*some, k) for some in zip(logits.split(CHUNK_ROWS), chosen.split(CHUNK_ROWS))]
+        return TopLogprobs(*map(torch.cat, zip(*parts)))
     logprobs = logits.float().log_softmax(-1)
     own = logprobs.gather(-1, chosen[:, None])
     values, token_ids = logprobs.topk(k, -1)

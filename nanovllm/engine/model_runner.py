@@ -13,6 +13,7 @@ from nanovllm.engine.draft_rows import one_token_each
 from nanovllm.engine.logprobs import LogprobReport, prompt_reports, sampled_report
 from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence
+from nanovllm.engine.step_graphs import StepGraphs
 from nanovllm.engine.step_inputs import Layout, StepInputs, to_device
 from nanovllm.errors import EngineError
 from nanovllm.layers import row_state
@@ -78,6 +79,7 @@ class ModelRunner:
         self.model, self._own_sampler, self._row_kernels = self._fastest_form(model.eval())
         self.sampler: Sample = self._own_sampler  # may be replaced
         self.graphs: DecodeGraphs | None = None
+        self.step_graphs: StepGraphs | None = None
         self._drawn: torch.Tensor | None = None  # the tokens last drawn
         self._drawn_by: dict[int, int] = {}      # by seq_id, where its token stands among them
         first_layer: Any = model.model.layers[0]
@@ -94,6 +96,8 @@ class ModelRunner:
                 f"not fit on {self.device}; lower num_kvcache_blocks or gpu_memory_utilization.") from error
         if self.device.type == "cuda" and not config.enforce_eager and self.backend.name != "torch":
             self.graphs = self.decode_graphs(config)
+            if self.backend.name == "triton":
+                self.step_graphs = self.mixed_step_graphs(config)
             # Python's full garbage collections look at every object of every module, for some 70 ms in which no step is
             # launched. What is there by now is here to stay, so they may leave it out.
             gc.collect()
@@ -113,7 +117,7 @@ class ModelRunner:
         self.reset()
         if self.graphs:
             gc.unfreeze()
-        for name in ("model", "kv_cache", "graphs", "sampler", "_own_sampler"):
+        for name in ("model", "kv_cache", "graphs", "step_graphs", "sampler", "_own_sampler"):
             setattr(self, name, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -168,25 +172,34 @@ class ModelRunner:
             self.graphs.rows.reset()
 
     def forward(self, inputs: StepInputs) -> torch.Tensor:
-        """The final hidden states, [num_tokens, hidden_size]."""
+        """The final hidden states, [num_tokens, hidden_size]; there may be rows of padding behind them."""
+        if self.step_graphs and inputs.graph_size:
+            return self.step_graphs.replay(inputs.graph_size)
         return self.model(inputs.input_ids, inputs.positions, self.kv_cache, inputs.context)
 
     def prepare(self, batch: ScheduledBatch) -> StepInputs:
         """The step's tensors on the device, with the tokens that only the device knows put in their places."""
         layout = Layout.of(batch.items, self.block_size)
         source = np.array([self._drawn_by[seq_id] for seq_id in layout.pending_ids], np.int64)
-        arrays = (layout.input_ids, layout.positions, layout.cu_seqlens_q, layout.context_lens, layout.block_tables,
-                  layout.slot_mapping, layout.last_rows, layout.pending, source)
-        (input_ids, positions, cu_seqlens_q, context_lens, block_tables, slot_mapping, last_rows, pending,
-         source_rows) = to_device(arrays, self.device)
-        context = Context(
-            cu_seqlens_q, context_lens, block_tables, slot_mapping, max_seqlen_q=max(item.num_tokens for item in batch.items),
-            max_seqlen_k=int(layout.context_lens.max()), num_decodes=batch.num_decodes, last_rows=last_rows)
+        rows = (layout.last_rows, layout.pending, source)
+        size = self.step_graphs.size_for(batch) if self.step_graphs else None
+        if self.step_graphs and size:
+            last_rows, pending, source_rows = to_device(rows, self.device)
+            input_ids, positions, context = self.step_graphs.place(layout, batch.num_decodes, size, last_rows)
+        else:
+            arrays = (layout.input_ids, layout.positions, layout.cu_seqlens_q, layout.context_lens, layout.block_tables,
+                      layout.slot_mapping, *rows)
+            (input_ids, positions, cu_seqlens_q, context_lens, block_tables, slot_mapping, last_rows, pending,
+             source_rows) = to_device(arrays, self.device)
+            context = Context(
+                cu_seqlens_q, context_lens, block_tables, slot_mapping,
+                max_seqlen_q=max(item.num_tokens for item in batch.items), max_seqlen_k=int(layout.context_lens.max()),
+                num_decodes=batch.num_decodes, last_rows=last_rows)
         if self._drawn is not None and layout.pending_ids:
             input_ids[pending] = self._drawn[source_rows].clamp(min=0)  # below 0: it has ended, and its row is dropped
         draws = batch.draws
         sampling = self._sampling(draws, input_ids[context.last_rows]) if draws else None
-        return StepInputs(input_ids, positions, context, sampling)
+        return StepInputs(input_ids, positions, context, sampling, size)
 
     def _draw(self, logits: torch.Tensor, sampling: SamplingBatch) -> torch.Tensor:
         token_ids = self.sampler(logits, sampling)
@@ -226,3 +239,11 @@ class ModelRunner:
         sampler = self._own_sampler
         return DecodeGraphs(self.model, sampler.draw, sampler.filtered_draw, self._row_kernels, self.kv_cache,
                             max_num_seqs=most, max_model_len=config.max_model_len, capture=capture)
+
+    def mixed_step_graphs(self, config: Config, capture: bool = True) -> StepGraphs:
+        """For the `triton` backend, whose tiles of queries they list."""
+        backend: Any = self.backend
+        hf = config.hf_config
+        per_tile = backend.queries_per_tile(self.dtype, hf.num_attention_heads // hf.num_key_value_heads)
+        return StepGraphs(self.model, self.kv_cache, max_tokens=config.max_num_batched_tokens, queries_per_tile=per_tile,
+                          max_num_seqs=config.max_num_seqs, max_model_len=config.max_model_len, capture=capture)

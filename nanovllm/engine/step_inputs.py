@@ -21,6 +21,7 @@ class StepInputs:
     positions: Tensor
     context: Context
     sampling: SamplingBatch | None
+    graph_size: int | None = None  # of the graph in whose inputs the tensors lie, padded (see `step_graphs`)
 
 
 @dataclass(slots=True)

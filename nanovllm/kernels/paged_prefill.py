@@ -10,27 +10,36 @@ from nanovllm.kernels.paged_tile import LOG2_E, fold_tile, key_offsets
 
 # What changes from step to step must not mean compiling again: nor must where in a batch its chunks begin.
 @triton.jit(do_not_specialize=["table_stride"],
-            do_not_specialize_on_alignment=["tables_ptr", "lengths_ptr", "cu_seqlens_q_ptr"])  # fmt: skip
+            do_not_specialize_on_alignment=["tables_ptr", "lengths_ptr", "cu_seqlens_q_ptr", "tiles_ptr"])  # fmt: skip
 def _prefill_kernel(
-    out_ptr, q_ptr, k_ptr, v_ptr, tables_ptr, lengths_ptr, cu_seqlens_q_ptr, scale_log2,
+    out_ptr, q_ptr, k_ptr, v_ptr, tables_ptr, lengths_ptr, cu_seqlens_q_ptr, tiles_ptr, scale_log2,
     out_stride_token, out_stride_head, q_stride_token, q_stride_head,
     cache_stride_block, cache_stride_slot, cache_stride_head, table_stride,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    ROWS: tl.constexpr, TOKENS: tl.constexpr, TILE: tl.constexpr,
+    ROWS: tl.constexpr, TOKENS: tl.constexpr, TILE: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
     """Program (query tile, sequence, kv head): TOKENS queries times GROUP heads over every key they see.
+
+    LISTED: program (tile, 0, kv head), and `tiles_ptr` says which sequence's queries the tile has.
 
     As in decode, the query heads of one kv head share a tile, so a key is read once for all of them. This is
     FlashAttention-2's loop (Dao, 2023, https://arxiv.org/abs/2307.08691) with pages in place of rows.
     """
-    seq, kv_head = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    kv_head = tl.program_id(2)
+    if LISTED:
+        listed = tl.load(tiles_ptr + 2 * tl.program_id(0))
+        seq, in_use = tl.maximum(listed, 0).to(tl.int64), listed >= 0
+    else:
+        seq, in_use = tl.program_id(1).to(tl.int64), True
     first_row = tl.load(cu_seqlens_q_ptr + seq).to(tl.int64)
     num_queries = (tl.load(cu_seqlens_q_ptr + seq + 1) - first_row).to(tl.int32)
     length = tl.load(lengths_ptr + seq)
     # Launched for the longest chunk of the batch; shorter ones have no such tile. The last tiles have most keys to
     # visit, so they start first.
     first_query = (tl.num_programs(0) - 1 - tl.program_id(0)) * TOKENS
-    if first_query < num_queries:
+    if LISTED:
+        first_query = tl.load(tiles_ptr + 2 * tl.program_id(0) + 1)
+    if in_use & (first_query < num_queries):
         row, dim = tl.arange(0, ROWS), tl.arange(0, HEAD_DIM)
         query, head = first_query + row // GROUP, kv_head * GROUP + row % GROUP
         is_query = (row < TOKENS * GROUP) & (query < num_queries)
@@ -77,6 +86,7 @@ def paged_prefill(
     max_seqlen_q: int,
     scale: float,
     out: Tensor,
+    tiles: Tensor | None = None,
 ) -> None:
     """Variable-length causal attention over the paged cache; writes out, gives nothing back.
 
@@ -84,19 +94,34 @@ def paged_prefill(
     `cu_seqlens_q[i]:cu_seqlens_q[i + 1]` (absolute rows: the first need not be 0, rows of nobody are left alone).
     k_cache, v_cache: `[num_blocks, block_size, num_kv_heads, head_dim]` with equal strides. block_tables:
     `[num_seqs, max_blocks]`, context_lens: `[num_seqs]`, int32 on the device. No query count above max_seqlen_q.
+    tiles: `[num_tiles, 2]` int32, see `Context.tiles`; cut to `queries_per_tile`. The launch then depends on their number
+    alone, and rows that no tile has are left alone.
     """
     num_heads, head_dim = q.shape[1:]
     block_size, num_kv_heads = k_cache.shape[1:3]
     group = num_heads // num_kv_heads
     wide = q.dtype != torch.float32
     # Tall tiles reuse each key most. One height for all chunks: each would be a kernel of its own to compile.
-    rows = max(128 if wide else 32, triton.next_power_of_2(group))
-    tokens = rows // group
+    rows, tokens = _tile(q.dtype, group)
+    grid = (triton.cdiv(max_seqlen_q, tokens), len(context_lens)) if tiles is None else (len(tiles), 1)
     # Eight warps with 128 registers each: two programs fit on a multiprocessor, and one multiplies while the other looks
     # for its maxima. Left to itself the compiler takes more, and a program is alone.
-    _prefill_kernel[(triton.cdiv(max_seqlen_q, tokens), len(context_lens), num_kv_heads)](
-        out, q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q, scale * LOG2_E,
+    _prefill_kernel[(*grid, num_kv_heads)](
+        out, q, k_cache, v_cache, block_tables, context_lens, cu_seqlens_q, cu_seqlens_q if tiles is None else tiles,
+        scale * LOG2_E,
         out.stride(0), out.stride(1), q.stride(0), q.stride(1), *k_cache.stride()[:3], block_tables.stride(0),
         GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size, ROWS=rows, TOKENS=tokens, TILE=64 if wide else 32,
+        LISTED=tiles is not None,
         num_warps=8, num_stages=3 if wide else 2, maxnreg=128 if wide else None,
     )  # fmt: skip
+
+
+def queries_per_tile(dtype: torch.dtype, group: int) -> int:
+    """How many queries a program takes. group: query heads for each kv head."""
+    return _tile(dtype, group)[1]
+
+
+def _tile(dtype: torch.dtype, group: int) -> tuple[int, int]:
+    """(rows, queries) of a tile; a query is a row for each head of its group."""
+    rows = max(128 if dtype != torch.float32 else 32, triton.next_power_of_2(group))
+    return rows, rows // group

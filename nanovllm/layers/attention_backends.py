@@ -90,21 +90,23 @@ class TritonBackend:
 
         self.store = kv_store.store_kv
         self._decode = paged_decode.paged_decode
-        self._prefill = paged_prefill.paged_prefill
+        self._prefill, self.queries_per_tile = paged_prefill.paged_prefill, paged_prefill.queries_per_tile
         self._arrived: Tensor | None = None  # counters at zero, between any two launches
 
     def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, context: Context, scale: float) -> Tensor:
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        # With a list of tiles some rows are nobody's: zeros, lest they be no numbers.
+        out = (torch.empty if context.tiles is None else torch.zeros)(q.shape, dtype=q.dtype, device=q.device)
         n = context.num_decodes
         if n > 0:
             if self._arrived is None:
                 self._arrived = torch.zeros(4096, dtype=torch.int32, device=q.device)
             tables, lengths = context.block_tables[:n], context.context_lens[:n]
             self._decode(q[:n], k_cache, v_cache, tables, lengths, scale, out[:n], self._arrived)
-        if q.shape[0] > n:
+        if q.shape[0] > n or context.tiles is not None:
+            # Behind the decodes, which leave zeros in the rows of sequences that are empty.
             tables, lengths = context.block_tables[n:], context.context_lens[n:]
             starts = context.cu_seqlens_q[n:]
-            self._prefill(q, k_cache, v_cache, tables, lengths, starts, context.max_seqlen_q, scale, out)
+            self._prefill(q, k_cache, v_cache, tables, lengths, starts, context.max_seqlen_q, scale, out, context.tiles)
         return out
 
 

@@ -26,3 +26,6 @@ class Context:
     max_seqlen_k: int
     num_decodes: int  # the first num_decodes sequences have exactly one query token
     last_rows: Tensor  # [num_sampled] int64, rows of the hidden states whose logits are wanted
+    # [num_tiles, 2] int32: cut by the host, the chunks' tiles of queries, each as (sequence behind the decodes, first query);
+    # -1 in one that is empty. None: the backend cuts them. Only the triton backend reads it; see `engine.step_graphs`.
+    tiles: Tensor | None = None

@@ -1,6 +1,5 @@
 """Every error a client can meet, in the OpenAI API's envelope."""
 
-import logging
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,8 +14,6 @@ from nanovllm.server.schemas import ErrorBody
 
 LONGEST_MESSAGE = 600  # characters; what a client sent comes back in it, and may have been megabytes
 LONGEST_PARAM = 100
-
-logger = logging.getLogger("nanovllm.server")
 
 
 class UnknownModel(LookupError):
@@ -72,8 +69,6 @@ def response_to(request: Request, error: Exception) -> JSONResponse:
     """What the table says of an exception."""
     status, param, code, headers = next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
     message = str(error)
-    if isinstance(error, RequestFailed):
-        log_failure(error)
     if status == 400:
         param = _field_at_fault(message, "messages" if "chat" in request.url.path else "prompt")
     elif status == 500 and not request.app.state.server.llm.is_open:
@@ -81,14 +76,6 @@ def response_to(request: Request, error: Exception) -> JSONResponse:
     elif ANSWERS[Exception].status == status and not isinstance(error, (ValueError, EngineError)):
         message = f"{type(error).__name__}: {error}"
     return error_response(status, message, param, code, headers)
-
-
-def log_failure(error: RequestFailed) -> None:
-    """Log what made a request fail, with its traceback: once, however many requests it ended."""
-    cause = error.__cause__
-    if cause is not None and not getattr(cause, "nanovllm_logged", False):
-        cause.nanovllm_logged = True  # type: ignore[attr-defined]
-        logger.error("%s", error, exc_info=cause)
 
 
 def malformed_body(request: Request, error: Exception) -> JSONResponse:

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from nanovllm.async_llm import AsyncRequest
 from nanovllm.errors import RequestFailed
-from nanovllm.server.errors import error_body, log_failure
+from nanovllm.server.errors import error_body
 from nanovllm.server.replies import Chunk, Reply
 
 T = TypeVar("T")
@@ -89,7 +89,6 @@ class EventStream(Response):
                                        return_exceptions=True)
         error = next((result for result in results if result is not None), None)
         if isinstance(error, RequestFailed):  # the status is out already; an error event is what clients look for
-            log_failure(error)
             await event(json.dumps(error_body(500, str(error))))
         elif error is not None:
             raise error

@@ -1,5 +1,6 @@
 """The engine's own thread: it steps while there is work, sleeps while there is none, and survives a step that fails."""
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
@@ -10,6 +11,8 @@ from nanovllm.errors import QueueFull, RequestFailed
 from nanovllm.outputs import RequestOutput
 from nanovllm.serving.request import Delta, Request
 from nanovllm.serving.stepping import step
+
+logger = logging.getLogger("nanovllm")
 
 
 class RequestHandle(Protocol):
@@ -102,6 +105,7 @@ class EngineThread(Generic[Handle]):
                 self._deliver_updates()
         except BaseException as error:  # whatever it is, no caller may be left waiting for a thread that has ended
             self._error, reason = error, f"the engine's thread broke down: {error!r}"
+            logger.error(reason, exc_info=error)
         with self._changed:
             self._stopping = True
             self._handles |= dict.fromkeys(handle for command, handle in self._commands if command == "submit")
@@ -130,6 +134,7 @@ class EngineThread(Generic[Handle]):
             elif handle in self._handles:
                 handle.request.abort()
         except Exception as error:
+            logger.error("a request could not be queued", exc_info=error)
             self._fail(handle, _failed(f"the request could not be queued: {error!r}", error))
 
     def _step(self) -> None:
@@ -164,6 +169,7 @@ class EngineThread(Generic[Handle]):
                     with self._engine.turn:  # in a step of another thread, its last time stamp may be still to come
                         output = request.output()
             except Exception as error:
+                logger.error("a request's text could not be made", exc_info=error)
                 self._fail(handle, _failed(f"the request's text could not be made: {error!r}", error))
                 continue
             if deltas or output:

@@ -64,7 +64,7 @@ def test_disconnects_change_nobody_elses_text(server, client):
     assert beside == alone
 
 
-def test_a_failing_step_is_a_500_an_error_event_and_nothing_more(server, client, monkeypatch):
+def test_a_failing_step_is_a_500_an_error_event_and_nothing_more(server, client, monkeypatch, caplog):
     launch = server.llm.engine.model_runner.launch
 
     def failing(*arguments):
@@ -76,10 +76,37 @@ def test_a_failing_step_is_a_500_an_error_event_and_nothing_more(server, client,
         patch.setattr(server.llm.engine.model_runner, "launch", failing)
         with pytest.raises(openai.InternalServerError, match="the model broke"):
             client.completions.create(**MINE)
+        assert caplog.text.count("Traceback") == 1 and "the model broke" in caplog.text
+        caplog.clear()
         with pytest.raises(openai.APIError, match="the model broke"):
             list(client.completions.create(stream=True, **MINE))
+        assert caplog.text.count("Traceback") == 1 and "the model broke" in caplog.text
     assert http.get(f"{server.url}/health").status_code == 200
     assert client.completions.create(model="offline", prompt="Hello", max_tokens=2).usage.completion_tokens == 2
+
+
+def test_a_text_that_cannot_be_made_is_logged_once_and_ends_its_request_alone(server, client, monkeypatch, caplog):
+    decode = type(server.llm.tokenizer).decode
+
+    def failing(self, token_ids, **how):
+        if len(token_ids) > 3:
+            raise RuntimeError("no such text")
+        return decode(self, token_ids, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(server.llm.tokenizer), "decode", failing)
+        with pytest.raises(openai.InternalServerError, match="no such text"):
+            client.completions.create(model="offline", prompt="Hello", max_tokens=9, extra_body={"ignore_eos": True})
+    assert caplog.text.count("no such text") >= 1 and caplog.text.count("Traceback") == 1
+    assert client.completions.create(model="offline", prompt="Hello", max_tokens=9).choices
+
+
+def test_a_bug_is_500_and_logged_under_its_requests_id(server, monkeypatch, caplog):
+    monkeypatch.setattr("nanovllm.server.prompts.PromptEncoder.decode", lambda *_: 1 / 0)
+    reply = http.post(f"{server.url}/detokenize", json={"tokens": [1]}, headers={"X-Request-Id": "the-bug"})
+    assert reply.status_code == 500 and reply.headers["x-request-id"] == "the-bug"
+    assert reply.json()["error"]["message"] == "ZeroDivisionError: division by zero"
+    assert caplog.text.count("Traceback") == 1 and "the-bug" in caplog.text
 
 
 def test_running_requests_may_end_before_the_server_does(llm):

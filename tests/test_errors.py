@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +77,13 @@ def test_the_exported_errors_cost_no_torch():
                "try:\n    SamplingParams(top_p=2)\nexcept InvalidRequest:\n    print('torch' in sys.modules)")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, encoding="utf-8")
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("path", sorted(Path(nanovllm.__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
+def test_no_plain_value_error_is_raised(path):
+    """But by the server's validators, of which pydantic asks it. A plain RuntimeError is a bug's."""
+    if path.parent.name != "server":
+        assert "raise ValueError" not in path.read_text(encoding="utf-8")
 
 
 # ---- each kind, by a real bad input; exactly that class, not one below it

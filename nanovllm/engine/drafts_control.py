@@ -7,6 +7,7 @@ from nanovllm.engine.drafts import Drafter
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
+from nanovllm.errors import InvalidArgument
 from nanovllm.speculative_config import SpeculativeConfig
 from nanovllm.utils.interrupts import uninterrupted
 
@@ -207,14 +208,14 @@ class Speculation:
                 record.rests_until = len(seq) + 2 ** record.num_misses
 
     def _check(self, proposals: object, sequences: list[Sequence], limits: list[int]) -> None:
-        """Raise ValueError unless a drafter of anybody's making keeps to what `Drafter.propose` says."""
+        """Raise InvalidArgument unless a drafter's proposals are what `Drafter.propose` promises."""
         if not isinstance(proposals, (list, tuple)) or len(proposals) != len(sequences):
-            raise ValueError(f"propose returned {proposals!r}: it must be {len(sequences)} lists, one for each sequence; "
-                             "return an empty list where there is no guess.")
+            raise InvalidArgument(f"propose returned {proposals!r}: it must be {len(sequences)} lists, one for each sequence; "
+                                  "return an empty list where there is no guess.")
         for drafts, limit in zip(proposals, limits):
             if not isinstance(drafts, (list, tuple)) or len(drafts) > limit:
-                raise ValueError(f"propose returned {drafts!r}: it must be a list of at most {limit} tokens; cut it off.")
+                raise InvalidArgument(f"propose returned {drafts!r}: it must be a list of at most {limit} tokens; cut it off.")
             for token in drafts:
                 if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self._vocab_size:
-                    raise ValueError(f"propose returned the token {token!r}: it must be a whole number in [0, "
-                                     f"{self._vocab_size}), the model's vocabulary; draft with the model's own tokenizer.")
+                    raise InvalidArgument(f"propose returned the token {token!r}: it must be a whole number in [0, "
+                                          f"{self._vocab_size}), the model's vocabulary; draft with the model's own tokenizer.")

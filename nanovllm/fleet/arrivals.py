@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from nanovllm.errors import InvalidArgument
 from nanovllm.utils.checks import check
 
 FIRST_PRIVATE = 1 << 40  # ids below are for prompts that are shared
@@ -124,7 +125,7 @@ class TraceFile:
     hash ids mean equal blocks of 512 prompt tokens; without `hash_ids` nothing is shared. Lines must be in order of time.
     speed: 2 replays it twice as fast. limit: read only so many requests.
 
-    Raises ValueError for a line that is not of this form, naming it.
+    Raises InvalidArgument for a line that is not of this form, naming it.
     """
 
     path: str | Path
@@ -145,8 +146,8 @@ class TraceFile:
                               for token in range(block * TRACE_BLOCK, (block + 1) * TRACE_BLOCK)][:length]
                     max_tokens = max(1, int(entry["output_length"]))
                 except (ValueError, KeyError, TypeError) as error:
-                    raise ValueError(f"{self.path}, line {number + 1}: {type(error).__name__}: {error}; each line must be an "
-                                     "object with timestamp, input_length and output_length.") from error
+                    raise InvalidArgument(f"{self.path}, line {number + 1}: {type(error).__name__}: {error}; each line must be "
+                                          "an object with timestamp, input_length and output_length.") from error
                 check(time >= last, f"timestamp in line {number + 1}", entry["timestamp"],
                       "no earlier than the line before", "sort the file by timestamp")
                 own = length - len(shared)

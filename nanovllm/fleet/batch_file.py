@@ -8,6 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from nanovllm.errors import InvalidArgument
 from nanovllm.utils.checks import check
 
 
@@ -21,7 +22,7 @@ class BatchRow:
 
 
 def read_rows(path: str | Path) -> Iterator[BatchRow]:
-    """The requests of a file, in order. Raises ValueError that names the line for one that is not of the format:
+    """The requests of a file, in order. Raises InvalidArgument that names the line for one that is not of the format:
 
         {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...]}}
     """
@@ -34,7 +35,7 @@ def read_rows(path: str | Path) -> Iterator[BatchRow]:
 def check_rows(path: str | Path) -> int:
     """Read a whole file before anything runs, so that a bad line costs no work. Returns how many requests it holds.
 
-    Raises ValueError for a bad line or a custom_id that occurs twice.
+    Raises InvalidArgument for a bad line or a custom_id that occurs twice.
     """
     lines: dict[str, int] = {}
     for number, row in enumerate(read_rows(path), 1):
@@ -69,7 +70,7 @@ def resume(path: str | Path, known: set[str]) -> set[str]:
     """Make an output file of an earlier run ready to be continued; returns the custom_ids that need not run again.
 
     Drops a line that was cut short, and answers with a status of 500 and more or with none: those requests run again.
-    Raises ValueError, and changes nothing, when the file holds an answer to a request that is not in `known`.
+    Raises InvalidArgument, and changes nothing, when the file holds an answer to a request that is not in `known`.
     """
     path = Path(path)
     done: set[str] = set()
@@ -85,11 +86,11 @@ def resume(path: str | Path, known: set[str]) -> set[str]:
                 if not line.endswith("\n"):
                     continue  # cut short
                 kept.unlink()
-                raise ValueError(f"{path}: {line[:80]!r} is no answer of a batch; choose another output file.") from None
+                raise InvalidArgument(f"{path}: {line[:80]!r} is no answer of a batch; choose another output file.") from None
             if custom_id not in known:
                 kept.unlink()
-                raise ValueError(f"{path}: it holds an answer to {custom_id!r}, which is not in the input; choose another "
-                                 "output file.")
+                raise InvalidArgument(f"{path}: it holds an answer to {custom_id!r}, which is not in the input; choose another "
+                                      "output file.")
             if line.endswith("\n") and response and response["status_code"] < 500 and custom_id not in done:
                 done.add(custom_id)
                 new.write(line)
@@ -101,7 +102,7 @@ def _row(line: str, where: str) -> BatchRow:
     try:
         entry = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{where}: not valid JSON: {error}") from error
+        raise InvalidArgument(f"{where}: not valid JSON: {error}") from error
     check(isinstance(entry, dict), where, entry, "an object", "write one JSON object per line")
     custom_id, url, body = entry.get("custom_id"), entry.get("url"), entry.get("body")
     check(isinstance(custom_id, str) and bool(custom_id), f"{where}: custom_id", custom_id, "a text", "name the request")

@@ -1,4 +1,4 @@
-"""The Triton twins of what `layers/` says in PyTorch, one kernel family a file.
+"""What `layers/` says in PyTorch, as Triton kernels: one family of kernels per file.
 
-Nothing is imported here: Triton may be absent, and a kernel's module is loaded by whoever runs it.
+Nothing is imported here, because Triton may be absent: the code that runs a kernel imports its module.
 """

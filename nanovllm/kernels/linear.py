@@ -3,7 +3,7 @@
 A product of one row does two operations for each weight read, so all that counts is to have enough of the weight on its
 way at any time. Each program takes a few output features, asks for their whole rows of the weight at once, and only
 then looks at what to multiply them with. That order pays twice: with programmatic dependent launch (Hopper and later)
-a program starts while the kernel before it still runs, and its weights, which nobody writes, are already on their way
+a program starts while the kernel before it still runs, and its weights, which no kernel writes, are already on their way
 when the numbers they wait for arrive. What stands before a projection (add, RMSNorm) or behind it (SiLU times up) is
 computed on the spot by the program that needs it.
 """

@@ -1,4 +1,4 @@
-"""Paged attention for decode: one query a sequence, all of it memory traffic.
+"""Paged attention for decode: one query per sequence, bound by memory bandwidth.
 
 Two ideas make it fast. The query heads that share a key/value head sit in one tile, so each key is read once for all of
 them. And the keys of the whole batch, laid end to end, are cut into equal shares, one for each program that the GPU can
@@ -82,8 +82,8 @@ def _decode_kernel(
 
     The kv heads of a key lie side by side in the cache, so the programs that start together are those. A sequence that
     lies within the share is finished here; the piece of one that does not goes to one of the share's two partial
-    results: 0 for the piece at its beginning, 1 for one that starts later. Whoever brings a sequence's last piece joins
-    them all.
+    results: 0 for the piece at its beginning, 1 for one that starts later. The program that finishes a
+    sequence's last piece joins them all.
     """
     kv_head, share = tl.program_id(0), tl.program_id(1)
     if PDL:

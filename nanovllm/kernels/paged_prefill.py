@@ -1,4 +1,4 @@
-"""Paged attention for prompt chunks: many queries a sequence, each sees the cache up to its own position."""
+"""Paged attention for prompt chunks: many queries per sequence, each sees the cache up to its own position."""
 
 import torch
 import triton
@@ -91,7 +91,7 @@ def paged_prefill(
     """Variable-length causal attention over the paged cache; writes out, gives nothing back.
 
     q, out: `[num_tokens, num_heads, head_dim]`, last dimension contiguous; sequence i owns rows
-    `cu_seqlens_q[i]:cu_seqlens_q[i + 1]` (absolute rows: the first need not be 0, rows of nobody are left alone).
+    `cu_seqlens_q[i]:cu_seqlens_q[i + 1]` (absolute rows: the first need not be 0, rows of no sequence are left as they are).
     k_cache, v_cache: `[num_blocks, block_size, num_kv_heads, head_dim]` with equal strides. block_tables:
     `[num_seqs, max_blocks]`, context_lens: `[num_seqs]`, int32 on the device. No query count above max_seqlen_q.
     tiles: `[num_tiles, 2]` int32, see `Context.tiles`; cut to `queries_per_tile`. The launch then depends on their number

@@ -40,7 +40,7 @@ def fold_tile(
     """
     dim = tl.arange(0, HEAD_DIM)
     places = offsets[:, None] + dim[None, :]
-    # A slot nobody wrote may hold NaN, and 0 * NaN is NaN: values that are masked must also be read as 0.
+    # A slot that was never written may hold NaN, and 0 * NaN is NaN: values that are masked must also be read as 0.
     if MASKED:
         k = tl.load(k_ptr + places, mask=in_range[:, None], other=0.0)
         v = tl.load(v_ptr + places, mask=in_range[:, None], other=0.0)

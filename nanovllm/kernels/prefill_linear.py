@@ -36,7 +36,7 @@ def _inverse_rms_kernel(out_ptr, x_ptr, num_tokens, size, eps, ROWS: tl.constexp
 
 
 @triton.jit
-def _place(tile, tiles_m, tiles_n, TURN: tl.constexpr):
+def _tile_position(tile, tiles_m, tiles_n, TURN: tl.constexpr):
     """Where a tile lies, in tiles: TURN rows of tiles, column by column, before the next TURN rows."""
     turn = tile // (TURN * tiles_n)
     rows = tl.minimum(tiles_m - turn * TURN, TURN)
@@ -50,7 +50,7 @@ def _gate_kernel(
     TOKENS: tl.constexpr, FEATURES: tl.constexpr, DEPTH: tl.constexpr, TURN: tl.constexpr,
 ):  # fmt: skip
     """One program computes TOKENS x FEATURES outputs: as many of gate, as many of up, and the one times the other."""
-    row, column = _place(tl.program_id(0), tl.cdiv(num_tokens, TOKENS), out_features // FEATURES, TURN)
+    row, column = _tile_position(tl.program_id(0), tl.cdiv(num_tokens, TOKENS), out_features // FEATURES, TURN)
     gate = tl.zeros([TOKENS, FEATURES], tl.float32)
     up = tl.zeros([TOKENS, FEATURES], tl.float32)
     for k in tl.range(0, in_features, DEPTH):
@@ -75,7 +75,7 @@ def _qkv_kernel(
     """One program computes one head of TOKENS tokens: a query, a key or a value."""
     HALF: tl.constexpr = HEAD_DIM // 2
     kind = q_ptr.dtype.element_ty
-    row, head = _place(tl.program_id(0), tl.cdiv(num_tokens, TOKENS), NUM_HEADS + 2 * NUM_KV_HEADS, TURN)
+    row, head = _tile_position(tl.program_id(0), tl.cdiv(num_tokens, TOKENS), NUM_HEADS + 2 * NUM_KV_HEADS, TURN)
     acc = tl.zeros([TOKENS, HEAD_DIM], tl.float32)
     for k in tl.range(0, in_features, DEPTH):
         acc = tl.dot(x_desc.load([row * TOKENS, k]), weight_desc.load([head * HEAD_DIM, k]).T, acc, input_precision="ieee")

@@ -1,4 +1,4 @@
-"""Drawing a token a row in one pass over the logits: Gumbel-max, whose winner needs no sum over the vocabulary."""
+"""Drawing one token per row in one pass over the logits: Gumbel-max, whose winner needs no sum over the vocabulary."""
 
 import torch
 import triton

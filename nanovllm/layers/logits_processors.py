@@ -92,7 +92,7 @@ class LogitsProcessors:
         A row that held an infinity holds a NaN, and one that held a NaN still does.
         """
         scores = logits.to(torch.float32, copy=True)
-        scores.masked_fill_(scores.isinf(), float("nan"))  # so that nobody takes it for a token forbidden here
+        scores.masked_fill_(scores.isinf(), float("nan"))  # else it would look like a token forbidden here
         if self.bias is not None:
             rows, tokens, values = self.bias
             scores[rows, tokens] += values

@@ -1,9 +1,9 @@
-"""The decode batch as it lives on the device: a row for each running sequence, which moves on by itself from step to step.
+"""The decode batch on the device: a row for each running sequence, which one launch advances to the next step.
 
 A decode step differs from the one before it in little: every row is one position further, its input is the token it has
-just drawn, and now and then a row begins a new block. None of that needs the host. So the rows stay on the device;
-`advance` takes them one step on, and `write_rows` changes those few for which that is not enough: a sequence that came,
-went or moved, or got a block. `kernels/row_state.py` does the same in one launch each.
+just drawn, and now and then a row begins a new block. None of that needs the host, so the rows stay on the device.
+`advance` takes all rows one step further. `write_rows` sets those few for which that is not enough: a sequence that was
+added, removed or moved to another row, or that got a block. `kernels/row_state.py` does the same in one launch each.
 """
 
 import torch
@@ -35,7 +35,8 @@ def write_rows(state: RowState, records: Tensor, entries: Tensor, drawn: Tensor)
 def advance(state: RowState, num_rows: int, block_size: int) -> None:
     """Lay out the next step of the first num_rows rows, one token each.
 
-    A row that has drawn no token (below 0, see `layers.sampler`) runs with token 0, for nobody: its request has ended.
+    A row that has drawn no token (below 0, see `layers.sampler`) runs with token 0. Its request has ended, and the result is
+    dropped.
     """
     cached, drawn = state.cached[:num_rows], state.drawn[:num_rows]
     live, position = cached >= 0, cached.clamp(min=0).long()

@@ -1,4 +1,4 @@
-"""From scores to tokens: one draw a row, each row by its own rules."""
+"""From scores to tokens: one draw per row, each by its own sampling parameters."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -110,7 +110,7 @@ def filtered_draw(logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: 
 
 
 class Sampler(nn.Module):
-    """Draws one token a row. Owns nothing: what it draws follows from the logits and the batch alone.
+    """Draws one token per row. Owns nothing: what it draws follows from the logits and the batch alone.
 
     Processors and filters come in transformers' order, bias, penalties, temperature, top-k, top-p, min-p, and mean the
     same as its own. Only rows that ask for filters pay for them; all others are drawn in one pass. draw, filtered_draw:

@@ -15,7 +15,7 @@ from nanovllm.utils.checks import check
 
 
 class Qwen3MoeBlock(nn.Module):
-    """Each token asks the router which few of the experts to use, and adds up what they say."""
+    """The router picks a few experts for each token; the token's result is the sum of theirs, by the router's weights."""
 
     def __init__(self, config: Any, tp: TensorParallel, **factory: Any):
         super().__init__()

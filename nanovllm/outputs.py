@@ -12,7 +12,7 @@ class Logprob(NamedTuple):
     decoded_token: str | None = None
 
 
-@dataclass(slots=True)
+@dataclass
 class Usage:
     """Tokens of one request. cached_tokens: how many of the prompt's were found in the prefix cache."""
 
@@ -25,7 +25,7 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens
 
 
-@dataclass(slots=True)
+@dataclass
 class Timings:
     """Seconds. None for what never came.
 
@@ -39,7 +39,7 @@ class Timings:
     total: float | None
 
 
-@dataclass(slots=True)
+@dataclass
 class CompletionOutput:
     """One of a request's `n` samples.
 
@@ -71,7 +71,7 @@ class CompletionOutput:
             entry[token].logprob for token, entry in zip(self.token_ids, self.logprobs))
 
 
-@dataclass(slots=True)
+@dataclass
 class RequestOutput:
     """One request's samples. Answers both `out.text` and `out["text"]`, as scripts written for nano-vllm expect.
 

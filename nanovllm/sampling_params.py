@@ -14,7 +14,7 @@ MIN_TEMPERATURE = 1e-5  # below it scores leave float32 before noise can matter:
 MAX_TEMPERATURE = 1e6  # by then every token is as likely as every other
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SamplingParams:
     """How one request draws its tokens, when it ends and what it reports. Immutable: one object may serve many requests.
 

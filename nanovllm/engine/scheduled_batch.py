@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from nanovllm.engine.sequence import Sequence
 
 
-@dataclass(slots=True)
+@dataclass
 class ScheduledSequence:
     """The part of one sequence that runs in this step: tokens start .. start + num_tokens - 1.
 
@@ -39,7 +39,7 @@ class ScheduledSequence:
         return range(end - self.num_drafts, end + 1) if self.samples else range(0)
 
 
-@dataclass(slots=True)
+@dataclass
 class ScheduledBatch:
     """What one step runs. Pure data: the model runner turns it into tensors, the trace into a record.
 

@@ -10,7 +10,7 @@ from nanovllm.sampling_params import SamplingParams
 CHUNK_ROWS = 64  # penalties take six times the memory of the scores they change, so they are put on so many rows at once
 
 
-@dataclass(slots=True)
+@dataclass
 class Penalties:
     """Penalties on tokens that were there before, for the rows that ask for one.
 
@@ -44,7 +44,7 @@ class Penalties:
         scores[rows] = own - self.frequency[some] * counts - self.presence[some] * (counts > 0)
 
 
-@dataclass(slots=True)
+@dataclass
 class LogitsProcessors:
     """Changes to the scores of one step, before temperature. What no row asks for is None and costs nothing.
 

@@ -31,7 +31,7 @@ class FilteredDraw(Protocol):
                  ) -> Tensor: ...
 
 
-@dataclass(slots=True)
+@dataclass
 class SamplingBatch:
     """What the rows of one step ask for.
 

@@ -49,7 +49,9 @@ class Request:
     def __init__(self, engine: LLMEngine, tokenizer: Tokenizer | None, prompt: str | list[int],
                  params: SamplingParams | None = None, priority: int = 0):
         params = params or SamplingParams()
-        check_request(isinstance(params, SamplingParams), "sampling_params", params, "SamplingParams", "pass a SamplingParams")
+        # By name: when its file is edited in a notebook's session, autoreload gives what was made before another class.
+        check_request(type(params).__name__ == "SamplingParams", "sampling_params", params, "SamplingParams",
+                      "pass a SamplingParams")
         self.engine, self.tokenizer, self.params, self.priority = engine, tokenizer, params, plain(priority)
         self.prompt = str(prompt) if isinstance(prompt, str) else None
         self.prompt_token_ids = self._encode(prompt) if isinstance(prompt, str) else as_token_ids(prompt)

@@ -97,8 +97,8 @@ def test_folders_that_hold_no_model_we_can_run(folder, tmp_path):
         LLM(tmp_path, device="cpu")
     other = shutil.copytree(folder, tmp_path / "other")
     config = json.loads((other / "config.json").read_text(encoding="utf-8"))
-    (other / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"architectures=\['LlamaForCausalLM'\]"):
+    (other / "config.json").write_text(json.dumps(config | {"architectures": ["GPT2LMHeadModel"]}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"architectures=\['GPT2LMHeadModel'\]"):
         LLM(other, device="cpu")
     empty = shutil.copytree(folder, tmp_path / "empty", ignore=shutil.ignore_patterns("*.safetensors*"))
     with pytest.raises(ValueError, match="safetensors weights"):

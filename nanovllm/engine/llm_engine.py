@@ -7,7 +7,8 @@ from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from nanovllm.utils.checks import check, check_request
 from nanovllm.utils.interrupts import interruptible, uninterrupted
 from nanovllm.utils.numbers import as_token_ids, plain
 
+P = ParamSpec("P")
 T = TypeVar("T")
 CLOSED = "the engine was closed while it had requests; make a new one"
 # What one more token costs in a step of one: on an H200 with 8B parameters, on a CPU with the offline model.
@@ -41,6 +43,25 @@ class _StepInFlight:
     batch: ScheduledBatch
     launched: Any
     timestamps: list[float]
+
+
+def _in_turn(step: Callable[Concatenate["LLMEngine", P], T]) -> Callable[Concatenate["LLMEngine", P], T]:
+    """Has `step` wait for the thread's turn, and do afterwards what was asked for in the middle of it."""
+    @wraps(step)
+    def wrapped(self: "LLMEngine", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self.turn:
+            if self.is_closed:
+                raise RequestFailed(CLOSED)
+            self._is_stepping = True
+            try:
+                with interruptible():
+                    return step(self, *args, **kwargs)
+            finally:
+                self._is_stepping = False
+                while self._deferred:
+                    self._deferred.pop(0)()
+
+    return wrapped
 
 
 class LLMEngine:
@@ -146,7 +167,8 @@ class LLMEngine:
         """Free the weights and the cache, after the step at hand; no other follows. May be called any number of times."""
         self._between_steps(self._close)
 
-    def step(self) -> list[Sequence]:
+    @_in_turn
+    def step(self, batch: ScheduledBatch | None = None) -> list[Sequence]:
         """Take in the next step's tokens; returns the sequences that they end.
 
         Where the engine looks ahead, the step after it is scheduled and launched first, so that the device never waits
@@ -155,54 +177,28 @@ class LLMEngine:
         An exception, an interrupt too, rolls all steps in flight back: their sequences keep their blocks and can run
         again or be aborted. Interrupts come between the phases, or while the model runs, but never in the bookkeeping.
         Raises RequestFailed once the engine is closed.
+
+        batch: what to run, from `scheduler.schedule()` or some of its items, while no step is in flight.
         """
-        return self._take_step(None)
-
-    def run(self, batch: ScheduledBatch) -> list[Sequence]:
-        """As `step`, with `batch`, which the scheduler made, or some of its items, while no step is in flight."""
-        return self._take_step(batch)
-
-    def _take_step(self, given: ScheduledBatch | None) -> list[Sequence]:
-        with self.turn:
-            if self.is_closed:
-                raise RequestFailed(CLOSED)
-            self._is_stepping = True
-            try:
-                with interruptible():
-                    ended = self._step(given)
-            finally:
-                self._is_stepping = False
-                while self._deferred:
-                    self._deferred.pop(0)()
-            if ended is None:
-                return []
-            self.num_ended += len(ended.finished)
-            for listener in self._listeners:
-                listener.stepped(ended)
-            self.num_steps += 1
-            return ended.finished
-
-    def _step(self, given: ScheduledBatch | None) -> Step | None:
-        """None when there was nothing to run."""
         try:
-            while len(self._in_flight) < (self._depth if given is None else 1):
+            while len(self._in_flight) < (self._depth if batch is None else 1):
                 timestamps = [time.perf_counter()]
                 with uninterrupted():
                     for step in self._in_flight:
                         self.scheduler.advance(step.batch)
-                if self.speculation and given is None:
+                if self.speculation and batch is None:
                     self.speculation.propose()
                 with uninterrupted():
-                    batch = self.scheduler.schedule() if given is None else given
+                    scheduled = self.scheduler.schedule() if batch is None else batch
                 timestamps.append(time.perf_counter())
-                if not batch.items:
-                    self._check_progress(batch)
+                if not scheduled.items:
+                    self._check_progress(scheduled)
                     break
-                launched = self.model_runner.launch(batch)
+                launched = self.model_runner.launch(scheduled)
                 timestamps.append(time.perf_counter())
-                self._in_flight.append(_StepInFlight(batch, launched, timestamps))
+                self._in_flight.append(_StepInFlight(scheduled, launched, timestamps))
             if not self._in_flight:
-                return None
+                return []
             oldest = self._in_flight[0]
             token_ids = self.model_runner.collect(oldest.launched)
             oldest.timestamps.append(time.perf_counter())
@@ -221,7 +217,12 @@ class LLMEngine:
             raise
         if all(item.seq.is_finished for later in self._in_flight for item in later.batch.items):
             self._in_flight.clear()  # its tokens are of no use
-        return Step(self.num_steps, oldest.batch, token_ids, finished, oldest.timestamps)
+        self.num_ended += len(finished)
+        ended = Step(self.num_steps, oldest.batch, token_ids, finished, oldest.timestamps)
+        for listener in self._listeners:
+            listener.stepped(ended)
+        self.num_steps += 1
+        return finished
 
     def _between_steps(self, call: Callable[[], T]) -> T | None:
         """Call it when it is our turn; None when that is later: a finalizer may come in the middle of its thread's own step."""

@@ -55,7 +55,7 @@ def _step_without_offenders(engine: LLMEngine, error: Exception) -> None:
         failed_before = engine.num_failed_steps
         try:
             if batch.items:
-                engine.run(batch)
+                engine.step(batch)
         except Exception as again:
             if engine.num_failed_steps == failed_before or not _is_recoverable(engine, again):
                 raise

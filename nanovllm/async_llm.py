@@ -101,7 +101,8 @@ class AsyncLLM:
         priority: less is served sooner; see `Scheduler`.
         """
         self.check_room(1)  # before the work of encoding
-        request = await asyncio.to_thread(Request, self.llm.engine, self.llm.tokenizer, prompt, sampling_params, priority)
+        params = sampling_params or self.llm.get_default_sampling_params()
+        request = await asyncio.to_thread(Request, self.llm.engine, self.llm.tokenizer, prompt, params, priority)
         handle = AsyncRequest(self, request, wants_deltas)
         self._thread.submit(handle)
         return handle

@@ -25,6 +25,7 @@ from nanovllm.parallel.parallel_runner import ParallelRunner
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.serving.chat import render_chat
 from nanovllm.serving.request import Request
+from nanovllm.serving.sampling_defaults import SamplingDefaults
 from nanovllm.serving.stepping import step
 from nanovllm.serving.tokenizer import load_tokenizer, require_tokenizer
 from nanovllm.tracing.profiling import profiled
@@ -94,11 +95,20 @@ class LLM:
         """Free the weights and the cache. May be called any number of times."""
         self._finalizer()
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the model's generation_config.json recommends, as vLLM's method of this name says; a fresh copy.
+
+        Of that file temperature, top_p, top_k, min_p, repetition_penalty and max_new_tokens are taken; what it leaves out, or
+        all where there is none, is as in `SamplingParams()`. Raises CheckpointError for a file that cannot be used.
+        """
+        return SamplingDefaults.of_model(self.config.model).sampling_params()
+
     def generate(self, prompts: str | Prompts, sampling_params: SamplingParams | PerPrompt | None = None,
                  use_tqdm: bool = True, priority: int | list[int] = 0) -> list[RequestOutput]:
         """Serve the prompts together; returns one output a prompt, in order.
 
         prompts: a text, a list of texts, or a list of lists of token ids. sampling_params: one for all or one for each.
+        Without any the model's own recommendation holds (`get_default_sampling_params`), as in vLLM.
         priority: likewise; less is served sooner, but waiting outweighs it in the end (see `Scheduler`).
         Raises InvalidRequest, before anything is queued, when any of them cannot be served. When the call is interrupted
         or fails, its requests are aborted and their blocks freed; the engine stays usable.
@@ -245,7 +255,7 @@ class LLM:
                       "wrap one prompt's token ids in a list: [[1, 2, 3]]")
         priority = plain(priority)
         if not isinstance(sampling_params, (list, tuple)):
-            sampling_params = [sampling_params or SamplingParams()] * len(prompts)
+            sampling_params = [sampling_params or self.get_default_sampling_params()] * len(prompts)
         if not isinstance(priority, (list, tuple)):
             priority = [priority] * len(prompts)
         for name, values in (("sampling_params", sampling_params), ("priority", priority)):

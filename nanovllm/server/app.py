@@ -10,11 +10,11 @@ from starlette.middleware.cors import CORSMiddleware
 from nanovllm import __version__
 from nanovllm.async_llm import AsyncLLM
 from nanovllm.server import errors, generation, openapi, status, tokens
-from nanovllm.server.defaults import SamplingDefaults
 from nanovllm.server.guard import OPEN_PATHS, Guard
 from nanovllm.server.metrics import CountResponses, Metrics
 from nanovllm.server.request_ids import HEADER, RequestIds
 from nanovllm.server.state import ServerState
+from nanovllm.serving.sampling_defaults import SamplingDefaults
 
 DEFAULT_MAX_BODY_BYTES = 4 * 2**20
 DESCRIPTION = "The OpenAI API's completions and chat completions, and what vLLM's server adds to them."

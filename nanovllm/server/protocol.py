@@ -10,8 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nanovllm.sampling_params import MAX_LOGPROBS, SamplingParams
-from nanovllm.server.defaults import SamplingDefaults
 from nanovllm.server.fields import Content, LogitBias, Only, Prompts, Seed, StopStrings, TokenIds, limits
+from nanovllm.serving.sampling_defaults import SamplingDefaults
 from nanovllm.utils.checks import check
 
 DEFAULT_MAX_TOKENS = 16  # of a completion, as in the OpenAI API; a chat's answer may take all the room there is

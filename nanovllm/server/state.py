@@ -6,10 +6,10 @@ from fastapi import Depends, Request
 
 from nanovllm.async_llm import AsyncLLM
 from nanovllm.engine.llm_engine import LLMEngine
-from nanovllm.server.defaults import SamplingDefaults
 from nanovllm.server.errors import UnknownModel
 from nanovllm.server.metrics import Metrics
 from nanovllm.server.prompts import PromptEncoder
+from nanovllm.serving.sampling_defaults import SamplingDefaults
 from nanovllm.utils.checks import check
 
 MAX_SAMPLES = 1024  # of one call, where the queue has no limit of its own

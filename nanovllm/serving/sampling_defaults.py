@@ -46,6 +46,11 @@ class SamplingDefaults:
             raise CheckpointError(f"{file}: {error} Correct the file, or start with --generation-config vllm.") from error
         return cls(values, max_tokens)
 
+    def sampling_params(self) -> SamplingParams:
+        """The parameters of a request that says nothing."""
+        most: dict[str, Any] = {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
+        return SamplingParams(**self.values, **most)
+
     def __str__(self) -> str:
         stated = [f"{name} {value:g}" for name, value in self.values.items()]
         if self.max_tokens is not None:

@@ -39,7 +39,8 @@ class RotaryEmbedding(nn.Module):
             frequencies, factor = _scaled_frequencies(config, parameters)
         if divisors := getattr(config, "rope_frequency_divisors", None):  # a GGUF file's own words for llama3
             plain = cls(config.head_dim, 2, parameters["rope_theta"]).frequencies
-            frequencies = (plain if frequencies is None else frequencies) / torch.tensor(divisors)
+            divided = plain if frequencies is None else frequencies
+            frequencies = divided / torch.tensor(divisors, dtype=torch.float32, device="cpu")
         return cls(config.head_dim, longest_context(config), parameters["rope_theta"], frequencies=frequencies,
                    factor=factor, device=device)
 

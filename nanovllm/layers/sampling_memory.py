@@ -19,7 +19,7 @@ def worst_batch(num_rows: int, longest: int, device: torch.device | str) -> Samp
     history = torch.zeros(num_rows, longest, dtype=torch.int64, device=device)
     penalties = Penalties(rows, history, torch.ones_like(history, dtype=torch.bool), column(1.1), column(0.1), column(0.1))
     processors = LogitsProcessors((rows, torch.zeros_like(rows), column(1.0)[:, 0]), penalties)
-    filters = Filters(rows, torch.full((num_rows, 1), 50, device=device), column(0.9), column(0.01))
+    filters = Filters(rows, torch.full((num_rows, 1), 50, dtype=torch.int64, device=device), column(0.9), column(0.01))
     return SamplingBatch(column(0.8)[:, 0], rows, rows, filters, processors)
 
 

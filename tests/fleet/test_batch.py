@@ -147,7 +147,7 @@ def test_an_empty_file_and_a_missing_one_are_named(tmp_path):
     with pytest.raises(ValueError, match="requests=0"):
         check_rows(tmp_path / "in.jsonl")
     ran = subprocess.run([sys.executable, "-m", "nanovllm", "batch", "nowhere.jsonl", "out.jsonl"], capture_output=True,
-                         text=True)
+                         text=True, encoding="utf-8")
     assert ran.returncode == 2 and "source='nowhere.jsonl': must be a file" in ran.stderr
 
 
@@ -197,6 +197,6 @@ def test_without_the_extra_one_line_says_how_to_install_it(tmp_path):
             "sys.meta_path.insert(0, NoRay())\n"
             "from nanovllm.__main__ import main; main(sys.argv[1:])")
     for arguments in (["batch", str(source), str(tmp_path / "o"), "--ray"], ["serve", "--ray"]):
-        ran = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        ran = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, encoding="utf-8")
         assert ran.returncode == 2, ran.stderr
         assert ran.stderr.splitlines()[-1].endswith("pip install 'nano-vllm-course[fleet]'."), ran.stderr

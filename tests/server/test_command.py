@@ -24,7 +24,7 @@ SMALL = ("--port", "0", "--device", "cpu", "--num-kvcache-blocks", "200", "--log
 def serving(*flags, **environment):
     """(process, lines printed before it listened, its address)"""
     process = subprocess.Popen([sys.executable, "-m", "nanovllm", "serve", *SMALL, *flags], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, env=os.environ | environment)
+                               stderr=subprocess.PIPE, text=True, env=os.environ | environment, encoding="utf-8")
     lines = []
     try:
         while not (line := process.stdout.readline()).startswith("Listening on "):
@@ -114,7 +114,7 @@ def test_an_interrupt_while_the_model_is_loaded_leaves_no_traceback():
     process = subprocess.Popen([sys.executable, "-c", "import os, signal, threading\nfrom nanovllm.server import run\n"
                                 "run.AsyncLLM = lambda *a, **k: signal.raise_signal(signal.SIGINT)\n"
                                 "from nanovllm.__main__ import main\nmain(['serve', '--port', '0'])"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "", "")
 

@@ -9,6 +9,7 @@ from nanovllm.engine.cuda_graphs import DecodeGraphs
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.layers.attention import AttentionBackend
 from nanovllm.layers.attention_backends import TorchBackend
+from nanovllm.layers.batched_attention import BatchedTorchBackend
 from nanovllm.layers.sampler import Sampler
 
 
@@ -31,6 +32,7 @@ def forms(llm: LLM) -> Iterator[tuple[str, int, Callable[[], None]]]:
 
     for name, steps, parts in (
         ("plain PyTorch", 2, (model.model, Sampler(), TorchBackend(), None, False)),
+        ("plain PyTorch, attention in groups", 30, (model.model, Sampler(), BatchedTorchBackend(), None, False)),
         ("+ paged attention in Triton", 30, (model.model, Sampler(), backend, None, False)),
         ("+ fused kernels and one-pass sampling", 30, (model, sampler, backend, None, False)),
         ("+ CUDA graphs", 60, (model, sampler, backend, graphs, False)),

@@ -186,11 +186,14 @@ def _device(given: str | torch.device) -> torch.device:
     try:
         device = torch.device(given)
     except (RuntimeError, TypeError) as error:
-        raise InvalidArgument(f"device={given!r}: must be 'auto', 'cpu' or 'cuda[:n]'; use 'auto'.") from error
+        raise InvalidArgument(f"device={given!r}: must be 'auto', 'cpu', 'mps' or 'cuda[:n]'; use 'auto'.") from error
     if device.type == "cuda":
         check(torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(), "device", given,
               f"one of the {torch.cuda.device_count()} CUDA devices torch sees", "use device='cpu' or 'auto'")
         device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+    elif device.type == "mps":  # untried by us; never taken by 'auto'
+        check(torch.backends.mps.is_available(), "device", given, "a device that torch sees, and it sees no Metal GPU",
+              "use device='cpu' or 'auto'")
     return device
 
 

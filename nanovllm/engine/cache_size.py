@@ -15,7 +15,7 @@ from nanovllm.models.registry import model_class
 from nanovllm.utils.checks import check
 from nanovllm.utils.context import Context
 
-CPU_CACHE_BYTES = 512 << 20  # without a GPU the cache shares the machine's memory: take a little, unless told
+CPU_CACHE_BYTES = 512 << 20  # without a CUDA GPU the cache shares the machine's memory: take a little, unless told
 
 GRAPH_BYTES = 256 << 20  # activations of a few hundred tokens, and what the driver keeps of two dozen graphs
 
@@ -45,7 +45,7 @@ def fit_blocks(model: CausalLM, sampler: Sample, shape: CacheShape, config: Conf
     """As many blocks as the memory holds, at least one request of max_model_len, at most what all could ever use."""
     per_seq = -(-config.max_model_len // shape.block_size)
     useful = per_seq * config.max_num_seqs
-    if config.device.type == "cpu":
+    if config.device.type != "cuda":
         return min(max(per_seq, CPU_CACHE_BYTES // shape.bytes_per_block), useful)
     at_rest, with_each_block = _draft_memory(config)
     budget = _free_memory(model, sampler, shape, config) - at_rest

@@ -33,7 +33,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 CLOSED = "the engine was closed while it had requests; make a new one"
 # What one more token costs in a step of one: on an H200 with 8B parameters, on a CPU with the offline model.
-TOKEN_COST = {"cuda": 0.005, "cpu": 0.03}
+TOKEN_COST = {"cuda": 0.005, "mps": 0.005, "cpu": 0.03}
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ class LogprobReport:
 
     def fetch(self) -> None:
         """Send the numbers to the host, without waiting for them."""
-        self.top = TopLogprobs(*(column.to("cpu", non_blocking=True) for column in self.top))
+        self.top = TopLogprobs(*(column.to("cpu", non_blocking=column.is_cuda) for column in self.top))
 
     def deliver(self) -> None:
         """Put the numbers, which must be on the host by now, into each sequence's `logprobs`."""

@@ -38,7 +38,7 @@ class Launched:
     """
 
     def __init__(self, token_ids: torch.Tensor, reports: list[LogprobReport], rows: np.ndarray | None = None):
-        self._token_ids = token_ids.to("cpu", non_blocking=True, copy=True)  # to pinned memory
+        self._token_ids = token_ids.to("cpu", non_blocking=token_ids.is_cuda, copy=True)  # to pinned memory
         self._reports, self._rows = reports, rows
         for report in reports:
             report.fetch()
@@ -182,7 +182,7 @@ class ModelRunner:
         layout = Layout.of(batch.items, self.block_size)
         source = np.array([self._drawn_by[seq_id] for seq_id in layout.pending_ids], np.int64)
         rows = (layout.last_rows, layout.pending, source)
-        size = self.step_graphs.size_for(batch) if self.step_graphs else None
+        size = self.step_graphs.size_for(batch) if self.graphs and self.step_graphs else None
         if self.step_graphs and size:
             last_rows, pending, source_rows = to_device(rows, self.device)
             input_ids, positions, context = self.step_graphs.place(layout, batch.num_decodes, size, last_rows)

@@ -85,8 +85,8 @@ def to_device(arrays: Iterable[np.ndarray], device: torch.device) -> list[Tensor
     The copy is made from pinned memory, which torch reuses only once the copy is done.
     """
     arrays = [np.ascontiguousarray(a) for a in arrays]
-    if device.type == "cpu":
-        return [torch.from_numpy(a) for a in arrays]
+    if device.type != "cuda":
+        return [torch.from_numpy(a).to(device) for a in arrays]
     starts = np.cumsum([0] + [-(-a.nbytes // 16) * 16 for a in arrays]).tolist()  # kernels read 16 bytes at a time
     packed = torch.empty(starts[-1], dtype=torch.uint8, device="cpu", pin_memory=True)
     host = packed.numpy()

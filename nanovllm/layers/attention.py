@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nanovllm.errors import InvalidArgument
 from nanovllm.layers.attention_backends import FlashAttnBackend, TorchBackend, TritonBackend, import_error
+from nanovllm.layers.batched_attention import BatchedTorchBackend
 from nanovllm.utils.context import Context
 
 
@@ -84,8 +85,9 @@ def select_backend(
     Raises InvalidArgument, naming what is missing and the remedy, when `name` is unknown or cannot
     run with this device, dtype, head size or block size.
     """
-    kinds: dict[str, type[AttentionBackend]] = {"triton": TritonBackend, "flash_attn": FlashAttnBackend, "torch": TorchBackend}
     device = torch.device(device)
+    plain = TorchBackend if device.type == "cpu" else BatchedTorchBackend
+    kinds: dict[str, type[AttentionBackend]] = {"triton": TritonBackend, "flash_attn": FlashAttnBackend, "torch": plain}
     if name == "auto":
         # The interpreter is for checking kernels, so a CPU never gets Triton unasked.
         names = kinds if device.type == "cuda" else ["torch"]

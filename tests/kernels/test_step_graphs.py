@@ -18,6 +18,7 @@ def serve(folder, padded, **settings):
         runner, placed = llm.engine.model_runner, []
         runner.step_graphs = None
         if padded:
+            runner.graphs = runner.decode_graphs(llm.config, capture=False)
             runner.step_graphs = graphs = runner.mixed_step_graphs(llm.config, capture=False)
             replay = graphs.replay
             graphs.replay = lambda size: (placed.append(size), replay(size))[1]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nanovllm.errors import CheckpointError
+from nanovllm.errors import CheckpointError, InvalidArgument
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.utils.checks import check
 
@@ -38,7 +38,7 @@ class SamplingDefaults:
         try:
             recommended = json.loads(file.read_text(encoding="utf-8"))
             if not isinstance(recommended, dict):
-                raise ValueError("not a JSON object")
+                raise InvalidArgument("not a JSON object")
             values = {name: recommended[name] for name in RECOMMENDED if recommended.get(name) is not None}
             max_tokens = recommended.get("max_new_tokens")
             SamplingParams(**values, **{} if max_tokens is None else {"max_tokens": max_tokens})

@@ -43,6 +43,7 @@ from visualizations.figures.prefix_tree import plot_prefix_tree
 from visualizations.figures.roofline import Measured, plot_roofline
 from visualizations.figures.rope import plot_rope
 from visualizations.figures.rounds import plot_rounds
+from visualizations.figures.routing import plot_routing, record_routing
 from visualizations.figures.sampling_filters import plot_sampling_filters, sampling_stages
 from visualizations.figures.shape_flow import plot_shape_flow, record_flow
 from visualizations.figures.side_by_side import plot_side_by_side
@@ -62,11 +63,11 @@ __all__ = [
     "plot_checkpoint_file", "plot_curves", "plot_exponential_race", "plot_fleet", "plot_fragmentation",
     "plot_gpu_timeline", "plot_journey", "plot_latencies", "plot_life_of_request", "plot_memory_budget",
     "plot_name_map", "plot_next_token", "plot_online_softmax", "plot_operations", "plot_overlap", "plot_padding_waste",
-    "plot_parity", "plot_prefix_tree", "plot_request_timeline", "plot_roofline", "plot_rope", "plot_rounds",
+    "plot_parity", "plot_prefix_tree", "plot_request_timeline", "plot_roofline", "plot_rope", "plot_rounds", "plot_routing",
     "plot_sampling_filters", "plot_shape_flow", "plot_side_by_side", "plot_slot_scatter", "plot_step_parts",
     "plot_step_tensors", "plot_stretches", "plot_tensor_split", "plot_work", "plot_work_shares", "record_flow",
-    "record_journey", "record_logits", "sampling_stages", "standalone_html", "trace_latencies", "watch_tensors",
-    "x_ray",
+    "record_journey", "record_logits", "record_routing", "sampling_stages", "standalone_html", "trace_latencies",
+    "watch_tensors", "x_ray",
 ]
 
 

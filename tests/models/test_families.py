@@ -1,12 +1,15 @@
 """Every family against transformers in float32: logits, and greedy tokens of an engine under pressure."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.config import Config, load_hf_config
+from nanovllm.models.registry import ARCHITECTURES
 
 from ..checkpoints import greedy, random_checkpoint, reference
 from ..test_llm import PRESSURE, make_prompts
@@ -145,3 +148,19 @@ def test_the_longest_context_is_what_vllm_reckons(scaling, longest, tmp_path):
     folder = changed(random_checkpoint(tmp_path, family="Llama"), rope_parameters=None, rope_theta=1e4, rope_scaling=scaling)
     assert Config(folder, device="cpu", max_model_len=1 << 20).max_model_len == longest
     assert Config(folder, device="cpu", max_model_len=300).max_model_len == 300
+
+
+def test_the_readme_lists_every_architecture_and_its_file():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    for architecture, file in ARCHITECTURES.items():
+        assert re.search(rf"\| `{architecture}` \|.*\| `models/{file}.py` \|", readme), architecture
+
+
+def test_the_readme_has_the_figures_of_the_gpu():
+    root = Path(__file__).parents[2]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    measured = json.loads((root / "benchmarks/results/nvidia-h200-families.json").read_text(encoding="utf-8"))["figures"]
+    for name, row in measured.items():
+        times = [row[key] for key in ("1", "16", "64", "256", "prompts")]
+        cells = [f"{time['ms']:.2f} ({time['floor'] / time['ms']:.0%})" for time in times]
+        assert f"| {' | '.join([name, *cells])} |" in readme

@@ -156,6 +156,9 @@ FIGURES = {
         peak_flops=989e12, bandwidth=4.22e12, device="an H200, bf16", ax=ax),
     "rope": lambda ax=None: v.plot_rope(128, 1e6, ax=ax),
     "rounds": lambda ax=None: v.plot_rounds([(0, 8), (8, 12), (12, 13), None, (0, 8), (10, 14), (14, 15)], 12, ax=ax),
+    "routing": lambda ax=None: v.plot_routing(
+        [{i % 8: 0.7, (i * 5 + 3) % 7: 0.3} if i % 8 != (i * 5 + 3) % 7 else {i % 8: 1.0} for i in range(16)], 8,
+        tokens=WORDS[:16], ax=ax),
     "sampling_filters": lambda ax=None: v.plot_sampling_filters(_stages(), lambda i: WORDS[i % len(WORDS)], ax=ax),
     "shape_flow": lambda ax=None: v.plot_shape_flow(FLOW, ax=ax),
     "side_by_side": lambda ax=None: v.plot_side_by_side(

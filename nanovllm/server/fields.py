@@ -13,6 +13,7 @@ from pydantic_core import CoreSchema, core_schema
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARACTERS = 4096
 MAX_LISTED_TOKENS = 1024
+MAX_PROMPTS = 16384
 
 _TEXT = {"type": "string"}
 _TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
@@ -54,10 +55,10 @@ def _is_token_ids(value: Any) -> bool:
 
 def _stop_strings(value: Any) -> list[str]:
     texts: list[str] = [] if value is None or value == "" else [value] if isinstance(value, str) else value
+    if isinstance(texts, list) and len(texts) > MAX_STOP_STRINGS:
+        raise ValueError(f"{len(texts)} texts; at most {MAX_STOP_STRINGS} are looked for, send fewer")
     if not (isinstance(texts, list) and all(map(is_text, texts))):
         raise ValueError("must be a text or a list of texts")
-    if len(texts) > MAX_STOP_STRINGS:
-        raise ValueError(f"{len(texts)} texts; at most {MAX_STOP_STRINGS} are looked for, send fewer")
     if (total := sum(map(len, texts))) > MAX_STOP_CHARACTERS:
         raise ValueError(f"{total} characters in all; at most {MAX_STOP_CHARACTERS} are looked for, send shorter ones")
     return texts
@@ -67,6 +68,8 @@ def _prompts(value: Any) -> list[str | list[int]]:
     """Every prompt as a text or a list of token ids."""
     if is_text(value) or _is_token_ids(value):
         return [value]
+    if isinstance(value, list) and len(value) > MAX_PROMPTS:
+        raise ValueError(f"{len(value)} prompts; at most {MAX_PROMPTS} are read, send fewer")
     if isinstance(value, list) and value and (all(map(is_text, value)) or all(map(_is_token_ids, value))):
         prompts: list[str | list[int]] = value
         return prompts
@@ -87,7 +90,7 @@ def _content(value: Any) -> str:
 
 def _few(value: Any) -> Any:
     if isinstance(value, list | dict) and len(value) > MAX_LISTED_TOKENS:
-        raise ValueError(f"{len(value)} entries; at most {MAX_LISTED_TOKENS} are looked at in every step, send fewer")
+        raise ValueError(f"{len(value)} entries; at most {MAX_LISTED_TOKENS} are taken, send fewer")
     return value
 
 
@@ -105,6 +108,7 @@ Content = Annotated[Any, AfterValidator(_content), WithJsonSchema({"anyOf": [
     _TEXT, {"type": "array", "items": {"type": "object", "required": ["type", "text"],
                                        "properties": {"type": {"const": "text"}, "text": _TEXT}}}]})]
 TokenIds = Annotated[list[int], BeforeValidator(_few)]
+Metadata = Annotated[dict[str, str], BeforeValidator(_few)]
 LogitBias = Annotated[dict[str, float], BeforeValidator(_few)]
 Seed = Annotated[int | None, BeforeValidator(_seed), limits(minimum=-1, maximum=2**63 - 1)]
 """-1 is what many programs send for none."""

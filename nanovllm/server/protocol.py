@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nanovllm.sampling_params import MAX_LOGPROBS, SamplingParams
-from nanovllm.server.fields import Content, LogitBias, Only, Prompts, Seed, StopStrings, TokenIds, limits
+from nanovllm.server.fields import Content, LogitBias, Metadata, Only, Prompts, Seed, StopStrings, TokenIds, limits
 from nanovllm.serving.sampling_defaults import SamplingDefaults
 from nanovllm.utils.checks import check
 
@@ -26,9 +26,11 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_unknown_nulls(cls, body: Any) -> Any:
-        if isinstance(body, dict):
-            return {name: value for name, value in body.items() if value is not None or name in cls.model_fields}
-        return body
+        if not isinstance(body, dict):
+            return body
+        unknown = next((name for name, value in body.items() if value is not None and name not in cls.model_fields), None)
+        # One is enough to be refused: half a million of them would become as many complaints.
+        return {name: value for name, value in body.items() if name in cls.model_fields or name == unknown}
 
 
 class StreamOptions(Body):
@@ -62,7 +64,7 @@ class GenerationRequest(Body):
     stream_options: StreamOptions | None = None
 
     user: str | None = None  # these say something about the request, and nothing about the answer
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
@@ -215,7 +217,7 @@ class Message(Body):
 class ChatCompletionRequest(GenerationRequest):
     """The body of POST /v1/chat/completions."""
 
-    messages: list[Message]
+    messages: Annotated[list[Message], Field(fail_fast=True)]
     max_completion_tokens: Annotated[int | None, limits(minimum=0)] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -256,7 +258,7 @@ class TokenizeRequest(Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True)] | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -269,4 +271,4 @@ class DetokenizeRequest(Body):
     """The body of POST /detokenize."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: Annotated[list[int], Field(fail_fast=True)]

@@ -1,6 +1,7 @@
 """What a server refuses, and how: the status, the field, and the official client's own exceptions."""
 
 import json
+import time
 
 import openai
 import pytest
@@ -229,3 +230,25 @@ def test_a_body_that_is_too_large_is_413(llm):
             assert status == 413 and "may have 1000" in error["message"]
         with server.client() as client:
             assert client.completions.create(model="offline", prompt="Hello", max_tokens=1).usage.completion_tokens == 1
+
+
+@pytest.mark.parametrize("path, body", [
+    ("chat/completions", {"messages": [{}] * 1_000_000}), ("chat/completions", {"messages": [1] * 1_500_000}),
+    ("chat/completions", {"messages": [{"role": "user", "content": 1}] * 80_000}),
+    ("chat/completions", {"messages": [{"role": "user", "content": [{}] * 1_000_000}]}),
+    ("completions", {"prompt": "a"} | {str(i): 1 for i in range(300_000)}), ("completions", {"prompt": ["a"] * 700_000}),
+    ("completions", {"prompt": [[]] * 900_000}), ("completions", {"prompt": [1] * 1_300_000 + ["a"]}),
+    ("completions", {"prompt": "a", "stop": ["a"] * 700_000}),
+    ("completions", {"prompt": "a", "stop_token_ids": ["a"] * 700_000}),
+    ("completions", {"prompt": "a", "metadata": {str(i): 1 for i in range(300_000)}}),
+    ("completions", {"prompt": "a", "logit_bias": {str(i): "x" for i in range(200_000)}}),
+    ("completions", {"prompt": "a", "stream_options": {str(i): 1 for i in range(300_000)}}),
+    ("../detokenize", {"tokens": ["a"] * 700_000}), ("../detokenize", {"tokens": [10**9] * 300_000}),
+])
+def test_a_million_mistakes_are_refused_as_fast_as_one(server, path, body):
+    content = json.dumps(body, separators=(",", ":"))
+    assert len(content) < 4 * 2**20
+    began = time.monotonic()
+    status, error = post(server, path, content=content)
+    assert status == 400 and len(error["message"]) < 700
+    assert time.monotonic() - began < 10  # most take 0.3, reading 900,000 lists 3; a complaint for each took minutes

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,6 +24,7 @@ import torch
 from benchmarks import machine, record, roofline, workloads
 from benchmarks.breakdown import Watch, clocks, profile_steps
 from nanovllm import LLM
+from nanovllm.config import OFFLINE_MODEL
 from nanovllm.engine.model_runner import ModelRunner
 
 START = """
@@ -81,14 +83,20 @@ class Bench:
         self.put("ceilings", {"read B/s": found.read, "copy B/s": found.copy, "matmul FLOP/s": found.matmul})
 
     def measure_start(self) -> None:
-        """A fresh process each: the first may have to compile kernels, the second finds them in Triton's cache."""
+        """A fresh process each: the first may have to compile kernels, the others find them in Triton's cache. The random
+        model's folder has no tokenizer, a real one does: it is warm in both ways."""
         rows = []
-        for when in ("first", "warm"):
-            ran = subprocess.run([sys.executable, "-c", START, str(self.folder)], capture_output=True, encoding="utf-8")
-            if ran.returncode:
-                raise RuntimeError(f"the engine did not start: {ran.stderr[-3000:]}")
-            seconds = json.loads(ran.stdout.splitlines()[-1])
-            rows.append({"start": when, "s": seconds["import"] + seconds["construct"], **seconds})
+        with tempfile.TemporaryDirectory() as whole:
+            for file in (*self.folder.iterdir(), *OFFLINE_MODEL.glob("tokenizer*")):
+                link = Path(whole) / file.name
+                if not link.exists():
+                    link.symlink_to(file)
+            for when, folder in (("first", self.folder), ("warm, with a tokenizer", whole), ("warm", self.folder)):
+                ran = subprocess.run([sys.executable, "-c", START, str(folder)], capture_output=True, encoding="utf-8")
+                if ran.returncode:
+                    raise RuntimeError(f"the engine did not start: {ran.stderr[-3000:]}")
+                seconds = json.loads(ran.stdout.splitlines()[-1])
+                rows.append({"start": when, "s": seconds["import"] + seconds["construct"], **seconds})
         self.put("start", rows)
 
     def measure_one(self) -> None:
@@ -100,6 +108,27 @@ class Bench:
         self.put("one", {"requests": "1, 128 tokens in, 256 out", "ms/token": statistics.median(runs),
                          "ms between tokens": statistics.median(medians), "runs": runs,
                          "floor ms": self._floor([256])})
+
+    def measure_first_token(self) -> None:
+        """Milliseconds to the first token of one prompt, alone, by its length."""
+        rows = []
+        for length in (16, 128, 500, 1000):
+            times = [generate(self.llm, workloads.one(1000 * length + i, length, 1))[0] * 1e3 for i in range(8)]
+            rows.append({"prompt tokens": length, "ms": statistics.median(times), "runs": times})
+        self.put("first token", rows)
+
+    def measure_filtered(self) -> None:
+        """256 requests and one, whose draws are restricted: by two filters, by one alone, by none."""
+        rows = []
+        for name, asked in workloads.FILTERS.items():
+            self.llm.engine.block_manager.reset_prefix_cache()
+            prompts, params = workloads.mixed(256)
+            seconds, outputs = generate(self.llm, (prompts, [replace(p, **asked) for p in params]))
+            prompts, params = workloads.one(3)
+            _, (out,) = generate(self.llm, (prompts, [replace(p, **asked) for p in params]))
+            rows.append({"filters": name, "output tok/s": sum(len(out.token_ids) for out in outputs) / seconds,
+                         "one request, ms between tokens": statistics.median(out.timings.inter_token) * 1e3})
+        self.put("filtered", rows)
 
     def measure_mixed(self) -> None:
         runs, requests = [], workloads.mixed(256)
@@ -256,6 +285,7 @@ class Bench:
 
 
 SECTIONS = {"ceilings": Bench.measure_ceilings, "start": Bench.measure_start, "one": Bench.measure_one,
+            "first": Bench.measure_first_token, "filtered": Bench.measure_filtered,
             "mixed": Bench.measure_mixed, "prefill": Bench.measure_prefill, "steps": Bench.measure_decode_steps,
             "prefill-step": Bench.measure_prefill_step, "watched": Bench.measure_mixed_watched,
             "shared": Bench.measure_shared, "ablation": Bench.measure_ablation, "memory": Bench.measure_memory,

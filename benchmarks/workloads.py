@@ -12,6 +12,9 @@ from nanovllm import SamplingParams
 SHAPE = dict(vocab_size=151_936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
              num_key_value_heads=8, head_dim=128, max_position_embeddings=40_960, tie_word_embeddings=True, rms_norm_eps=1e-6,
              attention_bias=False, hidden_act="silu", rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+FILTERS: dict[str, dict[str, Any]] = {
+    "none": {}, "top_k 50, top_p 0.95": {"top_k": 50, "top_p": 0.95}, "top_p 0.95": {"top_p": 0.95},
+    "min_p 0.05": {"min_p": 0.05}}  # fmt: skip
 Requests = tuple[list[list[int]], list[SamplingParams]]
 
 

@@ -12,6 +12,8 @@ from nanovllm.engine.scheduler import Scheduler
 from nanovllm.tracing.perfetto import perfetto_events
 from nanovllm.tracing.trace import Trace
 from tests.checkpoints import random_checkpoint
+from visualizations import SpeculationExplorer, record_speculation
+from visualizations.explorers.base import unpack
 
 BY_MODEL = {"method": "draft_model", "model": str(DRAFT_MODEL), "num_speculative_tokens": 4}
 LOOK_UP = {"method": "ngram", "prompt_lookup_max": 4}
@@ -65,14 +67,19 @@ def test_the_draft_model_computes_a_shared_prefix_once(plain):
         assert sizes[0] > len(prompt) and sizes[1] < sizes[0] - len(prompt) + 17
 
 
-def test_a_draft_model_of_the_same_weights_is_right_every_time():
+@pytest.mark.parametrize("from_rows", [False, True])
+def test_a_draft_model_of_the_same_weights_is_right_every_time(from_rows):
     """Its cache, its noise and its filters are the target's then, so a wrong draft would be a fault in one of them."""
     params = [SamplingParams(temperature=1.0, seed=1, max_tokens=40, ignore_eos=True),
               SamplingParams(temperature=0.8, seed=2, max_tokens=40, ignore_eos=True, top_k=20, top_p=0.9),
               SamplingParams(temperature=0.8, seed=3, max_tokens=40, ignore_eos=True, repetition_penalty=1.3, min_tokens=30)]
     with LLM(device="cpu", speculative_config={"model": OFFLINE_MODEL}, kvcache_block_size=4, num_kvcache_blocks=60,
              max_num_batched_tokens=48) as llm:
-        llm.engine.speculation.drafter.cost = 0.0  # as if it were cheap
+        drafter = llm.engine.speculation.drafter
+        drafter.cost = 0.0  # as if it were cheap
+        if from_rows:  # as CUDA graphs run both
+            for runner, config in ((drafter.runner, llm.config.draft), (llm.engine.model_runner, llm.config)):
+                runner.graphs = runner.decode_graphs(config, capture=False)
         llm.generate(chats(llm), params, use_tqdm=False)
         counts = llm.engine.speculation.counts
         assert counts.accepted == counts.drafted >= 60, counts
@@ -221,3 +228,36 @@ def test_a_request_that_a_draft_ends_is_told_right():
             assert last.tokens[out.request_id] == out.token_ids[-1] == whole[stop]
             assert sum(record.num_new_tokens for record in trace) == len(out.token_ids)
         assert ends >= 2
+
+
+def test_rows_draft_what_plain_steps_draft():
+    """Guess for guess: a row that went on from its own wrong guess would only show in how many are right."""
+    params = [SamplingParams(temperature=t, seed=5, max_tokens=50, ignore_eos=True) for t in (0, 0.8, 1.0)]
+    counts = []
+    for from_rows in (False, True):
+        with LLM(device="cpu", speculative_config=BY_MODEL) as llm:
+            runner = llm.engine.speculation.drafter.runner
+            runner.graphs = runner.decode_graphs(llm.config.draft, capture=False) if from_rows else None
+            llm.generate(chats(llm), params, use_tqdm=False)
+            counts.append(llm.engine.speculation.counts.by_position)
+    assert counts[0] == counts[1]
+
+
+def test_an_answer_is_recorded_with_what_both_models_thought(plain):
+    params = SamplingParams(temperature=0, max_tokens=24)
+    expected = plain.generate(chats(plain)[:1], params, use_tqdm=False)[0].token_ids
+    for settings, has_own in ((BY_MODEL, True), (LOOK_UP, False)):
+        with LLM(device="cpu", speculative_config=settings) as llm:
+            recorded = record_speculation(llm, chats(llm)[0], params)
+            assert not llm.engine.has_unfinished and recorded.output_token_ids == expected
+            for step in recorded.steps:
+                assert len(step["drawn"]) == len(step["drafts"]) + 1 == len(step["target"])
+                assert step["target"].argmax(-1).tolist() == step["drawn"]
+                if has_own and step["drafts"]:
+                    assert step["draft"][:len(step["drafts"])].argmax(-1).tolist() == step["drafts"]
+            explorer = SpeculationExplorer(recorded, llm.tokenizer.decode)
+            told = unpack(explorer.payload)
+            assert sum(step["new"] for step in told["steps"]) == len(told["words"]) == len(expected)
+            assert "guesses were kept" in explorer.summary() and explorer.figure().axes
+    with pytest.raises(ValueError, match="one that drafts"):
+        record_speculation(plain, "x")

@@ -14,9 +14,11 @@ from visualizations.explorers.journey import JourneyExplorer
 from visualizations.explorers.monitor import BatchMonitor
 from visualizations.explorers.sampler import RecordedLogits, SamplerExplorer, record_logits
 from visualizations.explorers.scheduler import SchedulerExplorer
+from visualizations.explorers.speculation import RecordedSpeculation, SpeculationExplorer, record_speculation
 from visualizations.explorers.tensor_record import watch_tensors, x_ray
 from visualizations.explorers.tensor_xray import TensorXRay
 from visualizations.figures.ablation import plot_ablation
+from visualizations.figures.acceptance import plot_acceptance
 from visualizations.figures.attention_mask import plot_attention_mask
 from visualizations.figures.batch_composition import plot_batch_composition
 from visualizations.figures.block_table import plot_block_tables
@@ -58,16 +60,16 @@ from visualizations.figures.work_shares import plot_work_shares
 
 __all__ = [
     "BatchMonitor", "BlockTableExplorer", "FleetExplorer", "GraphTimelineExplorer", "JourneyExplorer", "Measured",
-    "RecordedLogits", "SamplerExplorer", "SchedulerExplorer", "Simulation", "TensorXRay", "name_map", "plot_ablation",
-    "plot_attention_mask", "plot_batch_composition", "plot_block_tables", "plot_by_position", "plot_cache_occupancy",
-    "plot_checkpoint_file", "plot_curves", "plot_exponential_race", "plot_fleet", "plot_fragmentation",
-    "plot_gpu_timeline", "plot_journey", "plot_latencies", "plot_life_of_request", "plot_memory_budget",
-    "plot_name_map", "plot_next_token", "plot_online_softmax", "plot_operations", "plot_overlap", "plot_padding_waste",
-    "plot_parity", "plot_prefix_tree", "plot_request_timeline", "plot_roofline", "plot_rope", "plot_rounds", "plot_routing",
-    "plot_sampling_filters", "plot_shape_flow", "plot_side_by_side", "plot_slot_scatter", "plot_step_parts",
-    "plot_step_tensors", "plot_stretches", "plot_tensor_split", "plot_work", "plot_work_shares", "record_flow",
-    "record_journey", "record_logits", "record_routing", "sampling_stages", "standalone_html", "trace_latencies",
-    "watch_tensors", "x_ray",
+    "RecordedLogits", "RecordedSpeculation", "SamplerExplorer", "SchedulerExplorer", "Simulation", "SpeculationExplorer",
+    "TensorXRay", "name_map", "plot_ablation", "plot_acceptance", "plot_attention_mask", "plot_batch_composition",
+    "plot_block_tables", "plot_by_position", "plot_cache_occupancy", "plot_checkpoint_file", "plot_curves",
+    "plot_exponential_race", "plot_fleet", "plot_fragmentation", "plot_gpu_timeline", "plot_journey", "plot_latencies",
+    "plot_life_of_request", "plot_memory_budget", "plot_name_map", "plot_next_token", "plot_online_softmax",
+    "plot_operations", "plot_overlap", "plot_padding_waste", "plot_parity", "plot_prefix_tree", "plot_request_timeline",
+    "plot_roofline", "plot_rope", "plot_rounds", "plot_routing", "plot_sampling_filters", "plot_shape_flow",
+    "plot_side_by_side", "plot_slot_scatter", "plot_step_parts", "plot_step_tensors", "plot_stretches", "plot_tensor_split",
+    "plot_work", "plot_work_shares", "record_flow", "record_journey", "record_logits", "record_routing",
+    "record_speculation", "sampling_stages", "standalone_html", "trace_latencies", "watch_tensors", "x_ray",
 ]
 
 

@@ -136,9 +136,20 @@ class DraftModel(Drafter):
         return token_ids
 
     def _catch_up(self, sequences: list[Sequence]) -> None:
-        """Compute what lacks before the last token of each, in steps no longer than the engine's own may be."""
-        # One token more in the first step of guessing costs nothing, unless a graph for single tokens runs it.
-        spared = 0 if self.runner.graphs else 1
+        """Compute what lacks before the last token of each, in steps no longer than the engine's own may be.
+
+        One token may be left: the first step of guessing takes it along, unless it runs in graphs, which take one each.
+        """
+        spared = 1
+        if self.runner.graphs:
+            lagging = [seq for seq in sequences if len(seq) - 1 - seq.num_computed_tokens == 1]
+            if lagging:  # their last draft was right, and never fed back: as a decode step, whose draw nobody wants
+                last = [seq.token_ids.pop() for seq in lagging]
+                self.runner.launch(self._batch([(seq, 1) for seq in lagging]))
+                for seq, token in zip(lagging, last):
+                    seq.token_ids.append(token)
+            self.runner.graphs.rows.invalidate()  # what a row drew last is a guess, and may not be what came
+            spared = 0
         while True:
             work, left = [], self.config.max_num_batched_tokens
             for seq in sequences:

@@ -105,6 +105,8 @@ HEADER = {name: {"data_offsets": [1000 * start, 1000 * stop]} for name, start, s
 
 # name -> a figure drawn on `ax` or on its own
 FIGURES = {
+    "acceptance": lambda ax=None: v.plot_acceptance(
+        {"draft model": [[40, 34], [34, 25], [25, 15]], "look-up": [[20, 4]]}, ax=ax),
     "ablation": lambda ax=None: v.plot_ablation({"everything": [4100, 4210, 4180], "no CUDA graphs": [1900, 1850, 1960],
                                                  "no prefix cache": [3300, 3350, 3310], "no fused kernels": [3600, 3610, 3655]},
                                                 unit="tokens/s", ax=ax),

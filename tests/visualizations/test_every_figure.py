@@ -27,7 +27,7 @@ UNITS = {
     "fleet": ("seconds since the run began", "replica"), "fragmentation": ("token slots of the KV cache", ""),
     "gpu_timeline": ("milliseconds since the step began", ""), "latencies": ("milliseconds", "share of them this short"),
     "life_of_request": ("step", "tokens"), "memory_budget": ("memory of the device (GiB)", ""),
-    "next_token": ("probability", ""),
+    "acceptance": ("place of the draft in its step", "share that was kept"), "next_token": ("probability", ""),
     "online_softmax": ("key", "weight (full height: 1)"),
     "padding_waste": ("bucket: captured batch size (sequences)", "rows computed"),
     "parity": ("largest difference from transformers (dashed: tolerance 0.0001)", ""), "request_timeline": ("step", ""),

@@ -132,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = measure(args.rounds)
     for r in rows:
         print("  ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{value}" for name, value in r.items()))
-    file = args.json or machine.RESULTS / "router-amd-epyc.json"
+    file = args.json or machine.RESULTS / "router-cpu.json"
     file.write_text(json.dumps({"device": machine.cpu(), "commit": machine.commit(), **machine.versions(),
                                 "work": "64 conversations of 3 turns, 4 system prompts of 512 tokens, 2 engines",
                                 "router": rows}, indent=1) + "\n", encoding="utf-8")

@@ -26,5 +26,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(folder)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+        if "17_fleet" in item.name:
+            item.add_marker(pytest.mark.xdist_group("ray"))  # as tests/fleet: one cluster at a time
         if item.get_closest_marker("browser"):
             item.add_marker(pytest.mark.xdist_group("browser"))  # one JupyterLab and one Chromium serve them all

@@ -1,0 +1,139 @@
+"""Chapter 17: how many engines, a router that beats round robin, and the load that a fleet can carry."""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+from nanovllm.fleet.arrivals import Arrival, Traffic
+from nanovllm.fleet.cost_model import H200
+from nanovllm.fleet.fleet_config import FleetConfig
+from nanovllm.fleet.fleet_report import FleetReport
+from nanovllm.fleet.router import Choice
+from nanovllm.fleet.simulated_fleet import SimulatedFleet
+
+from .recorded import RESULTS
+from .verdict import check, require
+
+# An estimate, not a measurement: 32 billion bf16 parameters on one H200. 64 GB are read in 15 ms, a prompt token's 64 GFLOP
+# take 0.13 ms at 500 TFLOP/s, and 64 layers of 8 KV heads keep 262,144 bytes per token, which are read in 60 ns.
+LARGER = replace(H200, single_s=0.015, batch_s=0.015, key_s=6e-8, prompt_token_s=1.3e-4, prompt_step_s=0.02, kv_bytes=262_144,
+                 num_blocks=890)
+CHATS = Traffic(rate=7, num_conversations=160, system_prompts=8, system_tokens=2048, prompt_tokens=200, output_tokens=120,
+                turns=3, think_seconds=3, seed=17)
+
+
+class Adapted:
+    """A reader's router, which returns a replica's number only, in the shape that the simulated fleet calls."""
+
+    def __init__(self, mine: object):
+        self.mine = mine
+        self.worst = 0  # how far the chosen replica's load ever was above the least
+
+    def choose(self, hashes, loads) -> Choice:
+        replica = self.mine.choose(hashes, loads)
+        require(replica in loads, f"choose() returned {replica!r}; it must return one of the replicas {list(loads)}.")
+        self.worst = max(self.worst, loads[replica] - min(loads.values()))
+        return Choice(replica, 0, "your router's choice")
+
+    def sent(self, replica, hashes) -> None:
+        self.mine.sent(replica, hashes)
+
+
+def serve(router: object, arrivals: Iterable[Arrival] = CHATS, num_replicas: int = 4, **knobs) -> FleetReport:
+    """Serve arrivals with a router: one of `Router`'s policies by its name, or an object of your own."""
+    config = FleetConfig(num_replicas=num_replicas, **knobs)
+    own = None if isinstance(router, str) else Adapted(router)
+    if own is None:
+        config = replace(config, router=router)
+    return SimulatedFleet(config, cost=LARGER, router=own).run(arrivals)
+
+
+def table(runs: dict[str, FleetReport]) -> str:
+    """The figures that this chapter compares, a row per run."""
+    rows = [f"{'':24}{'TTFT p50':>10}{'p99':>9}{'ITL p99':>10}{'cached':>9}"]
+    for name, run in runs.items():
+        rows.append(f"{name:24}{run.ttft(50) * 1e3:7.0f} ms{run.ttft(99) * 1e3:6.0f} ms{run.itl(99) * 1e3:7.1f} ms"
+                    f"{run.hit_rate:9.0%}")
+    return "\n".join(rows)
+
+
+def measured() -> str:
+    """The router's figures of two real engines, as benchmarks/results keeps them."""
+    file = RESULTS / "router-cpu.json"
+    result = json.loads(file.read_text(encoding="utf-8"))
+    lines = [f"{result['work']}; {result['device']}, commit {result['commit']}",
+             f"{'policy':16}{'how':14}{'found cached':>14}{'TTFT median':>14}{'mean':>9}"]
+    for row in result["router"]:
+        lines.append(f"{row['policy']:16}{row['how']:14}{row['hit rate']:14.0%}{row['TTFT p50 s'] * 1e3:11.0f} ms"
+                     f"{row['TTFT mean s'] * 1e3:6.0f} ms")
+    return "\n".join(lines)
+
+
+@check("how many engines")
+def check_engines_for(engines_for):
+    """engines_for(rate, seconds_each, utilisation) -> the fewest engines that keep below that utilisation."""
+    for rate, seconds_each, utilisation in ((10, 0.05, 0.8), (100, 0.05, 0.8), (40, 0.04, 0.8), (7, 0.5, 0.7), (1, 0.01, 0.9),
+                                            (3, 0.1, 0.3)):
+        right = next(n for n in range(1, 1000) if rate * seconds_each / n <= utilisation + 1e-9)
+        got = engines_for(rate, seconds_each, utilisation)
+        hint = f"{rate} requests/s of {seconds_each} s each, at most {utilisation:.0%} busy: {right} engines, not {got!r}."
+        work = rate * seconds_each
+        if got == math.ceil(work) != right:
+            hint += " Those would be busy all the time."
+        elif got == int(work / utilisation) != right:
+            hint += " With so few each is busier than that: round up."
+        require(isinstance(got, int) and not isinstance(got, bool), hint if got != right else f"a whole number, not {got!r}.")
+        require(got == right, hint)
+    return "six loads, from one engine to seven."
+
+
+@check("a router that beats round robin")
+def check_router(MyRouter):
+    """MyRouter().choose(hashes, loads) -> replica; .sent(replica, hashes) is called once the request is on its way."""
+    probe, idle = MyRouter(), dict.fromkeys(range(4), 0)
+    probe.sent(2, [b"a", b"b"])
+    got = probe.choose([b"a", b"b", b"c"], idle)
+    require(got in idle, f"choose() returned {got!r}; it must return one of the replicas {list(idle)}.")
+    require(got == 2, f"replica 2 was sent blocks a, b; the prompt a, b, c should follow, and went to {got}.")
+    probe.sent(2, [b"x", b"y"])
+    got = probe.choose([b"a", b"b", b"d"], idle)
+    require(got == 2, f"replica 2 was sent a, b and then x, y; the prompt a, b, d went to {got}: its first two blocks are "
+            "still there.")
+    robin, ours = serve("round_robin"), serve("prefix_aware")
+    adapted = Adapted(MyRouter())
+    run = SimulatedFleet(FleetConfig(num_replicas=4), cost=LARGER, router=adapted).run(CHATS)
+    found = f"{run.hit_rate:.0%} of the prompt tokens found cached"
+    wanted = robin.hit_rate + 0.7 * (ours.hit_rate - robin.hit_rate)
+    require(run.hit_rate >= wanted, f"eight system prompts, three turns: {found}; round robin finds {robin.hit_rate:.0%}, and "
+            f"{wanted:.0%} are wanted. Does it remember all blocks that went to a replica, and match from the first one on?")
+    hot = replace(CHATS, system_prompts=1, rate=30, num_conversations=200, turns=1)
+    adapted = Adapted(MyRouter())
+    run = SimulatedFleet(FleetConfig(num_replicas=4), cost=LARGER, router=adapted).run(hot)
+    used = [int((run.requests["replica"] == i).sum()) for i in range(4)]
+    require(adapted.worst <= 40, f"every chat has one system prompt: the replicas got {used} requests, and one was chosen "
+            f"with {adapted.worst} more unfinished than the least loaded. Set a bound, of 8 for example.")
+    finished = serve("prefix_aware", hot)
+    require(run.ttft(99) <= 1.5 * finished.ttft(99), f"one system prompt: TTFT p99 is {run.ttft(99) * 1e3:.0f} ms, and "
+            f"{finished.ttft(99) * 1e3:.0f} ms with the finished router.")
+    return f"{found} (round robin: {robin.hit_rate:.0%}), and one popular prompt does not overload anybody: {used}."
+
+
+@check("the load that a fleet can carry")
+def check_highest_rate(highest_rate):
+    """highest_rate(is_good, highest) -> the highest whole rate in 1..highest for which is_good(rate), 0 if there is none."""
+    for limit in (137, 1, 0, 512, 64, 511):
+        asked: list[int] = []
+
+        def is_good(rate, limit=limit, asked=asked):
+            require(1 <= rate <= 512 and rate == int(rate), f"is_good({rate!r}) was asked; rates are whole, from 1 to 512.")
+            asked.append(rate)
+            require(len(asked) <= 12, f"good up to {limit}: a 13th simulation was run ({asked[:4]} …), and each takes a while.")
+            return rate <= limit
+
+        got = highest_rate(is_good, 512)
+        hint = f"good up to {limit}, of at most 512: {limit}, not {got!r}."
+        if got == limit + 1:
+            hint += " That is the first rate that is not good."
+        require(got == limit, hint)
+    return "six fleets, at most twelve simulations each."

@@ -1,0 +1,34 @@
+"""Solutions of chapter 17."""
+
+import math
+
+
+def engines_for(rate, seconds_each, utilisation):
+    return max(1, math.ceil(rate * seconds_each / utilisation - 1e-9))  # 1e-9: 4.0000000001 engines are four
+
+
+class MyRouter:
+    def __init__(self, bound=8):
+        self.bound, self.known = bound, {}
+
+    def choose(self, hashes, loads):
+        allowed = [i for i in loads if loads[i] <= min(loads.values()) + self.bound]
+        return max(allowed, key=lambda i: (self.matched(i, hashes), -loads[i]))
+
+    def matched(self, replica, hashes):
+        known = self.known.get(replica, ())
+        return next((n for n, block in enumerate(hashes) if block not in known), len(hashes))
+
+    def sent(self, replica, hashes):
+        self.known.setdefault(replica, set()).update(hashes)
+
+
+def highest_rate(is_good, highest):
+    good, bad = 0, highest + 1
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        if is_good(middle):
+            good = middle
+        else:
+            bad = middle
+    return good

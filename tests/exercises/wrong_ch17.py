@@ -1,0 +1,73 @@
+"""Plausible wrong answers to chapter 17: name of the check -> answers that must fail it, each with a hint of its own."""
+
+import math
+
+from chapters.exercises.solutions.ch17 import MyRouter
+
+
+def keeps_them_busy(rate, seconds_each, utilisation):
+    return math.ceil(rate * seconds_each)
+
+
+def rounds_down(rate, seconds_each, utilisation):
+    return max(1, int(rate * seconds_each / utilisation))
+
+
+def half_an_engine(rate, seconds_each, utilisation):
+    return rate * seconds_each / utilisation
+
+
+class TakesTurns:
+    def __init__(self):
+        self.turn = 0
+
+    def choose(self, hashes, loads):
+        self.turn += 1
+        return self.turn % len(loads)
+
+    def sent(self, replica, hashes):
+        pass
+
+
+class RemembersTheLastOnly(MyRouter):
+    def sent(self, replica, hashes):
+        self.known[replica] = set(hashes)
+
+
+class WithoutABound(MyRouter):
+    def __init__(self):
+        super().__init__(bound=10_000)
+
+
+class ReturnsALoad(MyRouter):
+    def choose(self, hashes, loads):
+        return -1
+
+
+def tries_them_all(is_good, highest):
+    rate = 0
+    while rate < highest and is_good(rate + 1):
+        rate += 1
+    return rate
+
+
+def first_bad_one(is_good, highest):
+    good, bad = 0, highest + 1
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if is_good(middle) else (good, middle)
+    return bad
+
+
+def doubles_only(is_good, highest):
+    rate = 1
+    while rate * 2 <= highest and is_good(rate * 2):
+        rate *= 2
+    return rate
+
+
+WRONG = {
+    "check_engines_for": [keeps_them_busy, rounds_down, half_an_engine],
+    "check_router": [TakesTurns, RemembersTheLastOnly, WithoutABound, ReturnsALoad],
+    "check_highest_rate": [tries_them_all, first_bad_one, doubles_only],
+}

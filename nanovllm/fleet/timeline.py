@@ -23,16 +23,19 @@ class Timeline:
 
     def add(self, replica: int, time: float, duration: float, *, running: int, waiting: int, hit_tokens: int,
             prompt_tokens: int, decode_tokens: int, preemptions: int) -> None:
-        """Count a step, which belongs to the interval in which it began."""
-        while (place := int(time / self.width)) >= MAX_INTERVALS:
+        """Count a step: its time in every interval that it touches, its tokens where it began."""
+        while (last := int((time + duration) / self.width)) >= MAX_INTERVALS:
             self._join()
-        self.num_intervals = max(self.num_intervals, place + 1)
+        place = int(time / self.width)
+        self.num_intervals = max(self.num_intervals, last + 1)
         sums = self.sums
-        sums["busy"][replica][place] += duration
-        sums["running"][replica][place] += running * duration
+        for touched in range(place, last + 1):
+            spent = min(time + duration, (touched + 1) * self.width) - max(time, touched * self.width)
+            sums["busy"][replica][touched] += spent
+            sums["running"][replica][touched] += running * spent
+            if waiting:
+                sums["waiting"][replica][touched] += waiting * spent
         sums["decode_tokens"][replica][place] += decode_tokens
-        if waiting:
-            sums["waiting"][replica][place] += waiting * duration
         if prompt_tokens:
             sums["prompt_tokens"][replica][place] += prompt_tokens
         if hit_tokens:
@@ -43,10 +46,7 @@ class Timeline:
     def of(self, name: str) -> NDArray[np.float64]:
         """[num_replicas, num_intervals]: the mean number for AVERAGED, the share of time for "busy", else the sum."""
         values = np.array(self.sums[name])[:, :self.num_intervals]
-        if name in AVERAGED:  # steps cross into the next interval, so busy may exceed the width by a little
-            busy = np.array(self.sums["busy"])[:, :self.num_intervals]
-            return np.asarray(values / np.maximum(busy, self.width))
-        return np.minimum(values / self.width, 1) if name == "busy" else values
+        return np.asarray(values / self.width if name in (*AVERAGED, "busy") else values)
 
     def _join(self) -> None:
         self.width *= 2

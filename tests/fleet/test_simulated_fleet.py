@@ -16,7 +16,7 @@ from nanovllm.fleet.arrivals import Arrival, TraceFile, Traffic
 from nanovllm.fleet.cost_model import H200, CostModel
 from nanovllm.fleet.fleet_config import FleetConfig
 from nanovllm.fleet.simulated_fleet import SimulatedFleet, compare
-from nanovllm.fleet.timeline import MAX_INTERVALS
+from nanovllm.fleet.timeline import MAX_INTERVALS, Timeline
 
 RESULTS = json.loads((Path(__file__).parents[2] / "benchmarks/results/nvidia-h200.json").read_text(encoding="utf-8"))
 SMALL = replace(H200, num_blocks=64, block_size=16)
@@ -198,6 +198,13 @@ def test_gaps_are_all_counted_and_their_percentiles_are_right_to_four_per_cent()
     exact = [SMALL.seconds(1, 33 + i, 0) for i in range(100)]
     assert report.itl(50) == pytest.approx(np.median(exact), rel=0.04)
     assert math.isnan(SimulatedFleet(FleetConfig(), cost=SMALL).run([]).itl(50))
+
+
+def test_a_step_longer_than_an_interval_leaves_no_gap():
+    line = Timeline(1, width=0.1)
+    line.add(0, 0.05, 0.4, running=3, waiting=1, hit_tokens=0, prompt_tokens=7, decode_tokens=2, preemptions=0)
+    assert np.allclose(line.of("busy"), [[0.5, 1, 1, 1, 0.5]]) and np.allclose(line.of("running"), [[1.5, 3, 3, 3, 1.5]])
+    assert np.allclose(line.of("waiting"), [[0.5, 1, 1, 1, 0.5]]) and line.of("prompt_tokens").tolist() == [[7, 0, 0, 0, 0]]
 
 
 def test_a_long_run_keeps_its_intervals_and_loses_nothing():

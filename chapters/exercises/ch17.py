@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from importlib.util import find_spec
 
 from nanovllm.fleet.arrivals import Arrival, Traffic
 from nanovllm.fleet.cost_model import H200
@@ -68,6 +69,19 @@ def measured() -> str:
         lines.append(f"{row['policy']:16}{row['how']:14}{row['hit rate']:14.0%}{row['TTFT p50 s'] * 1e3:11.0f} ms"
                      f"{row['TTFT mean s'] * 1e3:6.0f} ms")
     return "\n".join(lines)
+
+
+def ray_fleet(replicas: int):
+    """Live engines on Ray, or None with a word on why not."""
+    if find_spec("ray") is None:
+        print("pip install 'nano-vllm-course[fleet]', then run this cell again")
+        return None
+    from .ray_fleet import RayFleet
+    try:
+        return RayFleet(replicas)
+    except Exception as error:
+        print(f"Ray did not start ({type(error).__name__}); on a busy machine it may need another try")
+        return None
 
 
 @check("how many engines")

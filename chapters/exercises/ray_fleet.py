@@ -36,7 +36,7 @@ class RayFleet:
 
     def __init__(self, replicas: int):
         logging.disable(logging.WARNING)  # what Ray tells of its own affairs
-        connect(num_cpus=replicas)
+        connect(num_cpus=replicas, attempts=1)
         with bind("127.0.0.1", 0) as listener:
             self._port = listener.getsockname()[1]
         application = build(replicas=replicas, num_cpus=0.5, num_kvcache_blocks=256)

@@ -10,25 +10,25 @@ T = TypeVar("T")
 STARTS = 3
 
 
-def connect(num_cpus: int | None = None) -> None:
+def connect(num_cpus: int | None = None, attempts: int = STARTS) -> None:
     """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine, with its telemetry off. Does nothing when that
-    has been done. num_cpus: CPU cores that Ray believes it has, where it is started here."""
+    has been done. num_cpus: CPU cores that Ray believes it has, where it is started here. attempts: see `patiently`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
         started_here = "RAY_ADDRESS" not in os.environ
         patiently(lambda: ray.init(log_to_driver=False, num_cpus=num_cpus if started_here else None,
-                                   include_dashboard=False if started_here else None))
+                                   include_dashboard=False if started_here else None), attempts)
 
 
-def patiently(start: Callable[[], T]) -> T:
+def patiently(start: Callable[[], T], attempts: int = STARTS) -> T:
     """`start()`, tried again when it fails: a Ray node ends itself when its agent process needs more than 15 seconds to
     start, which it does on a busy machine, and much less the second time, when its files are in memory."""
-    for attempt in range(1, STARTS + 1):
+    for attempt in range(1, attempts + 1):
         try:
             return start()
         except Exception:
             ray.shutdown()
-            if attempt == STARTS:
+            if attempt == attempts:
                 raise
     raise AssertionError("not reached")
 

@@ -250,17 +250,18 @@ def filtered_draw(logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: 
     candidates = torch.empty(num_rows, capacity, dtype=torch.int32, device=device)
     low = {torch.bfloat16: 16, torch.float16: 12}.get(logits.dtype, 0)  # bits of a float32 that its numbers leave empty
     # Without fused multiply-adds: the same roundings as in PyTorch.
-    exact = {"num_warps": 8, "enable_fp_fusion": False}
+    exact = {"enable_fp_fusion": False}
     _survey_kernel[(parts, num_rows)](
         groups, arrived, highest, bound, count, total, logits, *rules, logits.stride(0), vocab_size,
-        TILE=tile, WIDTH=WIDTH, GROUPS=groups_size, LOW=low, **exact,
+        TILE=tile, WIDTH=WIDTH, GROUPS=groups_size, LOW=low, num_warps=8, **exact,
     )  # fmt: skip
     _gather_kernel[(parts, num_rows)](
         values, candidates, count, total, highest, bound, logits, *rules, logits.stride(0), vocab_size,
-        TILE=tile, CAPACITY=capacity, **exact,
+        TILE=tile, CAPACITY=capacity, num_warps=8, **exact,
     )  # fmt: skip
     _choose_kernel[(num_rows,)](
         tokens, values, candidates, count, total, highest, logits, temperatures, seeds, offsets, *rules[1:], logits.stride(0),
-        vocab_size, FEW=min(few, capacity), CAPACITY=capacity, LOW=low, FAST=logits.is_cuda, TILE=min(tile, 2048), **exact,
+        vocab_size, FEW=min(few, capacity), CAPACITY=capacity, LOW=low, FAST=logits.is_cuda,
+        TILE=min(tile, 4096), num_warps=16, **exact,
     )  # fmt: skip
     return tokens

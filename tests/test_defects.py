@@ -264,15 +264,15 @@ def test_defect_21_a_missing_tensor_is_an_error(folder, tmp_path):
         LLM(tmp_path, device="cpu")
 
 
-def test_defect_22_scaled_rope_is_refused_and_no_table_is_global(folder, tmp_path):
+def test_defect_22_rope_scaling_we_do_not_compute_is_refused_and_no_table_is_global(folder, tmp_path):
     other = random_checkpoint(tmp_path / "other", rope_parameters={"rope_type": "default", "rope_theta": 100.0})
     expected = [greedy(reference(f), PROMPT, 6) for f in (folder, other)]
     with LLM(folder, device="cpu") as a, LLM(other, device="cpu") as b:
         assert [tokens(a, [PROMPT])[0], tokens(b, [PROMPT])[0]] == expected and expected[0] != expected[1]
     config = json.loads((other / "config.json").read_text(encoding="utf-8"))
-    config["rope_parameters"] = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}
+    config["rope_parameters"] = {"rope_type": "longrope", "factor": 4.0, "rope_theta": 1e6}
     (other / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(ValueError, match="rope_type='yarn'"):
+    with pytest.raises(ValueError, match="longrope"):
         LLM(other, device="cpu")
 
 

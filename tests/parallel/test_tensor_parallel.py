@@ -197,7 +197,7 @@ FROM_ROWS = """
 import gc
 from types import SimpleNamespace
 runner, = (o for o in gc.get_objects() if type(o).__name__ == "ModelRunner")
-limits = SimpleNamespace(max_num_seqs=3, max_model_len=32, max_num_batched_tokens=100)
+limits = SimpleNamespace(max_num_seqs=3, max_model_len=32, max_num_batched_tokens=100, speculative_config=None)
 runner.graphs = runner.decode_graphs(limits, capture=False)
 launch = runner.graphs.launch
 runner.graphs.launch = lambda *arguments: (print("a step from rows", flush=True), launch(*arguments))[1]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nanovllm.config import Config
+from nanovllm.engine.cuda_graphs import batch_sizes
 from nanovllm.layers.attention_backends import TorchBackend
 from nanovllm.layers.sampler import Sample
 from nanovllm.layers.sampling_memory import sample_worst
@@ -17,7 +18,7 @@ from nanovllm.utils.context import Context
 
 CPU_CACHE_BYTES = 512 << 20  # without a CUDA GPU the cache shares the machine's memory: take a little, unless told
 
-GRAPH_BYTES = 256 << 20  # activations of a few hundred tokens, and what the driver keeps of two dozen graphs
+GRAPH_BYTES = 512 << 20  # activations of a thousand tokens, and what the driver keeps of some sixty graphs
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,13 @@ def _free_memory(model: CausalLM, sampler: Sample, shape: CacheShape, config: Co
 
 
 def _graph_memory(config: Config) -> int:
-    """Bytes that the decode graphs will hold for good: the logits of the largest batch, and a little of everything else."""
+    """Bytes that the graphs will hold for good: the logits of every batch size, and a little of everything else."""
     if config.enforce_eager:
         return 0
     vocab_size: int = config.hf_config.vocab_size
-    return config.max_num_seqs * vocab_size * config.dtype.itemsize + GRAPH_BYTES
+    drafts = config.speculative_config.disable_by_batch_size if config.speculative_config else 0
+    num_rows = sum(batch_sizes(min(config.max_num_seqs, config.max_num_batched_tokens) + drafts))
+    return num_rows * vocab_size * config.dtype.itemsize + GRAPH_BYTES
 
 
 def _draft_memory(config: Config) -> tuple[int, int]:

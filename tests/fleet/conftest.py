@@ -19,10 +19,14 @@ def cluster() -> Iterator[None]:
 
     from nanovllm.fleet.cluster import patiently
 
+    # Ray starts a dozen processes, and each would be measured for what the suite covers, which makes it slow.
+    measured = os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
     node = {"num_cpus": 2, "object_store_memory": MEMORY}
     nodes = patiently(lambda: Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False}))
     patiently(lambda: nodes.add_node(**node))
     ray.init(address=nodes.address, log_to_driver=False)
+    if measured is not None:
+        os.environ["COVERAGE_PROCESS_CONFIG"] = measured
     assert len(ray.nodes()) == 2
     yield
     ray.shutdown()

@@ -75,7 +75,8 @@ def lab(tmp_path_factory):
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
         "IPYTHONDIR": str(home / "ipython"),
     }
-    environment.pop("MPLBACKEND", None)
+    for unwanted in ("MPLBACKEND", "COVERAGE_PROCESS_CONFIG"):  # a kernel measured for what the suite covers would be slow
+        environment.pop(unwanted, None)
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
         "--ServerApp.port_retries=0", f"--ServerApp.root_dir={home / 'work'}", "--IdentityProvider.token=",

@@ -31,6 +31,7 @@ from tests.notebooks.canonical import ANSI, canonical, dumps, tags
 from tests.notebooks.compare import RTOL, describe_difference, same_outputs
 
 CELL_SECONDS = 120
+UNWANTED = ("MPLBACKEND", "COVERAGE_PROCESS_CONFIG")  # a kernel measured for what the suite covers would be slow
 KERNEL_ENVIRONMENT = {
     "PYTHONHASHSEED": "0",  # a set printed twice is printed alike
     "OMP_NUM_THREADS": "1",  # sums in one order; two notebooks at once do not fight for the cores
@@ -62,7 +63,7 @@ def execute(notebook, folder: Path, cell_seconds: int = CELL_SECONDS):
         if cell.cell_type == "code" and "skip-execution" not in tags(cell):
             cell.outputs, cell.execution_count = [], None
 
-    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    environment = {name: value for name, value in os.environ.items() if name not in UNWANTED}
     environment.update(KERNEL_ENVIRONMENT)
     for last_try in (False, True):
         # Sockets in a folder of their own instead of TCP ports: several kernels start at once and cannot collide.

@@ -96,7 +96,7 @@ class StepRecord:
                 before = item.start + item.num_tokens - item.num_drafts  # tokens it had
                 accepted[seq.seq_id] = max(0, len(seq) - before - 1)  # the last one may be a draft that ended the request
                 own = own[accepted[seq.seq_id]:]
-            if own[0] >= 0:
+            if own and own[0] >= 0:
                 tokens[seq.seq_id] = own[0]
         return cls(
             step, time, duration, scheduler.max_num_batched_tokens,

@@ -18,7 +18,7 @@ export HF_HUB_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup lab demo smollm2 test bench notebooks book film lint model clean browser
+.PHONY: help setup lab demo smollm2 test coverage bench notebooks book film lint model clean browser
 .DEFAULT_GOAL := help
 
 help:

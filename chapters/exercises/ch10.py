@@ -108,7 +108,7 @@ class TopPSampler(Sampler):
                 kept = self.keep_top_p(scores.softmax(-1), filters.top_p[:, 0])
                 scores = scores.masked_fill(~kept, float("-inf"))
             scores = filter_logits(scores, Filters(rows, min_p=filters.min_p))
-            tokens[rows] = draw(scores, torch.ones_like(temperatures), batch.seeds[rows], batch.offsets[rows])
+            tokens[rows] = draw(scores, torch.ones_like(temperatures), batch.seeds[rows], batch.offsets[rows], masked=True)
         return tokens
 
 

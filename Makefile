@@ -57,7 +57,7 @@ $(SMOLLM2): $(READY)
 
 # Types and style first: they fail in a minute. One thread per worker: two workers that each start as many threads as there
 # are cores only wait for each other.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 test: $(READY) $(SMOLLM2) lint browser
 	$(PYTEST) $(TEST_ARGS)

@@ -16,6 +16,11 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 HERE = os.path.dirname(__file__)
+# What is dear to make is made once: one JupyterLab and Chromium, one Ray cluster at a time, half a gigabyte of weights ...
+# The tests of a group run in one worker.
+GROUPS = {"tests/browser/": "browser", "tests/fleet/test_ray.py": "ray", "17_fleet": "ray",
+          "tests/parallel/test_tensor_parallel.py": "tensor parallel",
+          "tests/test_batched_equals_alone.py": "batched equals alone", "tests/test_smollm2.py": "smollm2"}
 
 
 def pytest_collection_modifyitems(items):
@@ -26,7 +31,15 @@ def pytest_collection_modifyitems(items):
             item.add_marker(folder)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
-        if "17_fleet" in item.name:
-            item.add_marker(pytest.mark.xdist_group("ray"))  # as tests/fleet: one cluster at a time
-        if item.get_closest_marker("browser"):
-            item.add_marker(pytest.mark.xdist_group("browser"))  # one JupyterLab and one Chromium serve them all
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Workers by GROUPS. The marker `xdist_group` does not reach xdist 3.8 under pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Grouped(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((group for part, group in GROUPS.items() if part in nodeid), nodeid)
+
+    return Grouped(config, log)

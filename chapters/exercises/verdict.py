@@ -1,6 +1,7 @@
 """What a check answers: passed, or a hint that names the case your code got wrong."""
 
 import functools
+import logging
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ def check(exercise: str) -> Callable:
     def decorate(run: Callable) -> Callable:
         @functools.wraps(run)
         def checked(*reader_code) -> Verdict:
+            log = logging.getLogger("nanovllm")
+            level = log.level
+            log.setLevel(logging.CRITICAL)  # what fails in the engine here is the reader's code, and the hint says where
             try:
                 return Verdict(exercise, True, run(*reader_code))
             except Wrong as wrong:
@@ -46,6 +50,8 @@ def check(exercise: str) -> Callable:
             except Exception as error:
                 at = traceback.extract_tb(error.__traceback__)[-1]
                 return Verdict(exercise, False, f"{type(error).__name__}: {error} (line {at.lineno}: `{at.line}`)")
+            finally:
+                log.setLevel(level)
 
         return checked
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 
@@ -16,8 +16,9 @@ def connect(num_cpus: int | None = None, attempts: int = STARTS) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
         started_here = "RAY_ADDRESS" not in os.environ
-        patiently(lambda: ray.init(log_to_driver=False, num_cpus=num_cpus if started_here else None,
-                                   include_dashboard=False if started_here else None), attempts)
+        # "local": what another, perhaps long gone, cluster of this machine left behind is not looked for.
+        own: dict[str, Any] = dict(address="local", num_cpus=num_cpus, include_dashboard=False) if started_here else {}
+        patiently(lambda: ray.init(log_to_driver=False, **own), attempts)
 
 
 def patiently(start: Callable[[], T], attempts: int = STARTS) -> T:

@@ -14,7 +14,7 @@ import httpx  # noqa: E402
 from nanovllm import SamplingParams  # noqa: E402
 from nanovllm.fleet.batch import generate, run_batch_on_ray  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 SMALL = {"num_kvcache_blocks": 128}
 PARAMS = SamplingParams(temperature=0, max_tokens=6)
 

@@ -219,10 +219,11 @@ def test_a_long_run_keeps_its_intervals_and_loses_nothing():
 @pytest.mark.slow
 def test_ten_thousand_requests_on_64_replicas_take_seconds_and_bounded_memory():
     """The tenth part of what the README states; linear in the requests."""
-    code = ("import time, resource; from nanovllm.fleet.simulated_fleet import SimulatedFleet, FleetConfig\n"
+    code = ("import re, time; from nanovllm.fleet.simulated_fleet import SimulatedFleet, FleetConfig\n"
             "from nanovllm.fleet.arrivals import Traffic\n"
             "r = SimulatedFleet(FleetConfig(num_replicas=64)).run(Traffic(rate=1600, num_conversations=10_000))\n"
-            "print(r.num_ended, time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)")
+            "print(r.num_ended, time.process_time(), \n"
+            "      int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status', encoding='utf-8').read())[1]) / 1e3)")
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=300, encoding="utf-8")
     ended, seconds, megabytes = map(float, ran.stdout.split())
     assert ended == 10_000 and seconds < 30 and megabytes < 400

@@ -29,7 +29,7 @@ from tests import worker_code
 from tests.checkpoints import random_checkpoint
 from tests.worker_code import Exec, in_worker
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("tensor_parallel")]
+pytestmark = pytest.mark.slow
 PRESSURE = dict(device="cpu", kvcache_block_size=2, num_kvcache_blocks=36, max_num_batched_tokens=40, max_num_seqs=6)
 ENDLESS = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
 

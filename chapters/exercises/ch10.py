@@ -6,7 +6,7 @@ from nanovllm import LLM, SamplingParams
 from nanovllm.layers.noise import random_bits
 from nanovllm.layers.sampler import Filters, Sampler, SamplingBatch, draw, filter_logits
 
-from .verdict import check, require
+from .verdict import check, quiet_engine, require
 
 
 def uniform(seeds: torch.Tensor, offsets: torch.Tensor, count: int) -> torch.Tensor:
@@ -119,6 +119,7 @@ REQUESTS = (
                                                                                       "top_k": 40, "top_p": 0.8})
 
 
+@quiet_engine()
 def serve_with(sampler, prompts, same_as_ours: bool = False) -> str:
     """Serve `prompts` with the reader's sampler: under pressure, books checked after each step, and each text as alone.
 

@@ -1,9 +1,10 @@
 """What a check answers: passed, or a hint that names the case your code got wrong."""
 
+import contextlib
 import functools
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 UNWRITTEN = "still to be written; replace the `raise` by your code and run both cells again"
@@ -28,6 +29,18 @@ class Verdict:
         return f"{'passed' if self.passed else 'not yet'} · {self.exercise}: {self.text}"
 
 
+@contextlib.contextmanager
+def quiet_engine() -> Iterator[None]:
+    """Keeps the engine from logging a step that fails: what fails is the reader's code, and the reader is told where."""
+    log = logging.getLogger("nanovllm")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 def check(exercise: str) -> Callable:
     """Makes a check of a function that calls the reader's code on real cases.
 
@@ -38,11 +51,9 @@ def check(exercise: str) -> Callable:
     def decorate(run: Callable) -> Callable:
         @functools.wraps(run)
         def checked(*reader_code) -> Verdict:
-            log = logging.getLogger("nanovllm")
-            level = log.level
-            log.setLevel(logging.CRITICAL)  # what fails in the engine here is the reader's code, and the hint says where
             try:
-                return Verdict(exercise, True, run(*reader_code))
+                with quiet_engine():
+                    return Verdict(exercise, True, run(*reader_code))
             except Wrong as wrong:
                 return Verdict(exercise, False, str(wrong))
             except NotImplementedError:
@@ -50,8 +61,6 @@ def check(exercise: str) -> Callable:
             except Exception as error:
                 at = traceback.extract_tb(error.__traceback__)[-1]
                 return Verdict(exercise, False, f"{type(error).__name__}: {error} (line {at.lineno}: `{at.line}`)")
-            finally:
-                log.setLevel(level)
 
         return checked
 

@@ -202,10 +202,11 @@ class ModelRunner:
         return StepInputs(input_ids, positions, context, sampling, size)
 
     def _draw(self, logits: torch.Tensor, sampling: SamplingBatch) -> torch.Tensor:
-        if self.sampler is self._own_sampler:
-            return self.sampler(logits, sampling)
-        finite = finite_rows(logits)  # a sampler of your own need not look, and may write to what it is given
-        return self.sampler(logits, sampling).masked_fill(~finite, NOT_FINITE)
+        finite = None if self.sampler is self._own_sampler else finite_rows(logits)
+        token_ids = self.sampler(logits, sampling)
+        if finite is not None:  # a sampler of your own need not look, and may have written to its scores
+            token_ids = token_ids.masked_fill(~finite, NOT_FINITE)
+        return token_ids
 
     def _sampling(self, draws: list[tuple[Sequence, int]], last_tokens: torch.Tensor) -> SamplingBatch:
         """draws: whose token each row is to draw, and for which position. last_tokens: [num_rows] int64, the token before

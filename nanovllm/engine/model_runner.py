@@ -234,6 +234,7 @@ class ModelRunner:
         return FusedModel(model), Sampler(draw, filtered_draw), row_kernels
 
     def decode_graphs(self, config: Config, capture: bool = True) -> DecodeGraphs:
+        """For as many rows as may decode at once, drafted positions included."""
         most = min(config.max_num_seqs, config.max_num_batched_tokens)  # no step has room for more
         if config.speculative_config:
             most += config.speculative_config.disable_by_batch_size  # each draft takes a row

@@ -79,6 +79,7 @@ class FleetReport:
     # ---- what the fleet notes
 
     def routed(self, seq_id: int, now: float, arrival: Arrival, choice: Choice[int], loads: Mapping[int, int]) -> Routed:
+        """Count a request that the router sent to a replica."""
         routed = Routed(seq_id, arrival.conversation, arrival.turn, now, len(arrival.prompt_token_ids), choice.replica,
                         choice.num_matched_blocks, choice.reason)
         if len(self.log) < self._max_logged:

@@ -64,8 +64,8 @@ def _groups(context: Context, block_size: int) -> list[tuple[Tensor, Tensor, Ten
         needed += longest
     groups, device = [], context.block_tables.device
     for part in parts:
-        rows, longest = torch.tensor(part, device=device), lens[part[-1]]
-        position = torch.arange(longest, device=device)
+        rows, longest = torch.tensor(part, dtype=torch.int64, device=device), lens[part[-1]]
+        position = torch.arange(longest, dtype=torch.int64, device=device)
         visible = position < context.context_lens[rows, None]
         position = position * visible  # 0 in the padding
         blocks = context.block_tables[rows].gather(1, position // block_size).long()

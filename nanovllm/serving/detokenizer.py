@@ -1,6 +1,9 @@
 """Tokens back to text, a piece at a time, without ever splitting a character."""
 
-from nanovllm.serving.tokenizer import Tokenizer
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # it imports torch, which pictures of a live engine do not need
+    from nanovllm.serving.tokenizer import Tokenizer
 
 
 class IncrementalDetokenizer:
@@ -11,7 +14,7 @@ class IncrementalDetokenizer:
     text only once it does not end in the replacement character that stands for an unfinished one.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True):
+    def __init__(self, tokenizer: "Tokenizer", skip_special_tokens: bool = True):
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
         self._ids: list[int] = []

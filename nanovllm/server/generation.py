@@ -9,10 +9,12 @@ from fastapi.responses import JSONResponse
 from nanovllm.async_llm import AsyncRequest
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.server.chat_protocol import ChatCompletionRequest
+from nanovllm.server.chat_replies import ChatReply
 from nanovllm.server.errors import REFUSALS
 from nanovllm.server.prompts import EncodedPrompt
-from nanovllm.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
-from nanovllm.server.replies import ChatReply, CompletionReply
+from nanovllm.server.protocol import CompletionRequest, GenerationRequest
+from nanovllm.server.replies import CompletionReply
 from nanovllm.server.request_ids import request_id_of
 from nanovllm.server.schemas import ChatCompletionBody, CompletionBody
 from nanovllm.server.state import ServerState, State

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from nanovllm.errors import InvalidRequest
 from nanovllm.llm import LLM
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, Message, TokenizeRequest
+from nanovllm.server.chat_protocol import ChatCompletionRequest, Message, TokenizeRequest
+from nanovllm.server.protocol import CompletionRequest, GenerationRequest
 from nanovllm.serving.chat import OPTIONS, RESERVED
 from nanovllm.serving.chat_template import variables_of
 from nanovllm.serving.tokenizer import Tokenizer, require_tokenizer

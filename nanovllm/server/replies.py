@@ -1,4 +1,4 @@
-"""What a client gets: the OpenAI API's response bodies and stream chunks, as plain dicts."""
+"""What a client gets: the OpenAI API's response bodies and stream chunks, as plain dicts. Chats: see `chat_replies`."""
 
 import time
 from collections import Counter
@@ -8,16 +8,12 @@ from typing import Any
 
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from nanovllm.server.protocol import CompletionRequest, GenerationRequest
 from nanovllm.server.schemas import (
-    ChatChoice,
-    ChatCompletionBody,
-    ChatLogprobs,
     CompletionBody,
     CompletionChoice,
     CompletionLogprobs,
     PromptLogprobs,
-    TokenLogprob,
     UsageBody,
 )
 from nanovllm.serving.request import Delta
@@ -74,14 +70,14 @@ class Reply:
         chunk: Chunk = {"id": self._id, "object": self.kind, "created": self._created, "model": self._model,
                         "choices": list(choices)}
         if self._includes_usage_always and prompt is not None:
-            chunk["usage"] = _usage_body(self._num_prompt_tokens[prompt], self._num_tokens[prompt], 0)
+            chunk["usage"] = usage_body(self._num_prompt_tokens[prompt], self._num_tokens[prompt], 0)
         elif self._includes_usage:
             chunk["usage"] = None
         return chunk
 
     def _usage(self, outputs: list[RequestOutput]) -> UsageBody:
         generated = 0 if self.only_prompt else sum(output.usage.completion_tokens for output in outputs)
-        return _usage_body(sum(output.usage.prompt_tokens for output in outputs), generated,
+        return usage_body(sum(output.usage.prompt_tokens for output in outputs), generated,
                            sum(output.usage.cached_tokens for output in outputs))
 
     def _token_text(self, token: int, entry: Logprob) -> str:
@@ -148,7 +144,7 @@ class CompletionReply(Reply):
             if output is not None:
                 choice["prompt_token_ids"] = output.prompt_token_ids
         if output is not None and self._returns_prompt_logprobs:
-            choice["prompt_logprobs"] = _prompt_logprobs(output)
+            choice["prompt_logprobs"] = prompt_logprobs_body(output)
         return choice
 
     def _logprobs(self, index: int, token_ids: list[int], entries: Sequence[LogprobEntry | None] | None
@@ -160,9 +156,9 @@ class CompletionReply(Reply):
                   for token, entry in zip(token_ids, entries)]
         *offsets, self._offsets[index] = accumulate(map(len, tokens), initial=self._offsets[index])
         return {"tokens": tokens,
-                "token_logprobs": [None if entry is None else _finite(entry[token].logprob)
+                "token_logprobs": [None if entry is None else finite(entry[token].logprob)
                                    for token, entry in zip(token_ids, entries)],
-                "top_logprobs": [None if entry is None else {self._token_text(i, e): _finite(e.logprob)
+                "top_logprobs": [None if entry is None else {self._token_text(i, e): finite(e.logprob)
                                                              for i, e in entry.items()} for entry in entries],
                 "text_offset": offsets}
 
@@ -170,95 +166,19 @@ class CompletionReply(Reply):
         return f"token_id:{token}" if self._names_tokens_by_id else self._decode([token])
 
 
-class ChatReply(Reply):
-    """One answer of /v1/chat/completions."""
-
-    kind, prefix = "chat.completion", "chatcmpl"
-
-    def __init__(self, body: ChatCompletionRequest, params: SamplingParams, model: str, request_id: str):
-        super().__init__(body, params, model, request_id)
-
-    def whole(self, output: RequestOutput) -> ChatCompletionBody:
-        body: ChatCompletionBody = {
-            "id": self._id, "object": self.kind, "created": self._created, "model": self._model,
-            "choices": [self._choice(sample) for sample in output.outputs], "usage": self._usage([output])}
-        if self._returns_prompt_logprobs:
-            body["prompt_logprobs"] = _prompt_logprobs(output)
-        if self._returns_token_ids:
-            body["prompt_token_ids"] = output.prompt_token_ids
-        return body
-
-    def opening(self, prompt: int, num_prompt_tokens: int) -> list[Chunk]:
-        super().opening(prompt, num_prompt_tokens)
-        return [self._chunk([self._delta(i, {"role": "assistant", "content": ""})], prompt) for i in range(self._num_samples)]
-
-    def beginning(self, prompt: int, prompt_token_ids: list[int], text: str | None,
-                  prompt_logprobs: list[LogprobEntry | None] | None) -> list[Chunk]:
-        return [self._chunk([], prompt) | {"prompt_token_ids": prompt_token_ids}] if self._returns_token_ids else []
-
-    def chunks(self, prompt: int, delta: Delta) -> list[Chunk]:
-        chunks, logprobs = [], self._logprobs(delta)
-        self._num_tokens[prompt] += len(delta.token_ids)
-        tells_tokens = delta.token_ids and (self._returns_token_ids or self._includes_usage_always)
-        if not self.only_prompt and (delta.text or logprobs or tells_tokens):
-            choice = self._delta(delta.index, {"content": delta.text}, logprobs)
-            if self._returns_token_ids:
-                choice["token_ids"] = delta.token_ids
-            chunks.append(self._chunk([choice], prompt))
-        if delta.finish_reason:
-            chunks.append(self._chunk([self._delta(delta.index, {}, None, delta.finish_reason, delta.stop_reason)], prompt))
-        return chunks
-
-    def _chunk(self, choices: Sequence[Chunk | CompletionChoice], prompt: int | None = None) -> Chunk:
-        return super()._chunk(choices, prompt) | {"object": "chat.completion.chunk"}
-
-    @staticmethod
-    def _delta(index: int, delta: dict[str, str], logprobs: ChatLogprobs | None = None, finish_reason: str | None = None,
-               stop_reason: str | int | None = None) -> Chunk:
-        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason,
-                "stop_reason": stop_reason}
-
-    def _choice(self, part: CompletionOutput) -> ChatChoice:
-        text = "" if self.only_prompt else part.text
-        choice: ChatChoice = {
-            "index": part.index, "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None if self.only_prompt else self._logprobs(part),
-            "finish_reason": "length" if self.only_prompt else part.finish_reason,
-            "stop_reason": None if self.only_prompt else part.stop_reason}
-        if self._returns_token_ids:
-            choice["token_ids"] = [] if self.only_prompt else part.token_ids
-        return choice
-
-    def _logprobs(self, part: CompletionOutput | Delta) -> ChatLogprobs | None:
-        if self._num_logprobs is None or part.logprobs is None:
-            return None
-        content: ChatLogprobs = {"content": [], "refusal": None}
-        for token, entry in zip(part.token_ids, part.logprobs):
-            likeliest = sorted((e.rank, i) for i, e in entry.items() if e.rank <= self._num_logprobs)
-            content["content"].append({**self._token(token, entry[token]),
-                                       "top_logprobs": [self._token(i, entry[i]) for _, i in likeliest]})
-        return content
-
-    def _token(self, token: int, entry: Logprob) -> TokenLogprob:
-        text = entry.decoded_token or ""
-        # A token that ends inside a character has no text of its own, and its bytes cannot be told from the text it got.
-        return {"token": self._token_text(token, entry), "logprob": _finite(entry.logprob),
-                "bytes": None if "\ufffd" in text else list(text.encode())}
-
-
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
     return max(logprob, LEAST_LOGPROB)
 
 
-def _prompt_logprobs(output: RequestOutput) -> PromptLogprobs | None:
+def prompt_logprobs_body(output: RequestOutput) -> PromptLogprobs | None:
     """In vLLM's form: {token id, as text: {logprob, rank, decoded_token}} for each token of the prompt but the first."""
     if output.prompt_logprobs is None:
         return None
     return [None if entry is None else {
-        str(token): {"logprob": _finite(e.logprob), "rank": e.rank, "decoded_token": e.decoded_token}
+        str(token): {"logprob": finite(e.logprob), "rank": e.rank, "decoded_token": e.decoded_token}
         for token, e in entry.items()} for entry in output.prompt_logprobs]
 
 
-def _usage_body(prompt: int, generated: int, cached: int) -> UsageBody:
+def usage_body(prompt: int, generated: int, cached: int) -> UsageBody:
     return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated,
             "prompt_tokens_details": {"cached_tokens": cached}}

@@ -4,8 +4,8 @@ import asyncio
 
 from fastapi import APIRouter
 
+from nanovllm.server.chat_protocol import DetokenizeRequest, TokenizeRequest
 from nanovllm.server.errors import REFUSALS
-from nanovllm.server.protocol import DetokenizeRequest, TokenizeRequest
 from nanovllm.server.schemas import DetokenizeBody, TokenizeBody
 from nanovllm.server.state import State
 from nanovllm.utils.checks import check

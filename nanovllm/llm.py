@@ -32,6 +32,7 @@ from nanovllm.tracing.profiling import profiled
 from nanovllm.tracing.recorder import Recorder
 from nanovllm.tracing.trace import Trace
 from nanovllm.utils.checks import check, check_keywords, check_request
+from nanovllm.utils.interrupts import uninterrupted
 from nanovllm.utils.numbers import plain
 from nanovllm.utils.torch_state import own_torch_state
 
@@ -118,13 +119,14 @@ class LLM:
         model's scores hold a NaN or an infinity, and what the step raised when it is this request that makes steps fail.
         """
         requests = self._requests(prompts, sampling_params, priority)
-        try:
-            with self.engine.turn:
-                for request in requests:
-                    request.submit()
-            self._run(requests, use_tqdm)
-        finally:
-            self._abort(requests)
+        with uninterrupted():  # a step lets interrupts through, what lies between does not: threads share tqdm's locks
+            try:
+                with self.engine.turn:
+                    for request in requests:
+                        request.submit()
+                self._run(requests, use_tqdm)
+            finally:
+                self._abort(requests)
         _report_failures(requests)
         return [request.output() for request in requests]
 

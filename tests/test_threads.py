@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from tqdm.auto import tqdm
 
 from nanovllm import LLM, AsyncLLM, SamplingParams
 from nanovllm.errors import EngineError, RequestFailed
@@ -177,6 +178,29 @@ def test_interrupts_of_the_main_thread_leave_the_others_alone(llm, alone):
             striker.join()
         assert [future.result(120) for future in futures] == [[expected] * 3 for expected in alone[:3]]
     assert content(llm.generate(*work(7), use_tqdm=False)) == alone[7]
+
+
+def test_an_interrupt_in_a_progress_bar_leaves_its_lock_to_the_others(llm, alone, monkeypatch):
+    """tqdm's is one for the whole process, and is taken without a bar on the screen, too."""
+    lock, main = tqdm.get_lock(), threading.main_thread()
+
+    class Striking:
+        def __enter__(self):
+            lock.acquire()
+            if threading.current_thread() is main:
+                signal.raise_signal(signal.SIGINT)
+
+        def __exit__(self, *exc_info):
+            lock.release()
+
+        acquire, release = lock.acquire, lock.release
+
+    monkeypatch.setattr(tqdm, "_lock", Striking())
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(*work(0), use_tqdm=False)
+    assert not llm.engine.has_unfinished
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: content(llm.generate(*work(1), use_tqdm=False))).result(120) == alone[1]
 
 
 def test_an_llm_beside_its_async_llm(llm, alone):

@@ -54,17 +54,21 @@ class uninterrupted:
             return
         handler = signal.getsignal(signal.SIGINT)
         if callable(handler):  # else nobody in Python listens
-            self._installed = _main.waits = True
-            _main.handler = handler
-            signal.signal(signal.SIGINT, _main.on_interrupt)
+            _main.handler, _main.waits, _main.caught = handler, True, None
+            try:
+                signal.signal(signal.SIGINT, _main.on_interrupt)
+            except BaseException:  # an interrupt that came just before
+                _main.handler, _main.waits = None, False
+                raise
+            self._installed = True
 
     def __exit__(self, *exc_info: object) -> None:
         handler = _main.handler
         if handler is None:
             return
         if self._installed:
+            _main.handler, _main.waits = None, False  # first: an interrupt that comes in between is caught all the same
             signal.signal(signal.SIGINT, handler)
-            _main.handler, _main.waits = None, False
         elif self._is_inner:
             _main.waits = self._waited
         else:

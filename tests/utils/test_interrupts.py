@@ -51,3 +51,29 @@ def test_other_threads_are_left_alone():
     thread.start()
     thread.join()
     assert seen == [signal.default_int_handler]
+
+
+@pytest.mark.parametrize("nth, is_late", [(0, False), (0, True), (1, False), (1, True)],
+                         ids=["before it is installed", "just installed", "before it is removed", "just removed"])
+def test_an_interrupt_while_the_handler_changes_strikes_once_and_leaves_no_trace(nth, is_late, monkeypatch):
+    set_handler, calls, struck = signal.signal, [], []
+
+    def set_and_strike(signum, handler):
+        calls.append(handler)
+        strikes = len(calls) == nth + 1
+        if strikes and not is_late:
+            signal.raise_signal(signal.SIGINT)
+        previous = set_handler(signum, handler)
+        if strikes and is_late:
+            signal.raise_signal(signal.SIGINT)
+        return previous
+
+    monkeypatch.setattr(signal, "signal", set_and_strike)
+    with pytest.raises(KeyboardInterrupt):
+        with uninterrupted():
+            struck.append("the block ran")
+    assert len(struck) == (nth or is_late)
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with uninterrupted():  # the next one guards as ever, and finds no interrupt left over
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler

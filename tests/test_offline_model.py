@@ -85,3 +85,40 @@ def test_all_folders_have_one_tokenizer():
     tokenizer = AutoTokenizer.from_pretrained(OFFLINE_MODEL)
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == "<|endoftext|>" and tokenizer.bos_token is None
     assert tokenizer("<|im_start|>")["input_ids"] == [tokenizer.convert_tokens_to_ids("<|im_start|>")]
+
+
+def test_chats_without_tools_and_thinking_are_roles_and_texts():
+    tokenizer = AutoTokenizer.from_pretrained(OFFLINE_MODEL)
+    chat = [{"role": "system", "content": " s"}, {"role": "user", "content": "a\n"}, {"role": "assistant", "content": "b"},
+            {"role": "system", "content": ""}, {"role": "critic", "content": "</think>"}]
+    plain = "".join(f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in chat)
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == plain
+    opened = tokenizer.apply_chat_template(chat, tokenize=False, tools=[], add_generation_prompt=True)
+    assert opened == plain + "<|im_start|>assistant\n"
+    for thinking, written in ((True, "<think>\n"), (False, "<think>\n\n</think>\n\n")):
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
+        assert text == opened + written
+
+
+def test_tools_are_written_as_qwen_writes_them():
+    tokenizer = AutoTokenizer.from_pretrained(OFFLINE_MODEL)
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+    calls = [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"where": "Ülm"}'}},
+             {"function": {"name": "weather", "arguments": {"where": "Ülm"}}}]
+    chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Rain?"},
+            {"role": "assistant", "content": None, "tool_calls": calls, "reasoning_content": "I look."},
+            {"role": "tool", "content": "yes"}, {"role": "tool", "content": "no"}, {"role": "assistant", "content": "Both."}]
+    called = '<tool_call>\n{"name": "weather", "arguments": {"where": "Ülm"}}\n</tool_call>'
+    expected = (
+        "<|im_start|>system\nBe kind.\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+        "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n" + json.dumps(tool) +
+        "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
+        '<tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n'
+        "</tool_call><|im_end|>\n<|im_start|>user\nRain?<|im_end|>\n<|im_start|>assistant\n<think>\nI look.\n</think>\n\n"
+        f"{called}\n{called}<|im_end|>\n<|im_start|>user\n<tool_response>\nyes\n</tool_response>\n<tool_response>\nno\n"
+        "</tool_response><|im_end|>\n<|im_start|>assistant\nBoth.<|im_end|>\n")
+    assert tokenizer.apply_chat_template(chat, tools=[tool], tokenize=False) == expected
+    # An answered question's thoughts are not repeated to the model.
+    chat.append({"role": "user", "content": "Thanks."})
+    again = tokenizer.apply_chat_template(chat, tools=[tool], tokenize=False)
+    assert "I look." not in again and again.count(called) == 2

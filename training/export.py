@@ -9,11 +9,7 @@ from tokenizers import Tokenizer
 
 from training.model import Qwen3
 
-CHAT_TEMPLATE = (
-    "{%- for message in messages %}"
-    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}")
+CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8").rstrip()
 
 
 def export(model: Qwen3, tokenizer: Tokenizer, folder: Path) -> None:

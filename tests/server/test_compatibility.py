@@ -92,7 +92,7 @@ def test_names_and_reasoning_reach_the_template(server, monkeypatch):
 
 @pytest.mark.filterwarnings("error")
 def test_variables_of_the_template(server, monkeypatch):
-    assert chat(server, chat_template_kwargs={"enable_thinking": False, "x": [1]})["choices"] == chat(server)["choices"]
+    assert chat(server, chat_template_kwargs={"think_hard": False, "x": [1]})["choices"] == chat(server)["choices"]
     monkeypatch.setattr(server.llm.tokenizer, "chat_template", "{{ messages[0].content }}{% if quiet %} quietly{% endif %}")
     for variables, text in (({"quiet": True}, "Tell me about a hen. quietly"), ({"loud": True}, "Tell me about a hen.")):
         ids = post(server, "/tokenize", {"messages": MESSAGES, "chat_template_kwargs": variables})["tokens"]

@@ -127,8 +127,8 @@ def test_keywords_never_vanish_nor_collide(llm):
     for wrong in ("enable_thinking", [1], {1: 2}):
         with pytest.raises(InvalidRequest, match="chat_template_kwargs="):
             llm.chat(HI, chat_template_kwargs=wrong)
-    with pytest.warns(UserWarning, match="does not read enable_thinking"):
-        assert llm.render_chat(HI, enable_thinking=False) == llm.render_chat(HI)
+    with pytest.warns(UserWarning, match="does not read think_hard"):
+        assert llm.render_chat(HI, think_hard=False) == llm.render_chat(HI)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         llm.render_chat(HI, chat_template_kwargs={}, tools=None)

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from nanovllm.llm import LLM
     from nanovllm.outputs import RequestOutput
     from nanovllm.sampling_params import SamplingParams
+    from nanovllm.structured_outputs import StructuredOutputsParams
 
 __version__ = "0.1.0"
 _HOMES = {"AsyncLLM": "nanovllm.async_llm", "LLM": "nanovllm.llm", "RequestOutput": "nanovllm.outputs",
-          "SamplingParams": "nanovllm.sampling_params"}
+          "SamplingParams": "nanovllm.sampling_params", "StructuredOutputsParams": "nanovllm.structured_outputs"}
 __all__ = ["LLM", "AsyncLLM", "CheckpointError", "EngineError", "InvalidArgument", "InvalidRequest", "NanoVLLMError",
-           "NotFinite", "QueueFull", "RequestFailed", "RequestOutput", "SamplingParams"]
+           "NotFinite", "QueueFull", "RequestFailed", "RequestOutput", "SamplingParams", "StructuredOutputsParams"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from nanovllm.errors import InvalidRequest
+from nanovllm.structured_outputs import StructuredOutputsParams
 from nanovllm.utils.checks import check_keywords, check_request
 from nanovllm.utils.numbers import FLOAT32_TINY, is_int, is_number, plain, shown
 
@@ -39,6 +40,8 @@ class SamplingParams:
     logprobs: report this many of the most likely tokens at each step, and the one drawn; 0..20, None is off. They are
         those of the model's own scores, before penalties, temperature and filters.
     prompt_logprobs: the same for the prompt's tokens.
+    structured_outputs: the shape that the text must have; see `StructuredOutputsParams`. It ends with "stop" when it has it
+        and nothing can follow, whatever `min_tokens` and `ignore_eos` say.
     skip_special_tokens: leave the tokenizer's special tokens out of the text.
 
     Numbers may be numpy's or torch's, lists may be arrays: they are kept as Python's own.
@@ -65,6 +68,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __new__(cls, *args: Any, **fields: Any) -> Self:
         check_keywords("SamplingParams", fields, cls.__dataclass_fields__, error=InvalidRequest)
@@ -82,6 +86,10 @@ class SamplingParams:
                           "pass {token_id: bias}")
             bias = {plain(token): plain(value) for token, value in self.logit_bias.items()}
             object.__setattr__(self, "logit_bias", bias or None)
+        # By name: autoreload gives what was made before its file was edited another class.
+        shape = self.structured_outputs
+        check_request(shape is None or type(shape).__name__ == "StructuredOutputsParams", "structured_outputs", shape,
+                      "None or StructuredOutputsParams", "pass StructuredOutputsParams(json=...)")
         self._check_draw()
         self._check_end()
         self._check_report()
@@ -102,7 +110,7 @@ class SamplingParams:
     @property
     def changes_scores(self) -> bool:
         """Whether a logits processor has work to do."""
-        return self.penalized or self.logit_bias is not None or self.min_tokens > 0
+        return (self.penalized or self.logit_bias is not None or self.min_tokens > 0 or self.structured_outputs is not None)
 
     @property
     def filtered(self) -> bool:

@@ -15,6 +15,7 @@ FLOORS = [
     {"nanovllm.errors", "nanovllm.outputs"},
     {"nanovllm.utils"},
     {"nanovllm.speculative_config"},
+    {"nanovllm.structured_outputs"},
     {"nanovllm.sampling_params"},
     {"nanovllm.kernels"},
     {"nanovllm.layers"},

@@ -122,6 +122,8 @@ class LLMEngine:
     def validate(self, prompt_token_ids: list[int], params: SamplingParams, priority: int = 0) -> None:
         """Raise InvalidRequest unless the request can be served to its end. Queues nothing."""
         vocab_size = self.config.hf_config.vocab_size
+        check_request(params.structured_outputs is None, "structured_outputs", params.structured_outputs, "None for now",
+                      "the engine does not follow grammars yet")
         self.scheduler.validate(len(prompt_token_ids), params.max_tokens, priority)
         for token in _outside_vocabulary((*prompt_token_ids, *params.stop_token_ids, *(params.logit_bias or ())), vocab_size):
             check_request(isinstance(token, int) and 0 <= token < vocab_size, "token id", token,

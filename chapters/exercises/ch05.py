@@ -137,7 +137,7 @@ def _to_the_end(simulation: Simulation, where: str) -> Trace:
 
 @check("a watermark of your own")
 def check_admission(MyAdmission):
-    """MyAdmission(Admission) with room_for(seq): a quarter of the preemptions, nine tenths of the throughput."""
+    """MyAdmission(Admission) with room_for(seq) -> bool: a quarter of the preemptions, nine tenths of the throughput."""
     mine = usual = 0
     rates = []
     for seed in range(4):

@@ -52,6 +52,8 @@ class Simulation:
                  seconds: Callable[[ScheduledBatch], float] = made_up_seconds):
         self._settings = {"num_blocks": num_blocks, "max_num_batched_tokens": max_num_batched_tokens,
                           "max_num_seqs": max_num_seqs}
+        # Where a slider ends. Fixed: an end that moved with the value would run away from whoever drags it there.
+        self._highest = {name: max(64, 2 * value) for name, value in self._settings.items()}
         self._fixed = (block_size, enable_prefix_caching, max_model_len, scheduler_cls, block_manager_cls, seconds)
         self._journal: list[tuple[int, str, tuple[Any, ...]]] = []  # (before which step, "add" or "abort", arguments)
         self._ids = {word: i for i, word in enumerate(WORDS)}
@@ -140,10 +142,9 @@ class Simulation:
         """What can be changed while it runs: {name: {"value", "low", "high"}}."""
         longest = max((len(tokens) + params.max_tokens - 1 for _, what, (_, tokens, params) in self._adds()), default=1)
         blocks = -(-longest // self._fixed[0])
-        values = self._settings
-        return {"num_blocks": {"value": values["num_blocks"], "low": blocks, "high": max(64, 2 * values["num_blocks"])},
-                "max_num_batched_tokens": {"value": values["max_num_batched_tokens"], "low": 1,
-                                           "high": max(64, 2 * values["max_num_batched_tokens"])}}
+        lowest = {"num_blocks": blocks, "max_num_batched_tokens": 1}
+        return {name: {"value": self._settings[name], "low": low, "high": max(self._highest[name], self._settings[name])}
+                for name, low in lowest.items()}
 
     def set(self, **settings: int) -> Trace:
         """Run again with num_blocks, max_num_batched_tokens or max_num_seqs changed.

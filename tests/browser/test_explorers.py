@@ -197,9 +197,14 @@ def test_a_live_explorer_without_a_kernel_scrubs_and_says_why_it_cannot_be_drive
     page = show(SchedulerExplorer(run()))
     page.get_by_label("step forward").click()
     assert page.evaluate(STEP) == 1
-    page.get_by_placeholder("a text, or a number of tokens").fill("hello there")
-    page.get_by_role("button", name="Add request").click()
-    assert "No kernel runs here" in page.inner_text(".nvx-error")
+    controls = page.locator(".nvx-live button, .nvx-live input")
+    assert controls.count() >= 8 and page.locator(".nvx-live :enabled").count() == 0
+    assert "open the notebook in JupyterLab" in page.inner_text(".nvx-dead")
+    page.focus(".nvx-scrub")
+    page.keyboard.press("End")
+    page.get_by_label("step forward").click()
+    page.wait_for_function("() => document.querySelector('.nvx-error').textContent.includes('No kernel runs here')")
+    assert page.locator(".nvx-live :enabled").count() == 0
 
 
 def test_two_explorers_on_a_page_move_apart(show):

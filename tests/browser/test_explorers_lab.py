@@ -76,7 +76,7 @@ def test_the_scheduler_is_driven_from_the_notebook(lab, lab_page):
     last = page.evaluate(STEP)
     assert last >= 8
 
-    page.get_by_label("Budget, tokens a step").fill("4")  # the same requests in smaller steps
+    page.get_by_label("Budget, tokens per step").fill("4")  # the same requests in smaller steps
     page.wait_for_function("n => +document.querySelector('.nvx-scrub').max > n", arg=last)
     page.get_by_label("Cache, blocks").fill("8")
     page.wait_for_function("() => document.querySelector('.nvx-root').textContent.includes('of 8 blocks held')")

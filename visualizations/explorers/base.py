@@ -128,14 +128,19 @@ class Explorer(anywidget.AnyWidget):
         raise NotImplementedError
 
     def act(self, message: dict[str, Any]) -> None:
-        """Do what the browser asked for. ValueError and RuntimeError are shown to the reader there."""
+        """Do what the browser asked for. Whatever this raises is shown to the reader there."""
         raise ValueError(f"{type(self).__name__} takes no requests.")
 
     def _receive(self, _: Any, message: dict[str, Any], buffers: Any) -> None:
+        """Every question is answered: a browser that hears nothing would tell its reader that no kernel runs."""
         try:
             self.act(message)
-        except (ValueError, RuntimeError) as error:
-            self.send({"reply_to": message.get("id"), "error": str(error)})
+        except BaseException as error:
+            # Our own refusals say it all; anything else is named, so that it can be looked up or reported.
+            name = "" if isinstance(error, (ValueError, RuntimeError)) and str(error) else f"{type(error).__name__}: "
+            self.send({"reply_to": message.get("id"), "error": f"{name}{error}".removesuffix(": ")})
+            if not isinstance(error, Exception):  # an interrupt goes on to whoever sent it
+                raise
         else:
             self.send({"reply_to": message.get("id"), "ok": True})
 

@@ -445,7 +445,7 @@ export default explorer((context) => {
     const sample = (kind, words) => h("span", {}, h("i", { class: `nvx-sample nvx-is-${kind}` }), words);
     return h("p", { class: "nvx-legend nvx-muted" }, sample("prompt", "prompt"), sample("drawn", "generated"), sample("shared", "shared, ×references"), sample("cached", "cached, free to take"),
       sample("free", "free"), sample("chosen", "chosen"),
-      h("span", {}, "Keys: ← → step, space play, ↑ ↓ sequence, shift ← → token, shift ↑ ↓ block, comma and stop any block"));
+      h("span", {}, "Click into it first; then the keys: ← → step, space plays, ↑ ↓ sequence, shift ← → token, shift ↑ ↓ block of the sequence, [,] and [.] block before and after"));
   }
 
   // Rows of tokens that the longest sequence will need, so that the picture below keeps its place while the run goes on.

@@ -315,7 +315,7 @@ export default explorer((context) => {
   }
 
   function tell() {
-    told.textContent = chosen ? `${about(chosen)}.` : "Point at an operation, or choose one: comma and full stop go from one to the next.";
+    told.textContent = chosen ? `${about(chosen)}.` : "Point at an operation, or choose one: the keys [,] and [.] go to the one before and after.";
     chart.canvas.setAttribute("aria-label", `Timeline of ${runs.map((run) => run.name).join(" and ")}. ${told.textContent}`);
   }
 
@@ -397,7 +397,7 @@ export default explorer((context) => {
   overview.canvas.addEventListener("pointermove", (event) => { if (event.buttons) centre(event); });
 
   function legend() {
-    return h("p", { class: "nvx-legend nvx-muted" }, h("span", {}, "Keys: ← → time, space play, + − 0 zoom, shift ← → move, ↑ ↓ lane, comma and stop operation. Ctrl and the wheel zoom, too."));
+    return h("p", { class: "nvx-legend nvx-muted" }, h("span", {}, "Click into it first; then the keys: ← → time, space plays, + − 0 zoom, shift ← → move, ↑ ↓ lane, [,] and [.] operation before and after. Ctrl and the wheel zoom, too."));
   }
 
   return {

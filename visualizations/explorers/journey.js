@@ -90,7 +90,7 @@ export default explorer((context) => {
       }
       const name = h("span", { class: "nvx-j-block" }), group = h("div", { class: "nvx-j-group" }, name);
       for (let i = logical * size; i < Math.min(words.length, (logical + 1) * size); i++) {
-        const chip = h("button", { type: "button", tabindex: -1, class: "nvx-j-token", title: `position ${i}: ${JSON.stringify(words[i])}`,
+        const chip = h("button", { type: "button", tabindex: -1, class: "nvx-j-token", title: `position ${i}: “${words[i]}”`,
           onclick: () => steps.go(stopOfToken(stops, i)) }, visible(words[i]));
         chips.push([i, chip]);
         group.append(chip);

@@ -1,11 +1,12 @@
 // The row of controls that drives a live source through Python: step, run, add, abort, rewind, and its settings.
 import { h, throttle } from "./shared.js";
 
-const NAMES = { num_blocks: ["Cache", "blocks"], max_num_batched_tokens: ["Budget", "tokens a step"] };
+const NAMES = { num_blocks: ["Cache", "blocks"], max_num_batched_tokens: ["Budget", "tokens per step"] };
 
 // chosen() is the sequence to abort; follow() asks the view to show the end of the data that comes next.
 export function liveControls(context, { chosen, follow }) {
   let live = context.data.live, running = false, applied = () => {};
+  const dead = context.model.kernel === false; // a page without Python: everything stands there, greyed
   const error = h("p", { class: "nvx-error", role: "alert" });
   const prompt = h("input", { type: "text", class: "nvx-prompt", "aria-label": "prompt: a text, or a number of tokens",
     placeholder: "a text, or a number of tokens", onkeydown: (event) => event.key === "Enter" && add() });
@@ -30,7 +31,10 @@ export function liveControls(context, { chosen, follow }) {
   const node = h("div", { class: "nvx-live", role: "group", "aria-label": `drive the ${live.kind}` },
     h("div", { class: "nvx-row" }, stepButton, runButton, prompt, h("label", {}, "generate", most), button("Add request", () => add()), abortButton,
       live.kind === "simulation" ? rewindButton : null),
-    h("div", { class: "nvx-row" }, ...sliders.map((slider) => slider.node)), error);
+    h("div", { class: "nvx-row" }, ...sliders.map((slider) => slider.node)),
+    dead ? h("p", { class: "nvx-muted nvx-dead" }, "These controls ask Python: open the notebook in JupyterLab and run it. Stepping through what was recorded works here.") : null, error);
+  const grey = () => { for (const control of node.querySelectorAll("button, input")) control.disabled = true; };
+  if (dead) grey();
 
   // Ask Python, and wait until what it changed is shown. Resolves to whether it went well.
   async function act(message, toEnd = false) {
@@ -66,6 +70,7 @@ export function liveControls(context, { chosen, follow }) {
       abortButton.title = seqId === null ? "choose a sequence first (up and down, or a click)" : `end sequence ${seqId} now`;
       rewindButton.disabled = step >= length - 1 || record.now;
       for (const control of [stepButton, runButton]) control.disabled = !live.unfinished && !running;
+      if (dead) grey();
     },
     update(next) {
       live = next;

@@ -244,7 +244,7 @@ export default explorer((context) => {
   function legend() {
     const sample = (kind, label) => h("span", {}, h("i", { class: `nvx-m-sample nvx-m-s-${kind}` }), ` ${label}`);
     return h("p", { class: "nvx-legend nvx-muted" }, sample("dark", "prompt tokens; blocks held"), sample("light", "fed back, generated"), sample("shared", "shared blocks"), sample("cached", "cached, free to take"),
-      h("span", {}, "Line: running, dashed: waiting"), h("span", {}, "Keys: ← → look, space play, end: live"));
+      h("span", {}, "Line: running, dashed: waiting"), h("span", {}, "Click into it first; then the keys: ← → look, space plays, end: live"));
   }
 
   return {

@@ -15,7 +15,7 @@ const SETTINGS = [
   ["repetition_penalty", "repetition penalty", 1, 2, 0.05, "divides the positive scores of tokens that were there before, and multiplies the others; 1 is off"],
 ];
 
-export const spoken = (word) => JSON.stringify(word).slice(1, -1).replace(/^ /, "·") || "∅";
+export const spoken = (word) => word.replace(/^ /, "·").replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "∅";
 const cutTo = (text, longest) => (text.length > longest ? `${text.slice(0, longest - 1)}…` : text);
 const percent = (p) => (p >= 0.0995 ? `${(100 * p).toFixed(0)}%` : p >= 0.00095 ? `${(100 * p).toFixed(1)}%` : p > 0 ? "<0.1%" : "0");
 
@@ -342,7 +342,7 @@ export default explorer((context) => {
   chart.canvas.addEventListener("mousemove", (event) => {
     const { x, y } = chart.at(event), i = Math.floor((x - GUTTER) / chartNow.pitch), line = Math.floor((y - 6) / STAGE);
     const id = chartNow.ids[i], s = stages[line];
-    point(event, id === undefined || x < GUTTER || !s ? "" : `${JSON.stringify(data.words[id] ?? "")} (token ${id}), ${s.name}: ` +
+    point(event, id === undefined || x < GUTTER || !s ? "" : `${quoted(id)} (token ${id}), ${s.name}: ` +
       (chartNow.tables[line][i] > 0 ? `${(100 * chartNow.tables[line][i]).toFixed(2)}%` : "taken out"));
   });
   chart.canvas.addEventListener("mouseleave", () => point(null, ""));

@@ -304,7 +304,7 @@ export default explorer((context) => {
     return h("p", { class: "nvx-legend nvx-muted" },
       ...entries.map(([kind, words]) => h("span", {}, chip(0, kind), ` ${words}`)),
       ...(run.records.some((record) => Object.keys(record.drafts ?? {}).length) ? [h("span", {}, "dots: drafts, struck when refused")] : []),
-      h("span", {}, "● finished"), h("span", {}, "Keys: ← → step, ↑ ↓ choose, space play, home, end"));
+      h("span", {}, "● finished"), h("span", {}, "Click into it first; then the keys: ← → step, ↑ ↓ choose, space plays, home, end"));
   }
 
   return {

@@ -362,7 +362,7 @@ export default explorer((context) => {
   function legend() {
     const sample = (kind, what) => h("span", {}, h("i", { class: `nvx-sample nvx-is-${kind}` }), what);
     return h("p", { class: "nvx-legend nvx-muted" }, sample("prompt", "prompt"), sample("drawn", "generated"), sample("lit", "speaks of the same"), sample("chosen", "chosen"),
-      h("span", {}, "Click an entry, then walk with the arrows" + (recorded.length > 1 ? "; on the slider they step" : "")));
+      h("span", {}, "Click an entry, then walk with the arrows" + (recorded.length > 1 ? "; with the slider chosen, they step" : "")));
   }
 
   return {

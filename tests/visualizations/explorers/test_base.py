@@ -37,6 +37,10 @@ class Probe(base.Explorer):
     def act(self, message):
         if message["do"] == "fail":
             raise ValueError("do='fail': must be something else; try again.")
+        if message["do"] == "stumble":
+            {}["missing"]
+        if message["do"] == "stop":
+            raise KeyboardInterrupt
 
 
 def test_data_travels_whole_and_small():
@@ -69,8 +73,12 @@ def test_questions_from_the_browser_are_answered_and_errors_reported():
     probe.send = sent.append
     probe._receive(probe, {"id": "a", "do": "go"}, [])
     probe._receive(probe, {"id": "b", "do": "fail"}, [])
+    probe._receive(probe, {"id": "c", "do": "stumble"}, [])
+    with pytest.raises(KeyboardInterrupt):
+        probe._receive(probe, {"id": "d", "do": "stop"}, [])
     assert sent == [{"reply_to": "a", "ok": True},
-                    {"reply_to": "b", "error": "do='fail': must be something else; try again."}]
+                    {"reply_to": "b", "error": "do='fail': must be something else; try again."},
+                    {"reply_to": "c", "error": "KeyError: 'missing'"}, {"reply_to": "d", "error": "KeyboardInterrupt"}]
 
 
 def test_a_bundle_is_one_module_with_the_colours_of_the_theme():

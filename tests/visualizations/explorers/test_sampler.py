@@ -194,6 +194,6 @@ def test_plain_scores_and_bad_ones():
 def test_words_of_a_token():
     node_test("sampler.js", """
 test("spoken", () => {
-  assert.deepEqual([" fox", "\\n", "", '"'].map(js.spoken), ["·fox", "\\\\n", "∅", '\\\\"']);
+  assert.deepEqual([" fox", "\\n", "", '"'].map(js.spoken), ["·fox", "⏎", "∅", '"']);
 });
 """)

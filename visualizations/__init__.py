@@ -57,11 +57,12 @@ from visualizations.figures.tensor_split import plot_tensor_split
 from visualizations.figures.timeline import plot_request_timeline
 from visualizations.figures.work import plot_work
 from visualizations.figures.work_shares import plot_work_shares
+from visualizations.listing import Listing, listing
 
 __all__ = [
-    "BatchMonitor", "BlockTableExplorer", "FleetExplorer", "GraphTimelineExplorer", "JourneyExplorer", "Measured",
+    "BatchMonitor", "BlockTableExplorer", "FleetExplorer", "GraphTimelineExplorer", "JourneyExplorer", "Listing", "Measured",
     "RecordedLogits", "RecordedSpeculation", "SamplerExplorer", "SchedulerExplorer", "Simulation", "SpeculationExplorer",
-    "TensorXRay", "name_map", "plot_ablation", "plot_acceptance", "plot_attention_mask", "plot_batch_composition",
+    "TensorXRay", "listing", "name_map", "plot_ablation", "plot_acceptance", "plot_attention_mask", "plot_batch_composition",
     "plot_block_tables", "plot_by_position", "plot_cache_occupancy", "plot_checkpoint_file", "plot_curves",
     "plot_exponential_race", "plot_fleet", "plot_fragmentation", "plot_gpu_timeline", "plot_journey", "plot_latencies",
     "plot_life_of_request", "plot_memory_budget", "plot_name_map", "plot_next_token", "plot_online_softmax",

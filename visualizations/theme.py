@@ -5,11 +5,12 @@ with its number; a hatch and a count mark a shared one, an outline one that is c
 and a diagonal strike whatever was preempted.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ParamSpec, cast
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -19,6 +20,9 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.typing import ColorType
 
+from visualizations.both_modes import TwoModeFigure
+
+P = ParamSpec("P")
 # Told apart under deuteranopia, protanopia and tritanopia, neighbours in the list most easily; ids beyond start again.
 HUES = ("#0b6fb8", "#d2570b", "#0f9171", "#ab4a96", "#a37a00", "#5a52b5", "#8c4a2f", "#4d6b7a")
 SHARED_HATCH = "////"
@@ -58,6 +62,24 @@ def using(chosen: Mode) -> Iterator[None]:
         _mode.reset(token)
 
 
+def in_both_modes(plot: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Makes a `plot_...` draw a dark twin, too, when it draws a new figure in the light mode.
+
+    What is plotted is read twice: an iterator among the arguments is made a list first.
+    """
+
+    @functools.wraps(plot)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        args = tuple(list(a) if isinstance(a, Iterator) else a for a in args)  # type: ignore[assignment]
+        fig = plot(*args, **kwargs)
+        if isinstance(fig, TwoModeFigure) and fig.dark is None and mode() is LIGHT and kwargs.get("ax") is None:
+            with using(DARK):
+                fig.dark = plot(*args, **kwargs)
+        return fig
+
+    return drawn
+
+
 def mix(a: ColorType, b: ColorType, share: float) -> tuple[float, float, float]:
     """`share` of colour b in colour a."""
     red, green, blue = ((1 - share) * x + share * y for x, y in zip(to_rgb(a), to_rgb(b), strict=True))
@@ -95,7 +117,7 @@ def canvas(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
     keeps no reference to it.
     """
     if ax is None:
-        fig, ax = plt.subplots(figsize=(width, height), dpi=100, layout="constrained")
+        fig, ax = plt.subplots(figsize=(width, height), dpi=100, layout="constrained", FigureClass=TwoModeFigure)
         plt.close(fig)
         fig.set_facecolor(mode().paper)
     ax.set_facecolor(mode().paper)

@@ -9,6 +9,7 @@ gives way to the explorer, mounted by the same script as in a report page.
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from ipywidgets.embed import embed_data
 from sphinx.cmd.build import build_main
 
 from chapters.book import reference
+from visualizations.both_modes import SAVED_FIGURE, html
 from visualizations.explorers.base import HERE as EXPLORERS
 from visualizations.explorers.base import SAVED, json_script, reopened
 
@@ -46,6 +48,43 @@ reference/index
 """
 
 
+# A link from a chapter into the source: JupyterLab opens the file, the book has a page of it, where the reference needs one.
+SOURCE_LINK = re.compile(r"\[([^\]]+)\]\(\.\./(\w+(?:/\w+)*)\.py\)")
+
+
+def with_figures(notebook):
+    """Put both forms of each figure, for light pages and for dark ones, where the light one stands."""
+    for output in (output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs):
+        if SAVED_FIGURE in output.get("data", {}):
+            saved = output.data[SAVED_FIGURE]
+            output.data = nbformat.from_dict({"text/html": html(output.data["image/png"], saved["dark"], saved["texts"])})
+    return notebook
+
+
+def with_source_links(notebook, modules: set[str]):
+    """Lead links into the source to the book's own pages of it; where it has none, the name alone stays."""
+
+    def linked(found: re.Match[str]) -> str:
+        name, path = found[1].strip("`"), found[2]
+        return f'<a href="_modules/{path}.html"><code>{name}</code></a>' if path.replace("/", ".") in modules else found[1]
+
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = SOURCE_LINK.sub(linked, cell.source)
+        for output in cell.get("outputs", []):
+            if "text/markdown" in output.get("data", {}):
+                output.data["text/markdown"] = SOURCE_LINK.sub(linked, output.data["text/markdown"])
+    return notebook
+
+
+def with_folds(notebook):
+    """What JupyterLab folds (imports, an engine's set-up) is folded here, too."""
+    for cell in notebook.cells:
+        if cell.metadata.get("jupyter", {}).get("source_hidden"):
+            cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
+    return notebook
+
+
 def with_explorers(notebook):
     """Put the explorers of a notebook, in place, where their pictures stand. Their state goes to the end of the page."""
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
@@ -68,8 +107,9 @@ def lay_out(chapters: list[Path], pages: Path) -> None:
     shutil.rmtree(pages, ignore_errors=True)
     shutil.copytree(BOOK / "static", pages / "static")
     shutil.copy(BOOK / "conf.py", pages)
+    modules = reference.modules()
     for chapter in chapters:
-        page = with_explorers(nbformat.read(chapter, 4))
+        page = with_explorers(with_folds(with_source_links(with_figures(nbformat.read(chapter, 4)), modules)))
         (pages / chapter.name).write_text(json.dumps(page), encoding="utf-8")
     reference.write_pages(pages / "reference")
     (pages / "index.md").write_text(INDEX.format(pages="\n".join(chapter.stem for chapter in chapters)), encoding="utf-8")

@@ -4,7 +4,7 @@ from chapters.book.docstrings import to_rst
 
 project = html_title = "How an LLM inference engine works"
 author = "the nano-vllm course"
-extensions = ["myst_nb", "sphinx.ext.autodoc"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signature is enough; docstrings say shapes and units
 nb_execution_mode = "off"  # the committed outputs are shown; the tests run every chapter

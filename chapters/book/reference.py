@@ -73,6 +73,11 @@ def resolved(name: str) -> object:
     return getattr(import_module(module), attribute)
 
 
+def modules() -> set[str]:
+    """The modules whose source has a page: those of what the reference documents."""
+    return {getattr(resolved(name), "__module__", "") for _, _, names in PAGES.values() for name in names}
+
+
 def help_of(*command: str) -> str:
     """What `python -m nanovllm COMMAND --help` prints on a terminal of 100 columns."""
     from nanovllm.__main__ import main

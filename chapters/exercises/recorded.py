@@ -1,7 +1,11 @@
 """Measurements that a GPU made and the repository keeps, shown with the machine, the date and the commit they come from."""
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+from .tables import Table
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -16,6 +20,25 @@ def recorded_rows(subject: str, folder: Path = RESULTS) -> list[tuple[str, list]
             rows = result[subject] if isinstance(result[subject], list) else [result[subject]]
             found.append((f"recorded on {result['device']}, {date}, commit {commit}", rows))
     return found
+
+
+def recorded_table(subject: str, columns: Mapping[str, str | tuple[str, float]], *,
+                   where: Callable[[dict[str, Any]], bool] = lambda row: True, folder: Path = RESULTS) -> Table:
+    """The newest recorded run of `subject` as a small table with units, and below it where and when it was recorded.
+
+    columns: {key of a row: what the column shows, with its unit, or (that, a factor to multiply with)}, in the table's order.
+    where: which rows. Raises LookupError when no results file has the subject, or no row is left.
+    """
+    found = recorded_rows(subject, folder)
+    if not found:
+        raise LookupError(f"no recorded GPU run of {subject!r} is in {folder}; run benchmarks on a GPU first")
+    source, rows = max(found, key=lambda one: one[0].partition(", ")[2])  # by date
+    headers = {key: (told, 1) if isinstance(told, str) else told for key, told in columns.items()}
+    cells = [[row.get(key) if isinstance(row.get(key), (str, type(None))) or factor == 1 else row[key] * factor
+              for key, (_, factor) in headers.items()] for row in rows if where(row)]
+    if not cells:
+        raise LookupError(f"no row of {subject!r} is left of {len(rows)}; choose other ones with `where`")
+    return Table([header for header, _ in headers.values()], cells, source[0].upper() + source[1:] + ".")
 
 
 def recorded(subject: str, columns: tuple[str, ...] = (), folder: Path = RESULTS) -> str:

@@ -11,6 +11,8 @@ import struct
 
 import nbformat
 
+from visualizations.both_modes import SAVED_FIGURE
+
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 CELL_METADATA = ("tags", "jupyter", "slideshow")
 ADDRESS = re.compile(r"(?<=\bat )0x[0-9a-fA-F]{6,}")  # of an object; other numbers in hexadecimal stay
@@ -55,10 +57,11 @@ def without_png_text(encoded: str) -> str:
 
 
 def canonical_data(data) -> dict:
-    """The MIME bundle of one output. A widget's view goes when another form of it (PNG, text) is beside it."""
+    """The MIME bundle of one output. A widget's view goes when another form of it (PNG, text) is beside it, and so does the
+    HTML of a figure, which is made of the two pictures that stay."""
     kept = {}
     for mime, value in sorted(data.items()):
-        if mime == WIDGET_VIEW and len(data) > 1:
+        if (mime == WIDGET_VIEW and len(data) > 1) or (mime == "text/html" and SAVED_FIGURE in data):
             continue
         if mime == "image/png":
             value = without_png_text(joined(value).replace("\n", ""))

@@ -1,6 +1,7 @@
 """Do two runs of a cell show the same thing? Not: are they the same bytes.
 
-Numbers may differ by a relative 1e-3 (another machine sums in another order), pictures by what antialiasing changes.
+Numbers may differ by a relative 1e-3 (another machine sums in another order), pictures by what antialiasing changes. What is
+written in a picture is compared as text: small grey words are too few pixels to be seen in them.
 Anything else that differs is a difference.
 """
 
@@ -11,6 +12,7 @@ import re
 
 import numpy as np
 
+from visualizations.both_modes import SAVED_FIGURE
 from visualizations.explorers.base import SAVED, unpack
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?(?![\w.])")
@@ -61,6 +63,8 @@ def same_picture(a: str, b: str) -> bool:
 def same_value(mime: str, a, b, rtol: float = RTOL) -> bool:
     if mime == "image/png":
         return same_picture(a, b)
+    if mime == SAVED_FIGURE:
+        return same_text("\n".join(a["texts"]), "\n".join(b["texts"]), rtol) and same_picture(a["dark"], b["dark"])
     if mime == SAVED:
         return timeless(a) == timeless(b)
     if isinstance(a, str) and isinstance(b, str):
@@ -107,7 +111,7 @@ def readable(outputs) -> list[str]:
         else:
             for mime, value in sorted(output.data.items()):
                 shown = f"({len(value)} characters)" if mime.startswith("image/png") else str(value)
-                shown = "an explorer's data" if mime == SAVED else shown
+                shown = "an explorer's data" if mime == SAVED else "\n".join(value["texts"]) if mime == SAVED_FIGURE else shown
                 lines += [f"[{mime}] {line}" for line in shown.splitlines()]
     return lines
 

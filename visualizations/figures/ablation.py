@@ -10,6 +10,7 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 
 
+@theme.in_both_modes
 def plot_ablation(results: Mapping[str, float | Sequence[float]], *, unit: str, baseline: str | None = None,
                   better: str = "more", ax: Axes | None = None) -> Figure:
     """A bar for each configuration: the median of its runs, with a line from the lowest to the highest of them.

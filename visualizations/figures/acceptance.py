@@ -9,6 +9,7 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 
 
+@theme.in_both_modes
 def plot_acceptance(counts: Mapping[str, Sequence[Sequence[int]]], *, title: str = "How often a draft is kept",
                     ax: Axes | None = None) -> Figure:
     """A group of bars for each place in a step, a bar for each drafter: the share of its drafts there that were kept.

@@ -10,6 +10,7 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 
 
+@theme.in_both_modes
 def plot_attention_mask(cu_seqlens_q: ArrayLike, context_lens: ArrayLike, *, seq_ids: list[int] | None = None,
                         ax: Axes | None = None) -> Figure:
     """Which keys each token of the step may read: a row a query token, a column a key, sequence after sequence.

@@ -8,6 +8,7 @@ from nanovllm.tracing.trace import Trace
 from visualizations import theme
 
 
+@theme.in_both_modes
 def plot_batch_composition(trace: Trace, *, ax: Axes | None = None) -> Figure:
     """Tokens computed in each step, stacked by sequence, against the budget: dark prompt tokens, light decodes."""
     fig, ax = theme.canvas(ax, 10, 2.9)

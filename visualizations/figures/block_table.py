@@ -12,6 +12,7 @@ from visualizations import theme
 BLOCKS_IN_A_ROW = 20
 
 
+@theme.in_both_modes
 def plot_block_tables(trace: Trace, record: StepRecord | None = None, *, physical: bool = True,
                       ax: Axes | None = None) -> Figure:
     """The block table of every running sequence after one step, above the physical blocks of the whole cache.

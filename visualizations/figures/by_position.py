@@ -11,6 +11,7 @@ from visualizations import theme
 MOST_LABELS = 48
 
 
+@theme.in_both_modes
 def plot_by_position(differences: Sequence[float], *, tolerance: float, tokens: Sequence[str] = (),
                      quantity: str = "difference", title: str = "Position by position", seq_id: int = 0,
                      ax: Axes | None = None) -> Figure:

@@ -13,6 +13,7 @@ from visualizations import theme
 STATES = (("s", "shared"), ("u", "in use"), ("c", "cached, free to take"), ("f", "free"))
 
 
+@theme.in_both_modes
 def plot_cache_occupancy(trace: Trace, *, ax: Axes | None = None) -> Figure:
     """Physical blocks by state after each step, stacked; together they are the whole cache."""
     fig, ax = theme.canvas(ax, 10, 2.7)

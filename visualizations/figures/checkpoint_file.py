@@ -17,6 +17,7 @@ from visualizations.figures.shape_flow import HUE
 LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
+@theme.in_both_modes
 def plot_checkpoint_file(header: Mapping[str, Mapping[str, Any]], header_bytes: int, *, zoom: int = 0,
                          ax: Axes | None = None) -> Figure:
     """Below, the file in the order of its bytes, a box a layer; above, the tensors of layer `zoom`.

@@ -10,6 +10,7 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 
 
+@theme.in_both_modes
 def plot_curves(curves: Mapping[str, Mapping[float, float]], *, knob: str, outcome: str, title: str, caption: str,
                 log: bool = False, ax: Axes | None = None) -> Figure:
     """A line with a mark at each setting, its name at its end.

@@ -11,6 +11,7 @@ from visualizations import theme
 from visualizations.figures.next_token import _label
 
 
+@theme.in_both_modes
 def plot_exponential_race(arrivals: ArrayLike, probabilities: ArrayLike, decode: Callable[[int], str], *,
                           seq_id: int = 0, top: int = 12, ax: Axes | None = None) -> Figure:
     """A bar for each of the `top` first arrivals, as long as the token waited.

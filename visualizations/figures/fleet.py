@@ -15,6 +15,7 @@ from visualizations import theme
 HEAD = 1.5  # rows above each run, for its name
 
 
+@theme.in_both_modes
 def plot_fleet(runs: Mapping[str, FleetReport], *, what: str = "unfinished", title: str = "Requests of each replica",
                ax: Axes | None = None) -> Figure:
     """Replicas against time for each run, one below the other on one time axis and one scale.

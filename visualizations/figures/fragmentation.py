@@ -10,6 +10,7 @@ from visualizations import theme
 HEIGHT = 0.62
 
 
+@theme.in_both_modes
 def plot_fragmentation(lengths: list[int], *, block_size: int, max_len: int, seq_ids: list[int] | None = None,
                        ax: Axes | None = None) -> Figure:
     """The same requests in two memories, in token slots: one strip reserves `max_len` slots each, one takes blocks.

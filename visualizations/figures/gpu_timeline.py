@@ -16,6 +16,7 @@ from visualizations import theme
 HEIGHT = 0.66
 
 
+@theme.in_both_modes
 def plot_gpu_timeline(runs: Mapping[str, tuple[Trace, int]], *, ax: Axes | None = None) -> Figure:
     """A pair of lanes for each run, on one time axis: the host's launches above, the device's work below.
 

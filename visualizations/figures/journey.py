@@ -24,6 +24,7 @@ LOOP = ("sampler", "scheduler")
 WIDTH, GAP, HEIGHT = 1.56, 0.26, 1.0
 
 
+@theme.in_both_modes
 def plot_journey(here: str | None = None, *, seq_id: int = 0, ax: Axes | None = None) -> Figure:
     """The map of rooms, left to right, with the decode loop above.
 

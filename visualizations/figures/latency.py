@@ -28,6 +28,7 @@ def trace_latencies(trace: Trace) -> dict[str, list[float]]:
     return {"time to first token": first, "between tokens": between}
 
 
+@theme.in_both_modes
 def plot_latencies(latencies: Mapping[str, Sequence[float]], *, ax: Axes | None = None) -> Figure:
     """A curve for each list of latencies: which share of them was shorter than that. Dots at the median and the 99th
     percentile.

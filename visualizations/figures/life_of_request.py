@@ -8,6 +8,7 @@ from nanovllm.tracing.trace import Trace
 from visualizations import theme
 
 
+@theme.in_both_modes
 def plot_life_of_request(trace: Trace, seq_id: int, *, ax: Axes | None = None) -> Figure:
     """A bar a step, tokens upwards: pale what the cache held before, dark or light what this step computed, and an
     outline for tokens that are there but not computed. A strike marks a preemption.

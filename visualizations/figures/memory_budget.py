@@ -11,6 +11,7 @@ from visualizations import theme
 GIB = 2**30
 
 
+@theme.in_both_modes
 def plot_memory_budget(budgets: Mapping[str, Mapping[str, int]], total: int, *, bytes_per_token: int | None = None,
                        cache: str = "KV cache", ax: Axes | None = None) -> Figure:
     """A stacked bar for each configuration, in GiB, and the rest of the device's memory, pale.

@@ -49,6 +49,7 @@ def name_map(model: Any, tensors: Iterable[tuple[str, tuple[int, ...]]]) -> list
     return places
 
 
+@theme.in_both_modes
 def plot_name_map(places: Sequence[Place], *, prefix: str = "", lost: Collection[str] = (), ax: Axes | None = None) -> Figure:
     """A line from each tensor to the rows that it fills. A parameter that several fill is packed, and stands in colour.
 

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from visualizations import theme
 
 
+@theme.in_both_modes
 def plot_next_token(probabilities: ArrayLike, decode: Callable[[int], str], *, drawn: int | None = None,
                     seq_id: int = 0, top: int = 12, ax: Axes | None = None) -> Figure:
     """The `top` most likely next tokens as bars.

@@ -11,6 +11,7 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 
 
+@theme.in_both_modes
 def plot_online_softmax(scores: Sequence[float], tile: int, *, seq_id: int = 0, ax: Axes | None = None) -> Figure:
     """A row for each tile of keys: the weights e^(score - highest so far) of all keys taken in by then.
 

@@ -12,6 +12,7 @@ from visualizations import theme
 WIDTH, HEIGHT = 0.82, 0.56
 
 
+@theme.in_both_modes
 def plot_operations(operations: Sequence[tuple[str, str, Sequence[str]]], *, title: str = "What is computed from what",
                     caption: str | None = None, ax: Axes | None = None) -> Figure:
     """A box for each operation, to the right of all that it needs.

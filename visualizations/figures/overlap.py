@@ -11,6 +11,7 @@ LANES = ("device", "host")
 THICK = 0.72
 
 
+@theme.in_both_modes
 def plot_overlap(runs: Mapping[str, Iterable[tuple[str, int, float, float]]], *, ax: Axes | None = None) -> Figure:
     """Two rows for each run: what the host does and what the device does, by time.
 

@@ -10,6 +10,7 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 
 
+@theme.in_both_modes
 def plot_padding_waste(buckets: Iterable[int], batch_sizes: Iterable[int], *, ax: Axes | None = None) -> Figure:
     """Rows computed in each bucket: real ones, and the padding that fills a batch up to the captured size.
 

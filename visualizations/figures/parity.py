@@ -9,6 +9,7 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 
 
+@theme.in_both_modes
 def plot_parity(differences: Mapping[str, float], *, tolerance: float, against: str = "transformers",
                 title: str | None = None, caption: str | None = None, ax: Axes | None = None) -> Figure:
     """A bar a layer, in the model's order: the largest absolute difference of its outputs, on a log scale.

@@ -23,6 +23,7 @@ class _Node:
         self.row = 0.0
 
 
+@theme.in_both_modes
 def plot_prefix_tree(block_manager: BlockManager, sequences: Iterable[Sequence], *,
                      decode: Callable[[list[int]], str] | None = None, ax: Axes | None = None) -> Figure:
     """The cached blocks that `sequences` would find, as a tree: one column a logical block, a branch where prompts differ.

@@ -21,6 +21,7 @@ class Measured:
     seconds: float
 
 
+@theme.in_both_modes
 def plot_roofline(points: Iterable[Measured], *, peak_flops: float, bandwidth: float, device: str = "",
                   ax: Axes | None = None) -> Figure:
     """Achieved FLOP/s over arithmetic intensity, both log, under the roof of the device (Williams et al. 2009).

@@ -11,6 +11,7 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 
 
+@theme.in_both_modes
 def plot_rope(head_dim: int, theta: float, *, positions: Iterable[int] = range(8), pairs: list[int] | None = None,
               seq_id: int = 0, ax: Axes | None = None) -> Figure:
     """Dials of some channel pairs, with a hand for each position, the later the stronger.

@@ -12,6 +12,7 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 
 
+@theme.in_both_modes
 def plot_rounds(rounds: Sequence[tuple[int, int] | None], num_prompt: int, *, seq_id: int = 0,
                 ax: Axes | None = None) -> Figure:
     """A row a round, a square a position: fed in this round, in the cache since an earlier one, or skipped.

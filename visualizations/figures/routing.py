@@ -37,6 +37,7 @@ def record_routing(block: Any, run: Callable[[], object]) -> Routing:
     return found
 
 
+@theme.in_both_modes
 def plot_routing(routing: Routing, num_experts: int, *, tokens: Sequence[str] = (), title: str = "Who reads which token",
                  seq_id: int = 0, ax: Axes | None = None) -> Figure:
     """A square where a token went to an expert, the darker the more the expert's answer counted.

@@ -36,6 +36,7 @@ def sampling_stages(logits: ArrayLike, params: SamplingParams) -> dict[str, np.n
     return {name: s.softmax(-1)[0].numpy() for name, s in stages.items()}
 
 
+@theme.in_both_modes
 def plot_sampling_filters(stages: dict[str, np.ndarray], decode: Callable[[int], str] | None = None, *, top: int = 24,
                           seq_id: int = 0, ax: Axes | None = None) -> Figure:
     """A row of bars for each stage, over the `top` tokens that the first one finds most likely.

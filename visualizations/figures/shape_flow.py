@@ -69,6 +69,7 @@ def record_flow(layer: Any, run: Callable[[], object]) -> list[Stop]:
     return stops
 
 
+@theme.in_both_modes
 def plot_shape_flow(stops: Sequence[Stop], *, ax: Axes | None = None) -> Figure:
     """A bar an operation, as high as one token is wide after it; above them the residual stream, which they read and add to.
 

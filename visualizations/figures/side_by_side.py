@@ -9,6 +9,7 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 
 
+@theme.in_both_modes
 def plot_side_by_side(works: Mapping[str, Mapping[str, float]], *, unit: str, better: str = "more", first: str | None = None,
                       words: Mapping[str, Mapping[str, str]] | None = None, limit: float | None = None,
                       title: str = "The same work, side by side", ax: Axes | None = None) -> Figure:

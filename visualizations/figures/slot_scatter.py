@@ -12,6 +12,7 @@ from visualizations import theme
 DROP = 3.2  # how far below the tokens the cache is drawn, in cells
 
 
+@theme.in_both_modes
 def plot_slot_scatter(slot_mapping: Sequence[int], block_size: int, *, owners: Sequence[int] | None = None,
                       blocks: Sequence[int] | None = None, held: Mapping[int, int] | None = None,
                       light: Collection[int] = (), ax: Axes | None = None) -> Figure:

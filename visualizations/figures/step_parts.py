@@ -9,6 +9,7 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 
 
+@theme.in_both_modes
 def plot_step_parts(steps: Mapping[str, Mapping[str, float]], *, waiting: str = "GPU waits for the host",
                     floors: Mapping[str, float] | None = None, title: str = "Where a step's time goes",
                     ax: Axes | None = None) -> Figure:

@@ -14,6 +14,7 @@ from visualizations import theme
 HEIGHT = 0.78
 
 
+@theme.in_both_modes
 def plot_step_tensors(tensors: Mapping[str, Sequence[Any]],
                       owners: Mapping[str, Sequence[int | None]] | Sequence[int | None], *,
                       light: Collection[int] = (), title: str = "Whose is which number",

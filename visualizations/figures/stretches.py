@@ -12,6 +12,7 @@ from visualizations import theme
 HEIGHT = 0.62
 
 
+@theme.in_both_modes
 def plot_stretches(memories: Mapping[str, Sequence[tuple[int, int, int, int]]], num_slots: int, *,
                    ax: Axes | None = None) -> Figure:
     """A row for each state of a contiguous cache, a box for each stretch in it.

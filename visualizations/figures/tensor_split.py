@@ -11,6 +11,7 @@ TOKENS, SCALE = 0.7, 3.0  # how high a row of tokens is drawn, and the longest s
 GAP = 1.15  # between two things in the chain
 
 
+@theme.in_both_modes
 def plot_tensor_split(hidden_size: int, intermediate_size: int, size: int = 2, *, names: tuple[str, str] = ("gate_up", "down"),
                       ax: Axes | None = None) -> Figure:
     """The feed-forward network of `size` ranks, a lane each: x, first weight, what lies between, second weight, partial sum.

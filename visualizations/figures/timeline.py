@@ -11,6 +11,7 @@ from visualizations import theme
 BAR = 0.62
 
 
+@theme.in_both_modes
 def plot_request_timeline(trace: Trace, *, ax: Axes | None = None) -> Figure:
     """A row a sequence, a column a step: waiting (thin line), prompt chunks (dark, with their length), decodes (light).
 

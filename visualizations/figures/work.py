@@ -8,6 +8,7 @@ from matplotlib.patches import Rectangle
 from visualizations import theme
 
 
+@theme.in_both_modes
 def plot_work(num_prompt: int, num_output: int, *, seq_id: int = 0, ax: Axes | None = None) -> Figure:
     """A row a round, a square a token that is fed in it: everything again (left), or only what is new (right).
 

@@ -12,6 +12,7 @@ from visualizations import theme
 HEIGHT = 0.74
 
 
+@theme.in_both_modes
 def plot_work_shares(context_lens: ArrayLike, num_shares: int, *, seq_ids: list[int] | None = None,
                      ax: Axes | None = None) -> Figure:
     """One decode step of attention on a machine that runs `num_shares` programs at once, cut in two ways.

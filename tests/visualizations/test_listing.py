@@ -1,0 +1,30 @@
+"""Source as a chapter shows it: from the file, without what the reference says anyway, and nothing written anew."""
+
+import inspect
+
+import pytest
+
+from nanovllm.engine.llm_engine import LLMEngine
+from nanovllm.engine.scheduler import Scheduler
+from nanovllm.engine.sequence import Sequence
+from visualizations import listing
+
+
+def test_every_line_stands_in_the_file():
+    shown = repr(listing(LLMEngine.step)).split("\n")
+    file = [line.strip() for line in inspect.getsource(LLMEngine).split("\n")]
+    assert shown[-1] == "    return finished" and all(line.strip() in file for line in shown)
+    assert '"""' not in repr(listing(Scheduler)) and '"""' in repr(listing(LLMEngine.step, docstring=True))
+
+
+def test_properties_and_parts():
+    assert repr(listing(Sequence.num_uncomputed_tokens)).startswith("@property\ndef num_uncomputed_tokens")
+    part = repr(listing(LLMEngine.step, since="if not self._in_flight", until="return []"))
+    assert part == "if not self._in_flight:\n    return []"
+    with pytest.raises(ValueError, match="'no such words'"):
+        listing(LLMEngine.step, since="no such words")
+
+
+def test_a_page_colours_it_and_leads_to_the_file():
+    shown = listing(Sequence.num_uncomputed_tokens)._repr_markdown_()
+    assert shown.startswith("[`nanovllm/engine/sequence.py`](../nanovllm/engine/sequence.py)\n\n```python\n@property")

@@ -1,0 +1,64 @@
+"""The source of a function or class, shown as code: highlighted in the colours of the page, with the file it stands in."""
+
+import ast
+import inspect
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from nanovllm.utils.checks import check
+
+ROOT = Path(__file__).parents[1]
+
+
+class Listing:
+    """Some lines of a file. A notebook shows them highlighted, a terminal as they are."""
+
+    def __init__(self, source: str, file: str) -> None:
+        self.source, self.file = source, file
+
+    def __repr__(self) -> str:
+        return self.source
+
+    def _repr_markdown_(self) -> str:
+        """Markdown, which JupyterLab, the book and GitHub each colour for their own light and dark pages."""
+        return f"[`{self.file}`](../{self.file})\n\n```python\n{self.source}\n```"
+
+
+def listing(thing: Any, *, docstring: bool = False, until: str | None = None, since: str | None = None) -> Listing:
+    """The source of a function, method, property or class of this repository.
+
+    docstring: with the docstrings, which the reference shows, too. since, until: only the lines from the first one that holds
+    `since` to the first one, from there on, that holds `until`. Raises ValueError where no line holds them.
+    """
+    function: Any = thing.fget if isinstance(thing, property) else inspect.unwrap(thing)
+    lines, _ = inspect.getsourcelines(function)
+    source = textwrap.dedent("".join(lines)).rstrip()
+    if not docstring:
+        source = _without_docstrings(source)
+    rows = source.split("\n")
+    begin = _place(rows, since, 0) if since else 0
+    end = _place(rows, until, begin) + 1 if until else len(rows)
+    file = Path(inspect.getsourcefile(function) or "").resolve().relative_to(ROOT).as_posix()
+    return Listing(textwrap.dedent("\n".join(rows[begin:end])), file)
+
+
+def _place(rows: list[str], words: str, begin: int) -> int:
+    found = next((i for i in range(begin, len(rows)) if words in rows[i]), None)
+    check(found is not None, "words", words, f"in one of the {len(rows) - begin} lines", "look at the source again")
+    return found or 0
+
+
+def _without_docstrings(source: str) -> str:
+    """Lines are taken out, nothing is written anew: comments and layout stay."""
+    rows = source.split("\n")
+    drop: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)) or ast.get_docstring(node) is None:
+            continue
+        text = node.body[0]
+        if len(node.body) > 1:  # a body that is a docstring alone keeps it
+            drop |= set(range(text.lineno - 1, text.end_lineno or text.lineno))
+            if text.end_lineno and not rows[text.end_lineno].strip() and isinstance(node, ast.ClassDef):
+                drop.add(text.end_lineno)
+    return "\n".join(row for i, row in enumerate(rows) if i not in drop)

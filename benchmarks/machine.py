@@ -52,6 +52,11 @@ def gpu() -> dict[str, Any]:
             **versions("triton"), "cuda": torch.version.cuda}  # fmt: skip
 
 
+def device() -> str:
+    """The GPU's name, or the CPU's where there is none."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu()
+
+
 def results_file(name: str) -> Path:
     """benchmarks/results/<name in small letters and hyphens>.json"""
     return RESULTS / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json")

@@ -42,9 +42,10 @@ def test_public_methods_have_docstrings_or_explain_themselves():
                 assert inspect.getdoc(getattr(thing, attribute)), f"{name}.{attribute} has no docstring"
 
 
-@pytest.mark.parametrize("command", reference.COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("command", [*(("nanovllm", *command) for command in reference.COMMANDS),
+                                     *(("benchmarks", *command) for command in reference.BENCHMARKS)], ids=" ".join)
 def test_the_commands_page_shows_the_help_that_the_program_prints(pages, command):
-    run = subprocess.run([sys.executable, "-m", "nanovllm", *command, "--help"], cwd=ROOT, capture_output=True, text=True,
+    run = subprocess.run([sys.executable, "-m", *command, "--help"], cwd=ROOT, capture_output=True, text=True,
                          env=os.environ | {"COLUMNS": "100"}, check=True, encoding="utf-8")
     assert run.stdout in pages["commands"] and "--" in run.stdout
 

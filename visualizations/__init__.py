@@ -33,6 +33,7 @@ from visualizations.figures.gpu_timeline import plot_gpu_timeline
 from visualizations.figures.journey import plot_journey
 from visualizations.figures.latency import plot_latencies, trace_latencies
 from visualizations.figures.life_of_request import plot_life_of_request
+from visualizations.figures.load import plot_load_test
 from visualizations.figures.memory_budget import plot_memory_budget
 from visualizations.figures.name_map import name_map, plot_name_map
 from visualizations.figures.next_token import plot_next_token
@@ -65,7 +66,7 @@ __all__ = [
     "TensorXRay", "listing", "name_map", "plot_ablation", "plot_acceptance", "plot_attention_mask", "plot_batch_composition",
     "plot_block_tables", "plot_by_position", "plot_cache_occupancy", "plot_checkpoint_file", "plot_curves",
     "plot_exponential_race", "plot_fleet", "plot_fragmentation", "plot_gpu_timeline", "plot_journey", "plot_latencies",
-    "plot_life_of_request", "plot_memory_budget", "plot_name_map", "plot_next_token", "plot_online_softmax",
+    "plot_life_of_request", "plot_load_test", "plot_memory_budget", "plot_name_map", "plot_next_token", "plot_online_softmax",
     "plot_operations", "plot_overlap", "plot_padding_waste", "plot_parity", "plot_prefix_tree", "plot_request_timeline",
     "plot_roofline", "plot_rope", "plot_rounds", "plot_routing", "plot_sampling_filters", "plot_shape_flow",
     "plot_side_by_side", "plot_slot_scatter", "plot_step_parts", "plot_step_tensors", "plot_stretches", "plot_tensor_split",

@@ -42,6 +42,7 @@ PAGES = {
                  [f"visualizations.{name}" for name in visualizations.__all__]),
 }
 COMMANDS = (("demo",), ("serve",), ("batch",), ("simulate",))  # of python -m nanovllm
+BENCHMARKS = (("serve",),)  # of python -m benchmarks, those that a user of the engine wants, too
 INDEX = """\
 # Reference
 
@@ -62,7 +63,8 @@ def write_pages(folder: Path) -> None:
     for stem, (title, what, names) in PAGES.items():
         entries = "\n".join(_entry(name) for name in names)
         (folder / f"{stem}.md").write_text(f"# {title}\n\n{what}\n\n```{{eval-rst}}\n{entries}```\n", encoding="utf-8")
-    helps = "\n".join(f"## python -m nanovllm {' '.join(command)}\n\n```text\n{help_of(*command)}```\n" for command in COMMANDS)
+    helps = "\n".join(f"## python -m {program} {' '.join(command)}\n\n```text\n{help_of(*command, program=program)}```\n"
+                      for program, commands in (("nanovllm", COMMANDS), ("benchmarks", BENCHMARKS)) for command in commands)
     (folder / "commands.md").write_text(f"# Commands\n\n{helps}", encoding="utf-8")
     (folder / "index.md").write_text(INDEX.format(pages="\n".join(PAGES)), encoding="utf-8")
 
@@ -78,10 +80,9 @@ def modules() -> set[str]:
     return {getattr(resolved(name), "__module__", "") for _, _, names in PAGES.values() for name in names}
 
 
-def help_of(*command: str) -> str:
-    """What `python -m nanovllm COMMAND --help` prints on a terminal of 100 columns."""
-    from nanovllm.__main__ import main
-
+def help_of(*command: str, program: str = "nanovllm") -> str:
+    """What `python -m PROGRAM COMMAND --help` prints on a terminal of 100 columns."""
+    main = import_module(f"{program}.__main__").main
     out = io.StringIO()
     with mock.patch.dict(os.environ, COLUMNS="100"), contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         main([*command, "--help"])

@@ -130,6 +130,8 @@ FIGURES = {
     "journey": lambda ax=None: v.plot_journey(ax=ax),
     "latencies": lambda ax=None: v.plot_latencies(v.trace_latencies(preempted()), ax=ax),
     "life_of_request": lambda ax=None: v.plot_life_of_request(preempted(), 2, ax=ax),
+    "load_test": lambda ax=None: v.plot_load_test(
+        fleets()[0].requests, failed=[0.4, 1.1], limits={"ttft": 40, "e2el": 900}, ax=ax),
     "memory_budget": lambda ax=None: v.plot_memory_budget(
         {"Qwen3-0.6B": {"weights": 1_192_099_840, "activations": 3 << 30, "KV cache": 122 << 30},
          "beside another engine": {"weights": 1_192_099_840, "activations": 3 << 30, "KV cache": 40 << 30}},

@@ -9,6 +9,7 @@ import pytest
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
@@ -182,6 +183,20 @@ def test_latencies_of_a_trace():
     assert dot.get_xdata()[0] == pytest.approx(1e3 * np.median(found["time to first token"]))
     with pytest.raises(ValueError, match="at least one number"):
         v.plot_latencies(v.trace_latencies(Trace()))
+
+
+def test_a_load_test_shows_each_request_twice_and_failures_and_limits_once():
+    columns = {"arrival": np.array([0.0, 1.0, 2.0]), "ttft": np.array([0.1, 0.2, 1.5]), "latency": np.array([1.0, 1.4, 3.0])}
+    fig = v.plot_load_test(columns, failed=[0.5], limits={"ttft": 150, "itl": 20})
+    points = {gid: artists(fig, PathCollection, gid)[0].get_offsets() for gid in ("ttft", "e2el", "failed")}
+    assert points["ttft"].tolist() == [[0, 100], [1, 200], [2, 1500]] and points["e2el"][:, 1].tolist() == [1000, 1400, 3000]
+    low, high = fig.axes[0].get_ylim()
+    assert points["failed"][:, 0].tolist() == [0.5] and 3000 < points["failed"][0, 1] < high and low < 100
+    (limit,) = artists(fig, plt.Line2D, "limit-")  # the longest gap of a request stands on no axis here
+    assert set(limit.get_ydata()) == {150} and "limit, first token: 150 ms" in texts(fig)
+    assert caption(fig).startswith("Median to the first token 200 ms, p99 1.47 s; to the last 1.4 s, p99 2.97 s.")
+    with pytest.raises(ValueError, match="at least one that was answered"):
+        v.plot_load_test({name: np.array([]) for name in columns}, failed=[1])
 
 
 def test_ablation_shows_medians_ranges_and_ratios():

@@ -61,10 +61,10 @@ def _join(
             part_ptr = partial_ptr + (place * NUM_HEADS + head)[:, None] * HEAD_DIM + dim[None, :]
             part = tl.load(part_ptr, mask=inside[:, None], other=0.0, cache_modifier=".cg")
             new_highest = tl.maximum(highest, tl.max(lse, 0))
-            fade = tl.exp2(highest - new_highest)
+            rescale = tl.exp2(highest - new_highest)
             weight = tl.exp2(lse - new_highest)
-            total = total * fade + tl.sum(weight, 0)
-            acc = acc * fade + tl.sum(part * weight[:, None], 0)
+            total = total * rescale + tl.sum(weight, 0)
+            acc = acc * rescale + tl.sum(part * weight[:, None], 0)
             highest = new_highest
         tl.store(out_ptr + head * out_stride_head + dim, (acc / total).to(out_ptr.dtype.element_ty))
 

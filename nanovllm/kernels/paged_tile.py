@@ -52,8 +52,8 @@ def fold_tile(
     if MASKED:
         scores = tl.where(visible, scores, float("-inf"))
     new_highest = tl.maximum(highest, tl.max(scores, 1))
-    fade = tl.exp2(highest - new_highest)
+    rescale = tl.exp2(highest - new_highest)
     weights = tl.exp2(scores - new_highest[:, None])
-    total = total * fade + tl.sum(weights, 1)
-    acc = acc * fade[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+    total = total * rescale + tl.sum(weights, 1)
+    acc = acc * rescale[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
     return new_highest, total, acc

@@ -16,6 +16,7 @@ from visualizations.explorers.graph_timeline import GraphTimelineExplorer
 from visualizations.explorers.journey import JourneyExplorer
 from visualizations.explorers.journey_record import record_journey
 from visualizations.explorers.monitor import BatchMonitor
+from visualizations.explorers.online_softmax import OnlineSoftmaxExplorer
 from visualizations.explorers.sampler import SamplerExplorer
 from visualizations.explorers.scheduler import SchedulerExplorer
 from visualizations.explorers.tensor_record import watch_tensors
@@ -105,7 +106,12 @@ def fleet_explorer() -> FleetExplorer:
     return FleetExplorer(dict(zip(("round robin", "prefix aware"), samples.fleets())), step=30)
 
 
-EXPLORERS = {"scheduler": scheduler_explorer, "sampler": sampler_explorer, "block_table": block_table_explorer,
+def online_softmax() -> OnlineSoftmaxExplorer:
+    return OnlineSoftmaxExplorer([1.0, 0.3, -1, 0.8, 0.2, 1.9, 0.1, 0.5, 0, 1.2, -0.5, 0.3, 2.8, 1, 0.4, 2.0], 4, step=2)
+
+
+EXPLORERS = {"online_softmax": online_softmax, "scheduler": scheduler_explorer,
+             "sampler": sampler_explorer, "block_table": block_table_explorer,
              "journey": journey_explorer, "tensor_xray": tensor_xray,
              "fleet": fleet_explorer, "graph_timeline": graph_timeline, "monitor": batch_monitor}
 every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)

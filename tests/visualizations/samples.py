@@ -122,12 +122,24 @@ FIGURES = {
         outcome="milliseconds", title="Two wishes, one knob", caption="Right: sooner begun, and less even.", log=True, ax=ax),
     "exponential_race": lambda ax=None: v.plot_exponential_race(
         [0.9, 0.31, 2.2, float("inf"), 1.4, 0.55], [0.2, 0.3, 0.1, 0, 0.15, 0.25], lambda i: WORDS[i], ax=ax),
+    "exponents": lambda ax=None: v.plot_exponents({-28: 3, -20: 9, -15: 400, -6: 90_000, -3: 500_000, 0: 70_000, 4: 12}, ax=ax),
     "fleet": lambda ax=None: v.plot_fleet(dict(zip(("round robin", "prefix aware"), fleets())), ax=ax),
     "fragmentation": lambda ax=None: v.plot_fragmentation([310, 95, 700, 41, 260, 512, 130, 77], block_size=16, max_len=1024,
                                                           ax=ax),
     "gpu_timeline": lambda ax=None: v.plot_gpu_timeline({"eager": (profiled(False), 0), "captured": (profiled(True), 0)},
                                                         ax=ax),
     "journey": lambda ax=None: v.plot_journey(ax=ax),
+    "head_groups": lambda ax=None: v.plot_head_groups(8, 4, ax=ax),
+    "heat_maps": lambda ax=None: v.plot_heat_maps(
+        {name: [[float("nan") if k > q else 1 / (1 + abs(q - k - back)) for k in range(8)] for q in range(8)]
+         for back, name in enumerate(("itself", "the one before"))}, rows=WORDS[:8], outlines=[(0, 0, 4, 4)], xlabel="key",
+        ylabel="", title="Two heads", caption="Dark: a large share.", ax=ax),
+    "memory_hierarchy": lambda ax=None: v.plot_memory_hierarchy(ax=ax),
+    "part_shares": lambda ax=None: v.plot_part_shares(
+        {"small": {"vocabulary": 30, "attention": 25, "feed-forward": 45}, "large": {"vocabulary": 8, "attention": 26,
+         "feed-forward": 66}}, of="all parameters", title="Where the parameters are", caption="The norms are too few to see.",
+        ax=ax),
+    "places": lambda ax=None: v.plot_places([0, 1, 9, 12], [20, *range(4, 12), 7, 8, 9], ax=ax),
     "latencies": lambda ax=None: v.plot_latencies(v.trace_latencies(preempted()), ax=ax),
     "life_of_request": lambda ax=None: v.plot_life_of_request(preempted(), 2, ax=ax),
     "load_test": lambda ax=None: v.plot_load_test(

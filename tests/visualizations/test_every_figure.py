@@ -23,7 +23,10 @@ UNITS = {
     "by_position": ("", "difference"), "curves": ("token budget", "milliseconds"),
     "routing": ("", "expert"), "rounds": ("position of the token", "round"), "stretches": ("token slots of the KV cache", ""),
     "cache_occupancy": ("step", "blocks"), "checkpoint_file": ("place in the file (MB)", ""),
-    "exponential_race": ("time of arrival: an exponential random time of rate p", ""), "overlap": ("milliseconds", ""),
+    "exponential_race": ("time of arrival: an exponential random time of rate p", ""),
+    "exponents": ("exponent e (a weight of about 2 to the power of e)", "weights"), "heat_maps": ("key", ""),
+    "part_shares": ("share of all parameters", ""), "places": ("place in the row", "position in the text"),
+    "overlap": ("milliseconds", ""),
     "fleet": ("seconds since the run began", "replica"), "fragmentation": ("token slots of the KV cache", ""),
     "gpu_timeline": ("milliseconds since the step began", ""), "latencies": ("milliseconds", "share of them this short"),
     "life_of_request": ("step", "tokens"), "load_test": ("seconds since the run began: planned arrival", "milliseconds"),
@@ -37,8 +40,8 @@ UNITS = {
     "step_parts": ("milliseconds", ""), "work": ("position of the token", "round"),
     "work_shares": ("keys read, one after the other", "8 programs at once"),
 }
-MAPS = {"block_tables", "journey", "name_map", "operations", "prefix_tree", "rope", "shape_flow", "slot_scatter",
-        "step_tensors", "tensor_split"}  # place has no unit there
+MAPS = {"block_tables", "head_groups", "journey", "memory_hierarchy", "name_map", "operations", "prefix_tree", "rope",
+        "shape_flow", "slot_scatter", "step_tensors", "tensor_split"}  # place has no unit there
 every_figure = pytest.mark.parametrize("name", FIGURES)
 
 

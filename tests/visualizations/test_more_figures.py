@@ -128,7 +128,7 @@ def test_online_softmax_shows_the_weights_relative_to_the_highest_so_far():
     heights = [bar.get_height() / 0.78 for bar in artists(fig, Rectangle, "new-0")]
     assert heights == pytest.approx([np.exp(-1), 1.0])
     assert [bar.get_height() / 0.78 for bar in artists(fig, Rectangle, "old-1")] == pytest.approx([np.exp(-2), np.exp(-1)])
-    assert "came 1 time," in caption(fig) and any("fade 0.37   highest 2.0   total 1.50" in t for t in texts(fig))
+    assert "came 1 time," in caption(fig) and any("rescale × 0.37   highest 2.00   total 1.50" in t for t in texts(fig))
     with pytest.raises(ValueError, match="finite"):
         v.plot_online_softmax([0.0, float("-inf")], 2)
 

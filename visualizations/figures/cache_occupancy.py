@@ -26,7 +26,10 @@ def plot_cache_occupancy(trace: Trace, *, ax: Axes | None = None) -> Figure:
              "c": dict(facecolor=m.paper, edgecolor=m.muted, linewidth=1.2),
              "f": dict(facecolor=m.free, edgecolor=m.free, linewidth=0)}
     below = np.zeros(len(steps))
+    occurring = {letter for record in trace for letter in record.blocks}
     for letter, label in STATES:
+        if letter not in occurring:
+            continue
         above = below + np.array([r.blocks.count(letter) for r in trace])
         ax.stairs(above, edges, baseline=below, fill=True, label=label, **style[letter])
         below = above
@@ -36,5 +39,6 @@ def plot_cache_occupancy(trace: Trace, *, ax: Axes | None = None) -> Figure:
     theme.legend(ax, loc="upper left", bbox_to_anchor=(1.0, 1.02), reverse=True)
     most = max(r.num_blocks_in_use for r in trace)
     theme.title(ax, "The cache, step by step", f"At most {most} of {int(below.max())} blocks are held at once. "
-                "What a finished sequence lets go stays readable until its place is needed.")
+                + ("What a finished sequence lets go stays readable until its place is needed." if "c" in occurring else
+                   "Where the grey steps down, a sequence ended or was preempted."))
     return fig

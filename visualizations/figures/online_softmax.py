@@ -1,4 +1,4 @@
-"""The online softmax at work: how weights that were taken in earlier shrink when a higher score comes."""
+"""The online softmax at work: how sums over earlier keys are rescaled when a higher score comes."""
 
 import math
 from collections.abc import Sequence
@@ -36,15 +36,15 @@ def plot_online_softmax(scores: Sequence[float], tile: int, *, seq_id: int = 0, 
             new = key >= start
             ax.add_patch(Rectangle((key + 0.1, -row), 0.8, 0.78 * weight, linewidth=0, gid=f"{'new' if new else 'old'}-{row}",
                                    facecolor=theme.prompt_colour(seq_id) if new else theme.decode_colour(seq_id)))
-        fade = f"fade {math.exp(before - highest):.2f}   " if row else ""
-        ax.text(len(scores) + 0.4, -row + 0.3, f"{fade}highest {highest:.1f}   total {sum(weights):.2f}", fontsize=9,
+        rescale = f"rescale × {math.exp(before - highest):.2f}   " if row else ""
+        ax.text(len(scores) + 0.4, -row + 0.3, f"{rescale}highest {highest:.2f}   total {sum(weights):.2f}", fontsize=9,
                 color=m.ink, va="center")
     ax.set_yticks([-row + 0.3 for row in range(len(starts))], [f"after tile {row}" for row in range(len(starts))], color=m.ink)
     ax.tick_params(axis="y", length=0)
-    ax.set(xlabel="key", ylabel="weight (full height: 1)", xlim=(0, len(scores) * 1.5 + 1), ylim=(-len(starts) + 0.9, 1.0))
+    ax.set(xlabel="key", ylabel="weight (full height: 1)", xlim=(0, len(scores) * 1.62 + 1), ylim=(-len(starts) + 0.9, 1.0))
     ax.set_xticks([key + 0.5 for key in range(0, len(scores), tile)], [str(key) for key in range(0, len(scores), tile)])
     ax.spines["left"].set_visible(False)
     theme.title(ax, "Softmax, one tile at a time",
                 f"Dark: just taken in. A new highest score came {changes} {'time' if changes == 1 else 'times'}, and "
-                "whatever had been summed shrank by the same factor.")
+                "all that had been summed was rescaled.")
     return fig

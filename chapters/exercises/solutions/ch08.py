@@ -7,9 +7,9 @@ import triton.language as tl
 
 def join(parts):
     highest = torch.stack([highest for highest, _, _ in parts]).max(0).values
-    fades = [(part_highest - highest).exp() for part_highest, _, _ in parts]
-    total = sum(fade * part_total for fade, (_, part_total, _) in zip(fades, parts))
-    acc = sum(fade[:, None] * part_acc for fade, (_, _, part_acc) in zip(fades, parts))
+    rescales = [(part_highest - highest).exp() for part_highest, _, _ in parts]
+    total = sum(rescale * part_total for rescale, (_, part_total, _) in zip(rescales, parts))
+    acc = sum(rescale[:, None] * part_acc for rescale, (_, _, part_acc) in zip(rescales, parts))
     return acc / total[:, None]
 
 
@@ -23,9 +23,9 @@ def paged_decode(q, k_cache, v_cache, block_table, length, scale):
         k, v = k_cache[block, :count], v_cache[block, :count]
         scores = torch.einsum("hgd,lhd->hgl", q, k) * scale
         new_highest = torch.maximum(highest, scores.max(-1).values)
-        fade, weights = (highest - new_highest).exp(), (scores - new_highest[..., None]).exp()
-        total = total * fade + weights.sum(-1)
-        acc = acc * fade[..., None] + torch.einsum("hgl,lhd->hgd", weights, v)
+        rescale, weights = (highest - new_highest).exp(), (scores - new_highest[..., None]).exp()
+        total = total * rescale + weights.sum(-1)
+        acc = acc * rescale[..., None] + torch.einsum("hgl,lhd->hgd", weights, v)
         highest = new_highest
     return (acc / total[..., None]).flatten(0, 1)
 
@@ -49,8 +49,8 @@ def paged_decode_kernel(out_ptr, q_ptr, k_ptr, v_ptr, tables_ptr, lengths_ptr, t
         v = tl.load(v_ptr + places, mask=seen[:, None], other=0.0)
         scores = tl.where(seen, tl.sum(q[None, :] * k, 1) * scale, float("-inf"))
         new_highest = tl.maximum(highest, tl.max(scores, 0))
-        fade, weights = tl.exp(highest - new_highest), tl.exp(scores - new_highest)
-        total = total * fade + tl.sum(weights, 0)
-        acc = acc * fade + tl.sum(weights[:, None] * v, 0)
+        rescale, weights = tl.exp(highest - new_highest), tl.exp(scores - new_highest)
+        total = total * rescale + tl.sum(weights, 0)
+        acc = acc * rescale + tl.sum(weights[:, None] * v, 0)
         highest = new_highest
     tl.store(out_ptr + row, acc / total)

@@ -11,6 +11,7 @@ from visualizations import theme
 LEAST_NORMAL, LEAST, MOST = -14, -24, 15  # exponents of float16: full precision from -14 on, zero below -24, infinite above 15
 
 
+@theme.in_both_modes
 def plot_exponents(counts: Mapping[int, int], *, ax: Axes | None = None) -> Figure:
     """A bar for each power of two, as high as there are numbers of that size (log axis).
 

@@ -8,6 +8,7 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 
 
+@theme.in_both_modes
 def plot_head_groups(num_heads: int, num_kv_heads: int, *, ax: Axes | None = None) -> Figure:
     """Query heads above, key/value heads below, a line from each query head to the one that it reads.
 

@@ -13,6 +13,7 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 
 
+@theme.in_both_modes
 def plot_heat_maps(matrices: Mapping[str, ArrayLike], *, xlabel: str, ylabel: str, title: str, caption: str,
                    rows: Sequence[str] = (), outlines: Sequence[tuple[int, int, int, int]] = (), highest: float | None = None,
                    ax: Axes | None = None) -> Figure:

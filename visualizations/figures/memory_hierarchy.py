@@ -34,6 +34,7 @@ HOPPER = (
 ARITHMETIC = "4 tensor cores in each of 132 multiprocessors: 989 TFLOP/s"  # bf16, without sparsity
 
 
+@theme.in_both_modes
 def plot_memory_hierarchy(levels: Sequence[Level] = HOPPER, *, arithmetic: str = ARITHMETIC,
                           ax: Axes | None = None) -> Figure:
     """A box for each level, the largest at the bottom; arrows are the way of a key to the arithmetic.

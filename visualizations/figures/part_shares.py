@@ -9,6 +9,7 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 
 
+@theme.in_both_modes
 def plot_part_shares(wholes: Mapping[str, Mapping[str, float]], *, of: str, title: str, caption: str,
                      ax: Axes | None = None) -> Figure:
     """A bar for each whole, all of one length, with the shares of its parts written in.

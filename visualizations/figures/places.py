@@ -9,6 +9,7 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 
 
+@theme.in_both_modes
 def plot_places(cu_seqlens_q: Sequence[int], positions: Sequence[int], *, seq_ids: Sequence[int] | None = None,
                 ax: Axes | None = None) -> Figure:
     """A dot for each token of a step: its place in the row against its position in its sequence.

@@ -15,6 +15,7 @@ from visualizations import theme
 COLUMNS = ("arrival", "ttft", "latency")
 
 
+@theme.in_both_modes
 def plot_load_test(requests: Mapping[str, NDArray[np.float64]], *, failed: Sequence[float] = (),
                    limits: Mapping[str, float] | None = None, title: str = "A load test", ax: Axes | None = None) -> Figure:
     """Time to the first token and to the last, for each request at the time of its arrival. Log axis, milliseconds.

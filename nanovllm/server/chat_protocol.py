@@ -1,50 +1,17 @@
 """What a client may ask of a chat: its messages and their options. Strict as `protocol` says."""
 
-from typing import Annotated, Any, Literal
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from nanovllm.sampling_params import MAX_LOGPROBS
-from nanovllm.server.fields import Content, Only, limits
+from nanovllm.sampling_params import MAX_LOGPROBS, SamplingParams
+from nanovllm.server.fields import Only, limits
+from nanovllm.server.messages import Message
 from nanovllm.server.protocol import Body, GenerationRequest
+from nanovllm.server.tool_protocol import CalledTools, ToolChoice, Tools
+from nanovllm.serving.sampling_defaults import SamplingDefaults
 from nanovllm.utils.checks import check
-
-
-class Message(Body):
-    """One turn of a conversation. An answer of this server may be handed back as it is.
-
-    Programs echo what other servers put into their answers: what says nothing to the model is taken and left out.
-    """
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
-    name: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    refusal: str | None = None
-    annotations: list[Any] | None = None
-    provider_specific_fields: dict[str, Any] | None = None
-    thinking_blocks: list[Any] | None = None
-    id: str | None = None
-    index: int | None = None
-    status: str | None = None
-    weight: float | None = None
-    cache_control: dict[str, Any] | None = None
-    audio: Annotated[Any, Only()] = None
-    images: Annotated[list[Any] | None, Only([])] = None
-    function_call: Annotated[Any, Only()] = None
-    tool_calls: Annotated[list[Any] | None, Only([])] = None
-    tool_call_id: Annotated[str | None, Only("")] = None
-
-    def for_template(self) -> dict[str, str]:
-        """The message as chat templates know it."""
-        message: dict[str, str] = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
-        reasoning = self.reasoning if self.reasoning_content is None else self.reasoning_content
-        if self.name is not None:
-            message["name"] = self.name
-        if reasoning is not None:  # Qwen's templates put it into think tags, or leave it out of earlier turns
-            message["reasoning_content"] = reasoning
-        return message
 
 
 class ChatCompletionRequest(GenerationRequest):
@@ -56,22 +23,26 @@ class ChatCompletionRequest(GenerationRequest):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     verbosity: str | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    include_reasoning: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 
     echo: Annotated[bool | None, Only(False)] = None
     response_format: Annotated[dict[str, Any] | None, Only({"type": "text"})] = None
-    tools: Annotated[list[Any] | None, Only([])] = None
-    tool_choice: Annotated[Any, Only("none", "auto")] = None
-    parallel_tool_calls: bool | None = None
     functions: Annotated[list[Any] | None, Only([])] = None
     function_call: Annotated[Any, Only("none", "auto")] = None
     modalities: Annotated[list[str] | None, Only(["text"])] = None
     audio: Annotated[Any, Only()] = None
     prediction: Annotated[Any, Only()] = None
-    reasoning_effort: Annotated[str | None, Only()] = None
-    include_reasoning: Annotated[bool | None, Only(True)] = None
     web_search_options: Annotated[Any, Only()] = None
+
+    @cached_property
+    def called_tools(self) -> CalledTools:
+        return CalledTools(self.tools, self.tool_choice, self.parallel_tool_calls)
 
     @property
     def tokens_wanted(self) -> tuple[str, int | None]:
@@ -85,6 +56,10 @@ class ChatCompletionRequest(GenerationRequest):
               "set logprobs to true")
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    def sampling_params(self, vocab_size: int, defaults: SamplingDefaults) -> SamplingParams:
+        _ = self.called_tools  # raises where they contradict each other
+        return super().sampling_params(vocab_size, defaults)
+
 
 class TokenizeRequest(Body):
     """The body of POST /tokenize: a prompt, or the messages of a chat."""
@@ -97,7 +72,12 @@ class TokenizeRequest(Body):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    tools: Annotated[list[Any] | None, Only([])] = None
+    tools: Tools | None = None
+    reasoning_effort: ClassVar[None] = None
+
+    @cached_property
+    def called_tools(self) -> CalledTools:
+        return CalledTools(self.tools, None, None)
 
 
 class DetokenizeRequest(Body):

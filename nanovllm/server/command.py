@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--generation-config", default="auto", choices=("auto", "vllm"),
                         help="auto: requests that do not say how to draw get what the model's generation_config.json "
                              "recommends; vllm: they get temperature 1 and no filters")
+    server.add_argument("--reasoning-parser", default="auto", choices=("auto", "none", "qwen3", "deepseek_r1"),
+                        help="auto: what the model thinks comes as reasoning_content, apart from content, where its chat "
+                             "template knows <think>; none: it stays in the content; the others, vLLM's names: any model's")
     server.add_argument("--allow-origin", action="append", default=argparse.SUPPRESS, metavar="ORIGIN",
                         help="a web page's origin whose scripts may use the server, such as http://localhost:3000; * is every "
                              "one; may be given several times (default: none)")

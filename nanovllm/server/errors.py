@@ -108,7 +108,12 @@ def install(app: FastAPI) -> None:
 
 
 def _field_at_fault(message: str, default: str) -> str:
-    """The field that a message of `check` begins with; what names none is about the prompt's tokens."""
+    """The field that a message of `check` begins with; what names none is about the prompt's tokens.
+
+    A field of a field is named with all its path, as the body's validation does: tools.0.function.parameters.
+    """
+    if path := re.match(r"([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+)+)(?: [a-zA-Z]+)?=", message):
+        return re.sub(r"\[(\d+)\]", r".\1", path[1])
     named = re.match(r"([a-z_]+)(\[\d+\])?=", message)
     return named[1] if named and named[1] != "message" else default
 

@@ -104,9 +104,10 @@ StopStrings = Annotated[Any, AfterValidator(_stop_strings), WithJsonSchema({"any
 Prompts = Annotated[Any, AfterValidator(_prompts), WithJsonSchema({"anyOf": [
     _TEXT | {"minLength": 1}, {"type": "array", "items": _TEXT | {"minLength": 1}, "minItems": 1}, _TOKEN_IDS,
     {"type": "array", "items": _TOKEN_IDS, "minItems": 1}]})]
-Content = Annotated[Any, AfterValidator(_content), WithJsonSchema({"anyOf": [
-    _TEXT, {"type": "array", "items": {"type": "object", "required": ["type", "text"],
-                                       "properties": {"type": {"const": "text"}, "text": _TEXT}}}]})]
+MessageContent = Annotated[Any, AfterValidator(lambda value: None if value is None else _content(value)), WithJsonSchema({
+    "anyOf": [_TEXT, {"type": "array", "items": {"type": "object", "required": ["type", "text"],
+                                                 "properties": {"type": {"const": "text"}, "text": _TEXT}}},
+              {"type": "null"}]})]
 TokenIds = Annotated[list[int], BeforeValidator(_few)]
 Metadata = Annotated[dict[str, str], BeforeValidator(_few)]
 LogitBias = Annotated[dict[str, float], BeforeValidator(_few)]

@@ -7,8 +7,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from nanovllm.async_llm import AsyncRequest
+from nanovllm.errors import InvalidRequest
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.server.chat_format import refused_tools
 from nanovllm.server.chat_protocol import ChatCompletionRequest
 from nanovllm.server.chat_replies import ChatReply
 from nanovllm.server.errors import REFUSALS
@@ -48,9 +50,14 @@ async def completions(body: CompletionRequest, request: Request, state: State) -
 async def chat_completions(body: ChatCompletionRequest, request: Request, state: State) -> Response:
     """Write the assistant's next message of a conversation."""
     params = check_request(state, body, 1)
-    prompt = await asyncio.to_thread(state.encoder.chat, body)
-    reply = ChatReply(body, params, state.model_name, request_id_of(request, body.request_id))
-    running = await submit(state, body, [prompt], params)
+    prompt, form = await asyncio.to_thread(state.encoder.chat, body)
+    params = state.format.constrained(body, form, params)
+    reply = ChatReply(body, params, state.model_name, request_id_of(request, body.request_id), form,
+                      state.format.num_reasoning_tokens)
+    try:
+        running = await submit(state, body, [prompt], params)
+    except InvalidRequest as error:
+        raise refused_tools(error, body) from None
     if body.stream:
         return EventStream(running, reply, [prompt.text])
     outputs = await outputs_of(request, running)

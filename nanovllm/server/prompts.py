@@ -1,13 +1,17 @@
 """From what a client sent to the tokens of a prompt."""
 
+import json
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from nanovllm.errors import InvalidRequest
 from nanovllm.llm import LLM
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.server.chat_protocol import ChatCompletionRequest, Message, TokenizeRequest
+from nanovllm.server.chat_format import ChatFormat
+from nanovllm.server.chat_protocol import ChatCompletionRequest, TokenizeRequest
+from nanovllm.server.messages import Message
 from nanovllm.server.protocol import CompletionRequest, GenerationRequest
+from nanovllm.serving.answer import AnswerFormat
 from nanovllm.serving.chat import OPTIONS, RESERVED
 from nanovllm.serving.chat_template import variables_of
 from nanovllm.serving.tokenizer import Tokenizer, require_tokenizer
@@ -37,8 +41,8 @@ class PromptEncoder:
     Its methods take milliseconds for a long prompt: call them in a thread. Raise ValueError for what cannot be served.
     """
 
-    def __init__(self, llm: LLM):
-        self._llm = llm
+    def __init__(self, llm: LLM, chat_format: ChatFormat):
+        self._llm, self.format = llm, chat_format
         self.max_characters: int | None = None
         if llm.tokenizer is not None:
             self.max_characters = llm.config.max_model_len * max(map(len, llm.tokenizer.get_vocab()))
@@ -50,10 +54,11 @@ class PromptEncoder:
                           self.encode(prompt, special) if isinstance(prompt, str) else list(prompt), body)
                 for prompt in body.prompt]
 
-    def chat(self, body: ChatCompletionRequest) -> EncodedPrompt:
-        """The prompt that the model's chat template makes of a conversation."""
+    def chat(self, body: ChatCompletionRequest) -> tuple[EncodedPrompt, AnswerFormat]:
+        """The prompt that the model's chat template makes of a conversation, and what the answer will consist of."""
         text = self.render(body, body.messages)
-        return self._fit(text, self.encode(text, bool(body.add_special_tokens)), body)
+        form = self.format.answer_format(body, text)
+        return self._fit(text, self.encode(text, bool(body.add_special_tokens)), body), form
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """A text's tokens. add_special_tokens: such as the tokenizer itself puts around a text."""
@@ -77,12 +82,18 @@ class PromptEncoder:
 
     def render(self, body: ChatCompletionRequest | TokenizeRequest, messages: list[Message]) -> str:
         """The text that the chat template makes of a conversation. Variables that it does not read change nothing."""
-        variables = body.chat_template_kwargs or {}
-        for name in variables:
+        arguments = self.format.template_arguments(body)
+        for name in body.chat_template_kwargs or ():
             check(name not in NOT_VARIABLES, "chat_template_kwargs", name, "a variable of the model's chat template",
                   "leave it out")
+        variables = {name: value for name, value in arguments.items() if name != "tools"} | (body.chat_template_kwargs or {})
         options: dict[str, Any] = {name: value for name in ("add_generation_prompt", "continue_final_message")
                                    if (value := getattr(body, name)) is not None}
+        if "tools" in arguments:
+            options["tools"] = tools = arguments["tools"]
+            size, most = len(json.dumps(tools)), self.max_characters
+            check(most is None or size <= most, "tools", f"{size} characters", f"at most {most}, as more cannot fit into "
+                  f"max_model_len={self._llm.config.max_model_len} tokens", "send fewer, or say less of them")
         template = getattr(self._tokenizer(), "chat_template", None)
         if variables and isinstance(template, str):  # a warning for each that it does not read would fill the log
             variables = {name: value for name, value in variables.items() if name in _variables_of(template)}

@@ -26,7 +26,7 @@ LONGEST_WAIT = 24 * 3600.0
 def run(model: str | None, engine_settings: dict[str, Any], *, host: str, port: int, api_key: str | None, max_queue: int,
         max_body_bytes: int, receive_seconds: float, shutdown_seconds: float, log_level: str, generation_config: str = "auto",
         served_model_name: str | None = None, allow_origin: Sequence[str] = (), allow_host: Sequence[str] = (),
-        public_metrics: bool = False) -> None:
+        public_metrics: bool = False, reasoning_parser: str = "auto") -> None:
     """Load the model and serve it until SIGINT or SIGTERM. Raises ValueError for what cannot be served."""
     check_settings(host=host, port=port, api_key=api_key, max_body_bytes=max_body_bytes, receive_seconds=receive_seconds,
                    shutdown_seconds=shutdown_seconds, served_model_name=served_model_name)
@@ -37,7 +37,8 @@ def run(model: str | None, engine_settings: dict[str, Any], *, host: str, port: 
             app = create_app(llm, served_model_name=served_model_name, api_key=api_key, max_body_bytes=max_body_bytes,
                              receive_seconds=receive_seconds, generation_config=generation_config,
                              allowed_hosts=hosts_to_allow(listener.getsockname()[0], host, allow_host),
-                             allowed_origins=allow_origin, public_metrics=public_metrics)
+                             allowed_origins=allow_origin, public_metrics=public_metrics,
+                             reasoning_parser=reasoning_parser)
             say_what_is_served(app.state.server, engine_settings)
             if api_key is None and not is_loopback(listener.getsockname()[0]):
                 print(f"Everybody who reaches {host} may use this server; set {KEY_VARIABLE} to ask for a key.", flush=True)

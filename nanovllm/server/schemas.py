@@ -28,11 +28,16 @@ class PromptTokensDetails(TypedDict):
     cached_tokens: int
 
 
+class CompletionTokensDetails(TypedDict):
+    reasoning_tokens: int
+
+
 class UsageBody(TypedDict):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: NotRequired[CompletionTokensDetails]
 
 
 class CompletionLogprobs(TypedDict):
@@ -79,10 +84,25 @@ class ChatLogprobs(TypedDict):
     refusal: str | None
 
 
+class CalledFunctionBody(TypedDict):
+    name: str
+    arguments: str
+
+
+class ToolCallBody(TypedDict):
+    id: str
+    type: str
+    function: CalledFunctionBody
+
+
 class AssistantMessage(TypedDict):
+    """content: null where there are tool_calls only. reasoning_content: what the model thought, where it can."""
+
     role: str
-    content: str
+    content: str | None
     refusal: str | None
+    reasoning_content: NotRequired[str | None]
+    tool_calls: NotRequired[list[ToolCallBody]]
 
 
 class ChatChoice(TypedDict):

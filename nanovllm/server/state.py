@@ -6,6 +6,7 @@ from fastapi import Depends, Request
 
 from nanovllm.async_llm import AsyncLLM
 from nanovllm.engine.llm_engine import LLMEngine
+from nanovllm.server.chat_format import ChatFormat
 from nanovllm.server.errors import UnknownModel
 from nanovllm.server.metrics import Metrics
 from nanovllm.server.prompts import PromptEncoder
@@ -20,11 +21,13 @@ class ServerState:
 
     Owns nothing that runs: the AsyncLLM is the application's to close. model_name: what clients call the model.
     created: when the server started, in seconds since 1970. defaults: of requests that do not say how to draw.
+    chat_format: what the model's chats consist of.
     """
 
-    def __init__(self, llm: AsyncLLM, model_name: str, metrics: Metrics, created: int, defaults: SamplingDefaults):
+    def __init__(self, llm: AsyncLLM, model_name: str, metrics: Metrics, created: int, defaults: SamplingDefaults,
+                 chat_format: ChatFormat):
         self.llm, self.model_name, self.metrics, self.created, self.defaults = llm, model_name, metrics, created, defaults
-        self.encoder = PromptEncoder(llm.llm)
+        self.format, self.encoder = chat_format, PromptEncoder(llm.llm, chat_format)
 
     @property
     def engine(self) -> LLMEngine:

@@ -40,7 +40,8 @@ def render_chat(tokenizer: Tokenizer, model: Path, messages: Any, arguments: Map
     given = _merged(arguments, more)
     conversation = list(messages) if isinstance(messages, (list, tuple)) and messages else [messages]
     for message in conversation:
-        if not (isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))):
+        keys = ("role",) if _only_calls(message) else ("role", "content")
+        if not (isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in keys)):
             raise InvalidRequest(f"message={shown(message)}: must be a dict with a 'role' and a 'content', both texts; "
                                  'pass [{"role": "user", "content": "Hello"}].')
     continued = given.pop("continue_final_message", False)
@@ -69,6 +70,11 @@ def render_chat(tokenizer: Tokenizer, model: Path, messages: Any, arguments: Map
         raise InvalidRequest(f"the chat template cannot render these messages ({type(error).__name__}: {error}); check roles, "
                              "contents and template arguments.") from error
     return ChatPrompt(text)
+
+
+def _only_calls(message: Any) -> bool:
+    """Whether a message consists of tool calls, and says nothing."""
+    return isinstance(message, Mapping) and bool(message.get("tool_calls")) and message.get("content") is None
 
 
 def _merged(arguments: Mapping[str, Any], more: Mapping[str, Any] | None) -> dict[str, Any]:

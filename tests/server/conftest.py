@@ -111,3 +111,33 @@ def gate(llm, monkeypatch):
     gate = Gate(llm, monkeypatch)
     yield gate
     gate.open()
+
+
+class Replay:
+    """A sampler that draws given texts: a request gets the one of its seed, any other request what it would get anyway."""
+
+    def __init__(self, llm: LLM):
+        self._llm, self._sampler = llm, llm.engine.model_runner.sampler
+        self._texts: dict[int, list[int]] = {}
+
+    def __call__(self, logits, batch):
+        tokens = self._sampler(logits, batch)
+        if batch.seeds is not None:
+            for row, (seed, offset) in enumerate(zip(batch.seeds.tolist(), batch.offsets.tolist())):
+                if seed in self._texts:
+                    tokens[row] = self._texts[seed][offset]
+        return tokens
+
+    def seed(self, text: str, ends: bool = True) -> int:
+        """The seed of requests that are to get this text. ends: whether it ends by itself, or with `max_tokens`."""
+        tokenizer, seed = self._llm.tokenizer, 10_000 + 100 * len(self._texts)
+        end = tokenizer.eos_token_id if ends else tokenizer.encode(" and")[0]
+        self._texts[seed] = [*tokenizer.encode(text), *[end] * 2000]
+        return seed
+
+
+@pytest.fixture
+def replay(shared_server, monkeypatch):
+    replay = Replay(shared_server.llm)
+    monkeypatch.setattr(shared_server.llm.engine.model_runner, "sampler", replay)
+    return replay

@@ -13,6 +13,8 @@ from visualizations.explorers.graph_timeline import GraphTimelineExplorer
 from visualizations.explorers.journey import JourneyExplorer
 from visualizations.explorers.monitor import BatchMonitor
 from visualizations.explorers.online_softmax import OnlineSoftmaxExplorer
+from visualizations.explorers.parallel_cost import ParallelCostExplorer
+from visualizations.explorers.roofline import RooflineExplorer
 from visualizations.explorers.sampler import RecordedLogits, SamplerExplorer, record_logits
 from visualizations.explorers.scheduler import SchedulerExplorer
 from visualizations.explorers.speculation import RecordedSpeculation, SpeculationExplorer, record_speculation
@@ -27,6 +29,7 @@ from visualizations.figures.by_position import plot_by_position
 from visualizations.figures.cache_occupancy import plot_cache_occupancy
 from visualizations.figures.checkpoint_file import plot_checkpoint_file
 from visualizations.figures.curves import plot_curves
+from visualizations.figures.draws import plot_bits, plot_wheel
 from visualizations.figures.exponential_race import plot_exponential_race
 from visualizations.figures.exponents import plot_exponents
 from visualizations.figures.fleet import plot_fleet
@@ -38,6 +41,7 @@ from visualizations.figures.journey import plot_journey
 from visualizations.figures.latency import plot_latencies, trace_latencies
 from visualizations.figures.life_of_request import plot_life_of_request
 from visualizations.figures.load import plot_load_test
+from visualizations.figures.lines import plot_lines, plot_matrices
 from visualizations.figures.memory_budget import plot_memory_budget
 from visualizations.figures.memory_hierarchy import plot_memory_hierarchy
 from visualizations.figures.name_map import name_map, plot_name_map
@@ -50,6 +54,7 @@ from visualizations.figures.parity import plot_parity
 from visualizations.figures.part_shares import plot_part_shares
 from visualizations.figures.places import plot_places
 from visualizations.figures.prefix_tree import plot_prefix_tree
+from visualizations.figures.ring import plot_ring
 from visualizations.figures.roofline import Measured, plot_roofline
 from visualizations.figures.rope import plot_rope
 from visualizations.figures.rounds import plot_rounds
@@ -68,19 +73,20 @@ from visualizations.figures.work_shares import plot_work_shares
 from visualizations.listing import Listing, listing
 
 __all__ = [
-    "BatchMonitor", "BlockTableExplorer", "FleetExplorer", "GraphTimelineExplorer", "JourneyExplorer", "Listing", "Measured",
-    "OnlineSoftmaxExplorer", "RecordedLogits", "RecordedSpeculation", "SamplerExplorer", "SchedulerExplorer", "Simulation",
-    "SpeculationExplorer", "TensorXRay", "listing", "name_map", "plot_ablation", "plot_acceptance", "plot_attention_mask",
-    "plot_batch_composition", "plot_block_tables", "plot_by_position", "plot_cache_occupancy", "plot_checkpoint_file",
-    "plot_curves", "plot_exponential_race", "plot_exponents", "plot_fleet", "plot_fragmentation", "plot_gpu_timeline",
-    "plot_head_groups", "plot_heat_maps", "plot_journey", "plot_latencies", "plot_life_of_request", "plot_load_test",
-    "plot_memory_budget", "plot_memory_hierarchy", "plot_name_map", "plot_next_token", "plot_online_softmax",
-    "plot_operations", "plot_overlap", "plot_padding_waste", "plot_parity", "plot_part_shares", "plot_places",
-    "plot_prefix_tree", "plot_request_timeline", "plot_roofline", "plot_rope", "plot_rounds", "plot_routing",
-    "plot_sampling_filters", "plot_shape_flow", "plot_side_by_side", "plot_slot_scatter", "plot_step_parts",
-    "plot_step_tensors", "plot_stretches", "plot_tensor_split", "plot_work", "plot_work_shares", "record_flow",
-    "record_journey", "record_logits", "record_routing", "record_speculation", "sampling_stages", "standalone_html",
-    "trace_latencies", "watch_tensors", "x_ray",
+    "BatchMonitor", "BlockTableExplorer", "FleetExplorer", "GraphTimelineExplorer", "JourneyExplorer", "Listing",
+    "Measured", "OnlineSoftmaxExplorer", "ParallelCostExplorer", "RecordedLogits", "RecordedSpeculation",
+    "RooflineExplorer", "SamplerExplorer", "SchedulerExplorer", "Simulation", "SpeculationExplorer", "TensorXRay",
+    "listing", "name_map", "plot_ablation", "plot_acceptance", "plot_attention_mask", "plot_batch_composition",
+    "plot_bits", "plot_block_tables", "plot_by_position", "plot_cache_occupancy", "plot_checkpoint_file", "plot_curves",
+    "plot_exponential_race", "plot_exponents", "plot_fleet", "plot_fragmentation", "plot_gpu_timeline",
+    "plot_head_groups", "plot_heat_maps", "plot_journey", "plot_latencies", "plot_life_of_request", "plot_lines",
+    "plot_load_test", "plot_matrices", "plot_memory_budget", "plot_memory_hierarchy", "plot_name_map",
+    "plot_next_token", "plot_online_softmax", "plot_operations", "plot_overlap", "plot_padding_waste", "plot_parity",
+    "plot_part_shares", "plot_places", "plot_prefix_tree", "plot_request_timeline", "plot_ring", "plot_roofline",
+    "plot_rope", "plot_rounds", "plot_routing", "plot_sampling_filters", "plot_shape_flow", "plot_side_by_side",
+    "plot_slot_scatter", "plot_step_parts", "plot_step_tensors", "plot_stretches", "plot_tensor_split", "plot_wheel",
+    "plot_work", "plot_work_shares", "record_flow", "record_journey", "record_logits", "record_routing",
+    "record_speculation", "sampling_stages", "standalone_html", "trace_latencies", "watch_tensors", "x_ray",
 ]
 
 

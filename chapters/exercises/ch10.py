@@ -26,7 +26,7 @@ def check_temperature(probabilities):
         before = logits.clone()
         got = probabilities(logits, temperatures)
         require(tuple(got.shape) == tuple(logits.shape), f"logits {tuple(logits.shape)}: the answer is {tuple(got.shape)}.")
-        require(torch.equal(logits, before), "the logits you were given have changed; somebody else may still need them.")
+        require(torch.equal(logits, before), "the logits you were given have changed, and the next row's check may still need them.")
         for row, t in enumerate(temperatures.tolist()):
             where = f"temperature {t:g}, logits up to {before[row].abs().max():.0f}"
             if t == 0:
@@ -68,7 +68,9 @@ def check_keep_top_p(keep_top_p):
                                                                         f"{list(got.shape)} {got.dtype}.")
         hint = f"{where}: the set is {right.tolist()}, not {got[0].tolist()}."
         if not got.any():
-            hint += " Nobody is left to be drawn. The likeliest token always stays."
+            hint += " No token is left to be drawn. The likeliest one always stays."
+        elif p == 1 and got[0].sum() < count:
+            hint += " At top_p = 1 the filter is off: every token stays, one of probability 0 too."
         elif got[0].sum() < count:
             hint += " It does not reach top_p: the token that crosses the line belongs to it."
         elif got[0].sum() > count:

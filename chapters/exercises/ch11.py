@@ -96,6 +96,17 @@ def _same_as_step(graphs: DecodeGraphs, count: int) -> str:
     return f"{count} random batches in graphs of {sizes}: the same tokens, the same scores"
 
 
+def held_bytes(tape: Tape) -> int:
+    """Bytes of the results that a recording keeps alive, each piece of memory counted once."""
+    storages = {}
+    for op, args, _, out in tape.launches:
+        given = {t.untyped_storage().data_ptr() for t in args if isinstance(t, Tensor)}
+        for t in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(t, Tensor) and not op._schema.is_mutable and t.untyped_storage().data_ptr() not in given:
+                storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
 def docstring(module: str, name: str) -> str:
     """A class's docstring, read from its file: nothing is imported, since that may need Triton."""
     tree = ast.parse(Path(find_spec(module).origin).read_text(encoding="utf-8"))
@@ -142,7 +153,7 @@ def check_fill(fill):
         padding = [row for row in range(len(rows), 4) if slots[row] != -1]
         hint = f"slot_mapping is {slots}."
         if padding and slots[padding[0]] == 0:
-            hint += f" Row {padding[0]} is padding, and slot 0 is somebody's: a slot that is not to be written is -1."
+            hint += f" Row {padding[0]} is padding, and slot 0 belongs to a sequence: a slot that is not to be written is -1."
         elif padding:
             hint += f" Row {padding[0]} is left over from an earlier batch, and writes into a block that it has given back."
         elif stray or written != wanted:
@@ -157,10 +168,10 @@ def check_fill(fill):
 
 
 @check("buckets for every size")
-def check_batch_sizes(batch_sizes):
-    """batch_sizes(max_num_seqs) -> the batch sizes to capture, rising."""
+def check_capture_sizes(capture_sizes):
+    """capture_sizes(max_num_seqs) -> the batch sizes to capture, rising."""
     for cap in (20, 1, 2, 3, 7, 16, 17, 33, 100, 256, 500, 512):
-        sizes = list(batch_sizes(cap))
+        sizes = list(capture_sizes(cap))
         case = f"max_num_seqs {cap}: {sizes if len(sizes) < 12 else f'[{sizes[0]}, …, {sizes[-1]}]'}"
         require(sizes == sorted(set(sizes)) and all(isinstance(s, int) for s in sizes), case + " is not rising whole numbers")
         over = [s for s in sizes if s > cap]
@@ -178,13 +189,13 @@ def check_batch_sizes(batch_sizes):
     return f"every batch from 1 to 12 different caps has a graph; {len(sizes)} graphs for {cap} sequences"
 
 
-def serve_with(batch_sizes, prompts) -> str:
+def serve_with(capture_sizes, prompts) -> str:
     """Serve twenty requests of different lengths through graphs of the reader's sizes; each must get its own text."""
     params = [SamplingParams(temperature=0, max_tokens=4 + i, ignore_eos=True) for i in range(20)]
     prompts = [prompts[i % len(prompts)] for i in range(20)]
     with with_fixed_shapes(max_num_seqs=20) as llm:
         plain = [out.token_ids for out in llm.generate(prompts, params, use_tqdm=False)]
-        with patch.object(cuda_graphs, "batch_sizes", batch_sizes):
+        with patch.object(cuda_graphs, "batch_sizes", capture_sizes):
             graphs = llm.engine.model_runner.decode_graphs(llm.config, capture=False)
         sizes, launch = set(), graphs.launch
 

@@ -10,6 +10,7 @@ from nanovllm import LLM
 from nanovllm.fleet.simulation import Simulation
 from nanovllm.sampling_params import SamplingParams
 from tests.visualizations import samples
+from visualizations import ParallelCostExplorer, RooflineExplorer
 from visualizations.explorers.block_table import BlockTableExplorer
 from visualizations.explorers.fleet import FleetExplorer
 from visualizations.explorers.graph_timeline import GraphTimelineExplorer
@@ -113,7 +114,8 @@ def online_softmax() -> OnlineSoftmaxExplorer:
 EXPLORERS = {"online_softmax": online_softmax, "scheduler": scheduler_explorer,
              "sampler": sampler_explorer, "block_table": block_table_explorer,
              "journey": journey_explorer, "tensor_xray": tensor_xray,
-             "fleet": fleet_explorer, "graph_timeline": graph_timeline, "monitor": batch_monitor}
+             "fleet": fleet_explorer, "graph_timeline": graph_timeline, "parallel_cost": ParallelCostExplorer,
+             "roofline": RooflineExplorer, "monitor": batch_monitor}
 every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
 
 

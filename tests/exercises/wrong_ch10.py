@@ -49,6 +49,12 @@ def forgets_to_sort_back(probs, top_p):
     return (ordered.cumsum(-1) - ordered < top_p[:, None]) | (top_p[:, None] == 1)
 
 
+def cuts_at_one(probs, top_p):
+    ordered, order = probs.sort(dim=-1, descending=True, stable=True)
+    keep = ordered.cumsum(-1) - ordered < top_p[:, None]
+    return torch.zeros_like(keep).scatter(-1, order, keep)
+
+
 class AsksAGenerator(MySampler):
     def __call__(self, logits, batch):
         if batch.temperatures is None:
@@ -82,6 +88,6 @@ class ForgetsTheTemperature(MySampler):
 WRONG = {
     "check_temperature": (overflows, divides_by_zero, divides_the_probabilities, nearly_greedy),
     "check_keep_top_p": (stops_before_the_line, keeps_the_first_and_stops_before_the_line, goes_one_too_far,
-                         forgets_to_sort_back),
+                         forgets_to_sort_back, cuts_at_one),
     "check_sampler": (AsksAGenerator, ForgetsTheOffset, ForgetsTheFilters, ForgetsTheTemperature),
 }

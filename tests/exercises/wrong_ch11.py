@@ -70,6 +70,6 @@ def scales_in_place(logits, temperatures, noise):
 
 WRONG = {
     "check_fill": (makes_new_tensors, leaves_old_rows, pads_with_zero, forgets_its_own_token),
-    "check_batch_sizes": (multiples_of_sixteen, past_the_cap, powers_of_two, every_size),
+    "check_capture_sizes": (multiples_of_sixteen, past_the_cap, powers_of_two, every_size),
     "check_choose": (divides_by_zero, asks_on_the_host, decides_while_it_is_recorded, scales_in_place),
 }

@@ -112,6 +112,8 @@ FIGURES = {
                                                 unit="tokens/s", ax=ax),
     "attention_mask": lambda ax=None: v.plot_attention_mask([0, 1, 2, 8, 20], [14, 9, 16, 12], ax=ax),
     "batch_composition": lambda ax=None: v.plot_batch_composition(shared()[0], ax=ax),
+    "bits": lambda ax=None: v.plot_bits(range(16), [(i * 2654435761) % 2**32 for i in range(16)], names=("token id", "bits"),
+                                        ax=ax),
     "block_tables": lambda ax=None: v.plot_block_tables(shared()[0], shared()[0][4], ax=ax),
     "by_position": lambda ax=None: v.plot_by_position([1e-7, 0, 2e-7, 0.4, 0.9, 0.3, 0.7], tolerance=1e-5, tokens=WORDS[:7],
                                                       ax=ax),
@@ -144,6 +146,11 @@ FIGURES = {
     "life_of_request": lambda ax=None: v.plot_life_of_request(preempted(), 2, ax=ax),
     "load_test": lambda ax=None: v.plot_load_test(
         fleets()[0].requests, failed=[0.4, 1.1], limits={"ttft": 40, "e2el": 900}, ax=ax),
+    "lines": lambda ax=None: v.plot_lines({"top_k": [20] * 12, "top_p": [16, 1, 2, 1, 1, 87, 1, 1, 1, 2, 1, 1]}, over="token",
+                                          outcome="tokens left", title="How many may be drawn", caption="Two ways.", log="y",
+                                          ax=ax),
+    "matrices": lambda ax=None: v.plot_matrices({"rank 0": [[1, 2], [3, np.nan]], "y": [[-1, 0], [2, 4]]}, title="Two matrices",
+                                                caption="Nothing stands where there is no number.", ax=ax),
     "memory_budget": lambda ax=None: v.plot_memory_budget(
         {"Qwen3-0.6B": {"weights": 1_192_099_840, "activations": 3 << 30, "KV cache": 122 << 30},
          "beside another engine": {"weights": 1_192_099_840, "activations": 3 << 30, "KV cache": 40 << 30}},
@@ -170,6 +177,7 @@ FIGURES = {
         [v.Measured("decode attention", 2.1e9, 0.73e9, 0.182e-3), v.Measured("prefill attention", 275e9, 0.9e9, 1.109e-3),
          v.Measured("projection, 64 rows", 3.2e9, 0.052e9, 0.03e-3)],
         peak_flops=989e12, bandwidth=4.22e12, device="an H200, bf16", ax=ax),
+    "ring": lambda ax=None: v.plot_ring(4, ax=ax),
     "rope": lambda ax=None: v.plot_rope(128, 1e6, ax=ax),
     "rounds": lambda ax=None: v.plot_rounds([(0, 8), (8, 12), (12, 13), None, (0, 8), (10, 14), (14, 15)], 12, ax=ax),
     "routing": lambda ax=None: v.plot_routing(
@@ -194,6 +202,7 @@ FIGURES = {
         {"full": [(i, 250 * i, 250, 60 + 37 * i) for i in range(4)], "half gone": [(1, 250, 250, 97), (3, 750, 250, 171)]},
         1000, ax=ax),
     "tensor_split": lambda ax=None: v.plot_tensor_split(1024, 3072, ax=ax),
+    "wheel": lambda ax=None: v.plot_wheel([0.3, 0.005, 0.25, 0.095, 0.2, 0.15], lambda i: WORDS[i], [0.1, 0.5, 0.93], ax=ax),
     "work": lambda ax=None: v.plot_work(40, 20, ax=ax),
     "work_shares": lambda ax=None: v.plot_work_shares([700, 120, 90, 350], 8, ax=ax),
 }

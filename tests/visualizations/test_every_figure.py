@@ -37,11 +37,13 @@ UNITS = {
     "parity": ("largest difference from transformers (dashed: tolerance 0.0001)", ""), "request_timeline": ("step", ""),
     "roofline": ("arithmetic intensity (FLOP per byte moved)", "TFLOP/s"),
     "sampling_filters": ("tokens, the most likely first", ""), "side_by_side": ("% of the limit (more is better)", ""),
+    "lines": ("token", "tokens left"), "bits": ("", "token id"),
+    "wheel": ("probability, added up in the order of the token ids", ""),
     "step_parts": ("milliseconds", ""), "work": ("position of the token", "round"),
     "work_shares": ("keys read, one after the other", "8 programs at once"),
 }
-MAPS = {"block_tables", "head_groups", "journey", "memory_hierarchy", "name_map", "operations", "prefix_tree", "rope",
-        "shape_flow", "slot_scatter", "step_tensors", "tensor_split"}  # place has no unit there
+MAPS = {"block_tables", "head_groups", "journey", "matrices", "memory_hierarchy", "name_map", "operations", "prefix_tree", "ring",
+        "rope", "shape_flow", "slot_scatter", "step_tensors", "tensor_split"}  # place has no unit there
 every_figure = pytest.mark.parametrize("name", FIGURES)
 
 

@@ -1,5 +1,6 @@
 """One step on the machine: what the host launches, and what the GPU does meanwhile."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 
 HEIGHT = 0.66
+# Calls that hand the device work. Others on the host wait for it, ask about it or note a time: they launch nothing.
+LAUNCH = re.compile(r"launch|memcpy|memset", re.IGNORECASE)
 
 
 @theme.in_both_modes
@@ -63,7 +66,8 @@ def operations_of(trace: Trace, record: StepRecord) -> tuple[list[dict[str, Any]
     later = [r.phases["launch"][0] for r in trace if r.step == record.step + 1 and "launch" in r.phases]
     start, end = record.phases["launch"][0], later[0] if later else record.time + record.duration
     inside = [o for o in trace.operations if start <= o["time"] < end]
-    return [o for o in inside if o["track"] == "launches"], [o for o in inside if o["track"] != "launches"]
+    calls = [o for o in inside if o["track"] == "launches"]
+    return [o for o in calls if LAUNCH.search(o["name"])], [o for o in inside if o["track"] != "launches"]
 
 
 def busy_seconds(operations: list[dict[str, Any]]) -> float:

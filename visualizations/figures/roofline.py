@@ -54,12 +54,18 @@ def plot_roofline(points: Iterable[Measured], *, peak_flops: float, bandwidth: f
     lowest = min([low * bandwidth, *(p.flops / p.seconds for p in points)]) / 1e12
     ax.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP per byte moved)", ylabel="TFLOP/s",
            xlim=(low, high), ylim=(lowest / 2.5, peak_flops / 1e12 * 2.2))
-    ax.annotate(f"{peak_flops / 1e12:,.0f} TFLOP/s", (high, peak_flops / 1e12), (-2, 4), textcoords="offset points", ha="right",
+    ax.annotate(_rate(peak_flops, "FLOP/s"), (high, peak_flops / 1e12), (-2, 4), textcoords="offset points", ha="right",
                 fontsize=9, color=m.ink)
-    ax.annotate(f"{bandwidth / 1e12:.2f} TB/s", (np.sqrt(low * ridge), np.sqrt(low * ridge) * bandwidth / 1e12), (-8, 6),
+    ax.annotate(_rate(bandwidth, "B/s"), (np.sqrt(low * ridge), np.sqrt(low * ridge) * bandwidth / 1e12), (-8, 6),
                 textcoords="offset points", ha="right", fontsize=9, color=m.ink)
     bound = sum(i < ridge for i in intensities)
     theme.title(ax, "Roofline" + (f" of {device}" if device else ""),
                 f"Under the slope memory is the limit ({bound} of {len(points)} points), under the flat roof arithmetic. "
                 "Per cent: of the roof above.")
     return fig
+
+
+def _rate(per_second: float, unit: str) -> str:
+    """Three digits and the prefix that leaves one to three of them before the point."""
+    prefix, size = next(((p, s) for p, s in (("T", 1e12), ("G", 1e9), ("M", 1e6)) if per_second >= s), ("", 1.0))
+    return f"{per_second / size:.3g} {prefix}{unit}"

@@ -16,7 +16,7 @@ def fill(buffers, rows):
         buffers.block_tables[row, :len(block_table)] = torch.tensor(block_table, device=buffers.block_tables.device)
 
 
-def batch_sizes(max_num_seqs):
+def capture_sizes(max_num_seqs):
     sizes = [1, 2, 4]
     size = 8
     while size < max_num_seqs:

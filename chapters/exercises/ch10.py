@@ -26,7 +26,7 @@ def check_temperature(probabilities):
         before = logits.clone()
         got = probabilities(logits, temperatures)
         require(tuple(got.shape) == tuple(logits.shape), f"logits {tuple(logits.shape)}: the answer is {tuple(got.shape)}.")
-        require(torch.equal(logits, before), "the logits you were given have changed, and the next row's check may still need them.")
+        require(torch.equal(logits, before), "the logits you were given have changed; others still need them.")
         for row, t in enumerate(temperatures.tolist()):
             where = f"temperature {t:g}, logits up to {before[row].abs().max():.0f}"
             if t == 0:

@@ -1,12 +1,14 @@
 """Chapter 13: bytes on the wire, the row-parallel bias, and who holds which key/value head."""
 
+import threading
+
 import torch
 
 from nanovllm.layers.linear import QKVParallelLinear
 from nanovllm.layers.tensor_parallel import TensorParallel
 
-from .ranks import in_ranks
-from .verdict import check, require
+from .ranks import MeetingPlace, in_ranks
+from .verdict import Wrong, check, require
 
 
 @check("bytes on the wire")
@@ -41,7 +43,12 @@ def check_row_linear(RowLinear):
             require(torch.equal(weight, before[0]) and torch.equal(bias, before[1]), "the weights were changed in place.")
             return got
 
-        for rank, got in enumerate(in_ranks(run, size)):
+        try:
+            results = in_ranks(run, size, MeetingPlace(size, patience=3))
+        except threading.BrokenBarrierError:
+            raise Wrong(f"{size} ranks: one rank waits in `all_reduce` for others that do not come. A sum needs every rank: "
+                        "each must call it as often as the others, whatever its number.") from None
+        for rank, got in enumerate(results):
             case = f"{size} ranks, rank {rank}"
             require(tuple(got.shape) == tuple(right.shape), f"{case}: shape {tuple(got.shape)}, not {tuple(right.shape)}.")
             if not torch.allclose(got, right, atol=1e-4):

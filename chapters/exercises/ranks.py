@@ -18,9 +18,10 @@ class MeetingPlace:
     brought: list = field(init=False)
     everybody: threading.Barrier = field(init=False)
     num_sums: int = 0
+    patience: float = 30  # seconds that a rank waits for the others
 
     def __post_init__(self):
-        self.brought, self.everybody = [None] * self.size, threading.Barrier(self.size, timeout=30)
+        self.brought, self.everybody = [None] * self.size, threading.Barrier(self.size, timeout=self.patience)
 
     def exchange(self, rank: int, tensor: torch.Tensor) -> list[torch.Tensor]:
         self.brought[rank] = tensor.clone()

@@ -44,10 +44,12 @@ def timelines(prompt: list[int]) -> tuple[dict[str, tuple[Trace, int]], str]:
     if not all(file.is_file() for file in files.values()):
         return {}, "no recorded GPU run of a decode step is in the repository yet, and there is no GPU here to make one"
     traces = {name: Trace.load(file) for name, file in files.items()}
-    meta = traces["captured"].meta
-    index = next(i for i in range(1, len(traces["captured"])) if _starts_a_graph(traces["captured"], i))
+    captured = traces["captured"]
+    meta = captured.meta
+    index = next((i for i in range(1, len(captured)) if _starts_a_graph(captured, i)), len(captured) // 2)
     label = (f"recorded under the profiler on {meta.get('device', 'a device not noted')}, "
-             f"{meta.get('date', 'date not noted')}, commit {meta.get('commit', 'not noted')}: {len(traces['captured'][0].scheduled)} sequences of Qwen3-0.6B's shape")
+             f"{meta.get('date', 'date not noted')}, commit {meta.get('commit', 'not noted')}: "
+             f"{len(captured[0].scheduled)} sequences of Qwen3-0.6B's shape")
     return {name: (trace, index) for name, trace in traces.items()}, label
 
 

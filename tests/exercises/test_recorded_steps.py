@@ -22,6 +22,6 @@ def test_recorded_files_are_shown_with_their_machine(tmp_path, monkeypatch):
         trace.meta |= {"device": "a GPU", "date": "2026-11-24", "commit": "abc1234"}
         trace.save(tmp_path / f"decode_{form}.trace")
     runs, label = timelines.timelines([1, 2])
-    assert label.startswith("recorded on a GPU, 2026-11-24, commit abc1234:")
+    assert label.startswith("recorded under the profiler on a GPU, 2026-11-24, commit abc1234:")
     caption = next(t.get_text() for t in plot_gpu_timeline(runs).axes[0].texts if t.get_gid() == "caption")
     assert "eager: 7 kernels, busy 55% of 0.04 ms" in caption and "captured: 7 kernels, busy 81% of 0.03 ms" in caption

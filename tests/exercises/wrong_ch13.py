@@ -28,6 +28,17 @@ class NoSum(BiasOnEveryRank):
         return x @ self.weight.T + self.bias
 
 
+class OnlyTheFirstRankSums(BiasOnEveryRank):
+    def __call__(self, x):
+        y = x @ self.weight.T
+        return self.tp.all_reduce(y) + self.bias if self.tp.rank == 0 else y
+
+
+class AsksForTheSumTwice(BiasOnEveryRank):
+    def __call__(self, x):
+        return self.tp.all_reduce(self.tp.all_reduce(x @ self.weight.T)) + self.bias
+
+
 def divides_kv_heads(rank, size, num_heads, num_kv_heads):
     per_rank, kv = num_heads // size, num_kv_heads // size
     return list(range(rank * per_rank, (rank + 1) * per_rank)), list(range(rank * kv, (rank + 1) * kv))
@@ -40,6 +51,6 @@ def everybody_holds_all_kv_heads(rank, size, num_heads, num_kv_heads):
 
 WRONG = {
     "check_step_bytes": [forgets_the_embedding, one_sum_a_layer],
-    "check_row_linear": [BiasOnEveryRank, NoBias, NoSum],
+    "check_row_linear": [BiasOnEveryRank, NoBias, NoSum, OnlyTheFirstRankSums, AsksForTheSumTwice],
     "check_heads_of": [divides_kv_heads, everybody_holds_all_kv_heads],
 }

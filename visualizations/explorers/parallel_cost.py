@@ -33,7 +33,7 @@ class ParallelCostExplorer(Explorer):
 
     module = "parallel_cost.js"
 
-    def __init__(self, *, model: str = "Qwen3-8B", device: str = "H200, as measured", sequences: int = 1, context: int = 512,
+    def __init__(self, *, model: str = "Qwen3-8B", device: str = "H200", sequences: int = 1, context: int = 512,
                  latency: float = 10, weight_bytes: float = 2, shapes: Sequence[ModelShape] = SHAPES,
                  devices: Mapping[str, Mapping[str, float]] = DEVICES, label: str = "One step on several cards"):
         names = [shape.name for shape in shapes]
@@ -56,8 +56,8 @@ class ParallelCostExplorer(Explorer):
 
     def costs(self) -> dict[str, dict[str, float]]:
         """{bar: {part: seconds}} at the settings it began with."""
-        return {"one card" if ranks == 1 else f"{ranks} ranks": step_cost(self.chosen, self.device, ranks=ranks, **self.settings)
-                for ranks in RANKS}
+        return {f"{ranks} ranks" if ranks > 1 else "one card":
+                step_cost(self.chosen, self.device, ranks=ranks, **self.settings) for ranks in RANKS}
 
     def summary(self) -> str:
         times = ", ".join(f"{name} {sum(parts.values()) * 1e3:.2f} ms" for name, parts in self.costs().items())

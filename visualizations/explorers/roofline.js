@@ -40,7 +40,7 @@ export default explorer((context) => {
   function picture(now, ridge) {
     const width = Math.max(280, root.clientWidth - 26), height = 210;
     roof.resize(width, height);
-    const pen = roof.begin(), { colours } = context, left = 62, right = width - 14, top = 14, bottom = height - 34;
+    const pen = roof.begin(), { colours } = context, left = 84, right = width - 14, top = 14, bottom = height - 34;
     const high = Math.log10(now.device.flops) + 0.35, low = high - 4.6;
     const x = (value) => left + (right - left) * (Math.log10(value) - DECADES.x[0]) / (DECADES.x[1] - DECADES.x[0]);
     const y = (value) => Math.min(bottom, bottom - (bottom - top) * (Math.log10(value) - low) / (high - low));
@@ -76,7 +76,7 @@ export default explorer((context) => {
       pen.fillStyle = colours.ink;
       pen.font = font(12, 600);
       pen.textAlign = step.intensity > 300 ? "right" : "left";
-      pen.fillText(word, x(step.intensity) + (step.intensity > 300 ? -10 : 10), y(step.rate) + 12);
+      pen.fillText(word, x(step.intensity) + (step.intensity > 300 ? -10 : 10), y(step.rate) + (word === "kept" ? -14 : 12));
     };
     if (kept) dot(kept, colours.muted, "kept");
     dot(now, promptColour(0), now.name);

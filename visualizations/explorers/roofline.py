@@ -26,7 +26,7 @@ class RooflineExplorer(Explorer):
 
     module = "roofline.js"
 
-    def __init__(self, *, model: str = "Qwen3-0.6B", device: str = "H200, as measured", sequences: int = 1, tokens: int = 1,
+    def __init__(self, *, model: str = "Qwen3-0.6B", device: str = "H200", sequences: int = 1, tokens: int = 1,
                  context: int = 512, weight_bytes: float = 2, cache_bytes: float = 2, shapes: Sequence[ModelShape] = SHAPES,
                  devices: Mapping[str, Mapping[str, float]] = DEVICES, label: str = "A step under its roof"):
         names = [shape.name for shape in shapes]
@@ -56,8 +56,8 @@ class RooflineExplorer(Explorer):
 
     def summary(self) -> str:
         flops, num_bytes = work_of(self.chosen, **self.settings)
-        return (f"{self.label}: {self.chosen.name} on {self.device_name}, {flops / num_bytes:.1f} operations per byte, at least "
-                f"{self.seconds() * 1e3:.2f} ms. Run this cell in JupyterLab to turn the knobs.")
+        return (f"{self.label}: {self.chosen.name} on {self.device_name}, {flops / num_bytes:.1f} operations per byte, "
+                f"at least {self.seconds() * 1e3:.2f} ms. Run this cell in JupyterLab to turn the knobs.")
 
     def figure(self) -> Figure:
         flops, num_bytes = work_of(self.chosen, **self.settings)

@@ -39,10 +39,11 @@ class ModelShape:
 SHAPES = (ModelShape("Qwen3-0.6B", 28, 1024, 3072, 16, 8, 128, 151_936),
           ModelShape("Qwen3-8B", 36, 4096, 12_288, 32, 8, 128, 151_936),
           ModelShape("Qwen3-32B", 64, 5120, 25_600, 64, 8, 128, 151_936))
-DEVICES = {  # read, FLOP/s in bf16, bytes/s of one direction of its links to the other cards
-    "H200, as measured": {"read": 4.43e12, "flops": 793e12, "link": 450e9},
-    "H100, as measured": {"read": 3.11e12, "flops": 700e12, "link": 450e9},
-    "laptop CPU, roughly": {"read": 40e9, "flops": 0.5e12, "link": 10e9},
+# The first two as measured, the last a round guess: read (bytes/s), FLOP/s in bf16, one direction of its links (bytes/s).
+DEVICES = {
+    "H200": {"read": 4.43e12, "flops": 793e12, "link": 450e9},
+    "H100": {"read": 3.11e12, "flops": 700e12, "link": 450e9},
+    "laptop CPU": {"read": 40e9, "flops": 0.5e12, "link": 10e9},
 }
 
 

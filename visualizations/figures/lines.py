@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from nanovllm.utils.checks import check
 from visualizations import theme
@@ -42,6 +43,8 @@ def plot_lines(lines: Mapping[str, Sequence[float]], *, over: str, outcome: str,
             ax.plot(at, values, color=colour, linewidth=2, label=name)
         else:
             ax.step(at, values, where="mid", color=colour, linewidth=2, label=name)
+    if xs is None:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if "x" in log:
         ax.set_xscale("log")
     if "y" in log:
@@ -81,7 +84,7 @@ def plot_matrices(matrices: Mapping[str, object], *, title: str, caption: str, a
         ax.plot([left, left + columns, left + columns, left, left], [0, 0, rows, rows, 0], color=theme.GREY, linewidth=1)
         for row, column in np.argwhere(np.isfinite(a)) if a.size <= 60 else []:
             ax.text(left + column + 0.5, row + 0.5, f"{a[row, column]:.3g}", ha="center", va="center", fontsize=8,
-                    color="#1b1e22", parse_math=False)
+                    color="#ffffff" if abs(a[row, column]) > 0.8 * most else "#1b1e22", parse_math=False)
         ticks.append(left + columns / 2)
         left += columns + 1
     ax.set_xticks(ticks, list(arrays), color=m.ink)

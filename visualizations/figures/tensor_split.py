@@ -13,11 +13,12 @@ GAP = 1.15  # between two things in the chain
 
 @theme.in_both_modes
 def plot_tensor_split(hidden_size: int, intermediate_size: int, size: int = 2, *, names: tuple[str, str] = ("gate_up", "down"),
-                      ax: Axes | None = None) -> Figure:
+                      between: str = "SiLU(gate) × up", ax: Axes | None = None) -> Figure:
     """The feed-forward network of `size` ranks, a lane each: x, first weight, what lies between, second weight, partial sum.
 
-    hidden_size, intermediate_size: of the whole model. A rank's colour is the colour of everything it holds; what all hold
-    alike is grey. Raises ValueError when intermediate_size does not divide by size.
+    hidden_size, intermediate_size: of the whole model. between: what each rank does, alone, between the two products. A rank's
+    colour is the colour of everything it holds; what all hold alike is grey. Raises ValueError when intermediate_size does
+    not divide by size.
     """
     check(size >= 1 and intermediate_size % size == 0, "intermediate_size", intermediate_size, f"divisible by size={size}",
           "choose a number of ranks that divides it")
@@ -35,7 +36,7 @@ def plot_tensor_split(hidden_size: int, intermediate_size: int, size: int = 2, *
         ax.text(-0.35, middle, f"rank {rank}", ha="right", va="center", fontsize=10, color=m.ink, fontweight="bold")
         chain = [("x", f"x [n, {hidden_size}]", wide * 0.6, TOKENS, grey),
                  ("first", f"{names[0]}: columns\n{rank * share:,} to {(rank + 1) * share - 1:,}", narrow * 0.6, 1.35, colour),
-                 ("between", f"[n, {share}]", narrow * 0.6, TOKENS, light),
+                 ("between", f"{between}\n[n, {share}]", narrow * 0.6, TOKENS, light),
                  ("second", f"{names[1]}: rows\n{rank * share:,} to {(rank + 1) * share - 1:,}", wide * 0.6, 1.35, colour),
                  ("partial", f"a part of y\n[n, {hidden_size}]", wide * 0.6, TOKENS, light)]
         for i, (kind, text, width, height, face) in enumerate(chain):

@@ -42,7 +42,7 @@ def test_costs_are_those_of_the_harness():
     ceilings = roofline.Ceilings(read=4.43e12, copy=4.26e12, matmul=793e12)
     for count, context in ((1, 384), (256, 700)):
         floors = {part: work.floor(ceilings) for part, work in roofline.decode_work(Shape, [context] * count).items()}
-        parts = step_cost(SHAPES[0], DEVICES["H200, as measured"], sequences=count, context=context - 1)
+        parts = step_cost(SHAPES[0], DEVICES["H200"], sequences=count, context=context - 1)
         assert parts["matrices"] == pytest.approx(floors["layer matmuls"] + floors["LM head"], rel=0.01)
         assert parts["attention"] == pytest.approx(floors["attention"], rel=0.01)
 

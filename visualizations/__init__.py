@@ -40,8 +40,8 @@ from visualizations.figures.heat_maps import plot_heat_maps
 from visualizations.figures.journey import plot_journey
 from visualizations.figures.latency import plot_latencies, trace_latencies
 from visualizations.figures.life_of_request import plot_life_of_request
-from visualizations.figures.load import plot_load_test
 from visualizations.figures.lines import plot_lines, plot_matrices
+from visualizations.figures.load import plot_load_test
 from visualizations.figures.memory_budget import plot_memory_budget
 from visualizations.figures.memory_hierarchy import plot_memory_hierarchy
 from visualizations.figures.name_map import name_map, plot_name_map

@@ -102,7 +102,8 @@ class AsyncLLM:
         """
         self.check_room(1)  # before the work of encoding
         params = sampling_params or self.llm.get_default_sampling_params()
-        request = await asyncio.to_thread(Request, self.llm.engine, self.llm.tokenizer, prompt, params, priority)
+        request = await asyncio.to_thread(Request, self.llm.engine, self.llm.tokenizer, prompt, params, priority,
+                                          self.llm.grammars)
         handle = AsyncRequest(self, request, wants_deltas)
         self._thread.submit(handle)
         return handle

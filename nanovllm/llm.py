@@ -24,6 +24,7 @@ from nanovllm.outputs import RequestOutput
 from nanovllm.parallel.parallel_runner import ParallelRunner
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.serving.chat import render_chat
+from nanovllm.serving.grammars import GrammarCompiler
 from nanovllm.serving.request import Request
 from nanovllm.serving.sampling_defaults import SamplingDefaults
 from nanovllm.serving.stepping import step
@@ -78,6 +79,7 @@ class LLM:
             _forget_locals(error)
             raise
         self.config = config
+        self.grammars = GrammarCompiler(self.tokenizer, config.hf_config.vocab_size, config.eos_token_ids)
         # No atexit hook and no __del__: nothing but your own variables keeps an engine alive.
         self._finalizer = weakref.finalize(self, self.engine.close)
 
@@ -263,7 +265,7 @@ class LLM:
         for name, values in (("sampling_params", sampling_params), ("priority", priority)):
             check_request(len(values) == len(prompts), f"len({name})", len(values), f"{len(prompts)}, one for each prompt",
                           f"pass one {name} for all, or a list as long as prompts")
-        return [Request(self.engine, self.tokenizer, *each) for each in zip(prompts, sampling_params, priority)]
+        return [Request(self.engine, self.tokenizer, *each, self.grammars) for each in zip(prompts, sampling_params, priority)]
 
 
 def _make_runner(config: Config, sampler: Sample | None) -> Runner:

@@ -25,7 +25,7 @@ class StructuredOutputsParams:
     A token is drawn only if the answer can still be completed with it, and the request ends when nothing can follow. So a
     finished answer has the shape; one that `max_tokens` or a stop string cuts off is the beginning of one that has it.
 
-    json: a JSON schema, as a dict or as JSON text.
+    json: a JSON schema, as a dict or as JSON text. An object's properties come in the order in which the schema names them.
     regex: a regular expression in Rust's syntax, which has no look-around and no back-references; the whole answer matches it.
     choice: texts, one of which is the answer.
     grammar: a context-free grammar in llguidance's variety of Lark, whose first rule is `start`.

@@ -201,6 +201,8 @@ class Speculation:
                           "to draft for go on without drafts.", RuntimeWarning, stacklevel=2)
             return
         for seq, drafts in zip(sequences, proposals):
+            if seq.matcher is not None:  # what the grammar does not allow cannot be drawn
+                drafts = drafts[:seq.matcher.num_allowed(list(drafts))]
             seq.draft_token_ids = list(drafts)
             record = self._records[seq.seq_id]
             record.num_misses = 0 if drafts else min(record.num_misses + 1, 5)

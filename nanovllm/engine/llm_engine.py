@@ -21,6 +21,7 @@ from nanovllm.engine.runner import Runner
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
+from nanovllm.engine.token_matcher import TokenMatcher
 from nanovllm.engine.turn import Turn
 from nanovllm.errors import RequestFailed
 from nanovllm.sampling_params import SamplingParams
@@ -122,8 +123,6 @@ class LLMEngine:
     def validate(self, prompt_token_ids: list[int], params: SamplingParams, priority: int = 0) -> None:
         """Raise InvalidRequest unless the request can be served to its end. Queues nothing."""
         vocab_size = self.config.hf_config.vocab_size
-        check_request(params.structured_outputs is None, "structured_outputs", params.structured_outputs, "None for now",
-                      "the engine does not follow grammars yet")
         self.scheduler.validate(len(prompt_token_ids), params.max_tokens, priority)
         for token in _outside_vocabulary((*prompt_token_ids, *params.stop_token_ids, *(params.logit_bias or ())), vocab_size):
             check_request(isinstance(token, int) and 0 <= token < vocab_size, "token id", token,
@@ -133,21 +132,31 @@ class LLMEngine:
         check_request(len(ending) < vocab_size, "stop_token_ids", params.stop_token_ids,
                       "fewer than all tokens with min_tokens above 0", "leave one that may be drawn before min_tokens")
 
-    def add_request(self, prompt_token_ids: list[int], params: SamplingParams | None = None, priority: int = 0) -> Sequence:
+    def add_request(self, prompt_token_ids: list[int], params: SamplingParams | None = None, priority: int = 0,
+                    matcher: TokenMatcher | None = None) -> Sequence:
         """Queue a request and return its sequence, to be watched while `step` fills it. Raises as `validate` does.
 
-        One sequence draws one sample, and knows no text: `n` and `stop` are `nanovllm.serving.request.Request`'s.
+        One sequence draws one sample, and knows no text: `n` and `stop` are `nanovllm.serving.request.Request`'s. matcher:
+        see `new_sequence`.
         """
         params = params or SamplingParams()
         prompt_token_ids, priority = as_token_ids(prompt_token_ids), plain(priority)
         self.validate(prompt_token_ids, params, priority)
-        seq = self.new_sequence(prompt_token_ids, params, priority)
+        seq = self.new_sequence(prompt_token_ids, params, priority, matcher)
         self.enqueue(seq)
         return seq
 
-    def new_sequence(self, prompt_token_ids: list[int], params: SamplingParams, priority: int = 0) -> Sequence:
-        """A sequence with an id of its own, not queued yet."""
+    def new_sequence(self, prompt_token_ids: list[int], params: SamplingParams, priority: int = 0,
+                     matcher: TokenMatcher | None = None) -> Sequence:
+        """A sequence with an id of its own, not queued yet.
+
+        matcher: at the beginning of the grammar that `params.structured_outputs` stands for (see `serving.grammars`), the
+        sequence's own from now on. Raises InvalidRequest when one of the two is there without the other.
+        """
+        check_request((matcher is None) == (params.structured_outputs is None), "structured_outputs", params.structured_outputs,
+                      "what a matcher was made of, or None", "the engine knows no grammars: use LLM, or pass matcher")
         seq = Sequence(next(self._ids), prompt_token_ids, params, priority)
+        seq.matcher = matcher
         if params.seed is None:
             seq.seed = self._seeds.getrandbits(63)
         return seq

@@ -11,10 +11,12 @@ from nanovllm.engine.cache_size import CacheShape, fit_blocks
 from nanovllm.engine.cuda_graphs import DecodeGraphs, RowKernels
 from nanovllm.engine.draft_rows import one_token_each
 from nanovllm.engine.logprobs import LogprobReport, prompt_reports, sampled_report
-from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
+from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.step_graphs import StepGraphs
 from nanovllm.engine.step_inputs import Layout, StepInputs, to_device
+from nanovllm.engine.token_bitmasks import bitmasks_of
+from nanovllm.engine.token_matcher import TokenBitmasks
 from nanovllm.errors import EngineError
 from nanovllm.layers import row_state
 from nanovllm.layers.attention import select_backend
@@ -22,6 +24,7 @@ from nanovllm.layers.attention_backends import import_error
 from nanovllm.layers.logits_processors import LogitsProcessors
 from nanovllm.layers.sampler import NOT_FINITE, Sample, Sampler, SamplingBatch, finite_rows
 from nanovllm.layers.tensor_parallel import TensorParallel
+from nanovllm.layers.token_bitmask import ApplyBitmask, TokenBitmask, apply_bitmask
 from nanovllm.models.causal_lm import CausalLM
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
 from nanovllm.models.registry import model_class
@@ -76,7 +79,7 @@ class ModelRunner:
             random_weights(model)
         else:
             load_weights(model, config.model)
-        self.model, self._own_sampler, self._row_kernels = self._fastest_form(model.eval())
+        self.model, self._own_sampler, self._row_kernels, self._apply_bitmask = self._fastest_form(model.eval())
         self.sampler: Sample = self._own_sampler  # may be replaced
         self.graphs: DecodeGraphs | None = None
         self.step_graphs: StepGraphs | None = None
@@ -132,7 +135,7 @@ class ModelRunner:
         """Enqueue a step and return at once."""
         if self.graphs:
             if all(item.samples and item.num_tokens == 1 + item.num_drafts for item in batch.items):
-                return self._launch_decode(self.graphs, one_token_each(batch.items))
+                return self._launch_decode(self.graphs, batch)
             self.graphs.rows.invalidate()
         inputs = self.prepare(batch)
         hidden = self.forward(inputs)
@@ -140,13 +143,15 @@ class ModelRunner:
         if inputs.sampling is None:  # nothing but unfinished prompt chunks
             return Launched(hidden.new_empty(0, dtype=torch.int64), reports)
         logits = self.model.compute_logits(hidden[inputs.context.last_rows])
+        self._mask(inputs.sampling, self._bitmasks(batch))
         token_ids = self._draw(logits, inputs.sampling)
         self._drawn = token_ids
         self._drawn_by = {seq.seq_id: row for row, (seq, _) in enumerate(batch.draws)}
         return Launched(token_ids, reports + sampled_report(batch, logits, token_ids))
 
-    def _launch_decode(self, graphs: DecodeGraphs, items: list[ScheduledSequence]) -> Launched:
+    def _launch_decode(self, graphs: DecodeGraphs, batch: ScheduledBatch) -> Launched:
         """A step of one token each: the graph draws for all, and rows that ask for more draw again from its logits."""
+        items = one_token_each(batch.items)
         logits = graphs.launch(items, self._drawn, self._drawn_by)
         state, rows = graphs.state, graphs.rows
         self._drawn, self._drawn_by = state.drawn, rows.row_of
@@ -156,7 +161,10 @@ class ModelRunner:
             some = [items[i] for i in resampled]
             at, = to_device([rows.rows[resampled]], self.device)
             asked = logits[at]
-            token_ids = self._draw(asked, self._sampling(ScheduledBatch(some).draws, state.input_ids[at]))
+            sampling = self._sampling(ScheduledBatch(some).draws, state.input_ids[at])
+            bitmasks = self._bitmasks(batch)
+            self._mask(sampling, bitmasks and bitmasks.among(resampled))
+            token_ids = self._draw(asked, sampling)
             state.drawn[at] = token_ids
             reports = sampled_report(ScheduledBatch(some), asked, token_ids)
         return Launched(state.drawn[:len(logits)], reports, rows.rows)
@@ -201,6 +209,16 @@ class ModelRunner:
         sampling = self._sampling(draws, input_ids[context.last_rows]) if draws else None
         return StepInputs(input_ids, positions, context, sampling, size)
 
+    def _bitmasks(self, batch: ScheduledBatch) -> TokenBitmasks | None:
+        """Asked for once the device has the step's forward pass to do: the host makes the masks meanwhile."""
+        return batch.bitmasks or bitmasks_of(batch, self.vocab_size, self.eos_token_ids)
+
+    def _mask(self, sampling: SamplingBatch, bitmasks: TokenBitmasks | None) -> None:
+        if bitmasks is not None:
+            rows, bits = to_device((bitmasks.rows, bitmasks.bits), self.device)
+            sampling.processors = sampling.processors or LogitsProcessors()
+            sampling.processors.bitmask = TokenBitmask(rows, bits, self._apply_bitmask)
+
     def _draw(self, logits: torch.Tensor, sampling: SamplingBatch) -> torch.Tensor:
         finite = None if self.sampler is self._own_sampler else finite_rows(logits)
         token_ids = self.sampler(logits, sampling)
@@ -222,16 +240,17 @@ class ModelRunner:
         offsets = [position - seq.num_prompt_tokens for seq, position in draws]
         return SamplingBatch.from_params(params, [seq.seed for seq, _ in draws], offsets, self.device, processors)
 
-    def _fastest_form(self, model: Qwen3ForCausalLM) -> tuple[CausalLM, Sampler, RowKernels]:
-        """Model, sampler and what moves decode rows: with our kernels, or plain for the `torch` attention backend."""
+    def _fastest_form(self, model: Qwen3ForCausalLM) -> tuple[CausalLM, Sampler, RowKernels, ApplyBitmask]:
+        """Model, sampler, what moves decode rows and what masks scores: with our kernels, or plain for the `torch` backend."""
         if self.backend.name == "torch" or import_error("triton"):
-            return model, Sampler(), row_state
+            return model, Sampler(), row_state, apply_bitmask
         from nanovllm.kernels import row_state as row_kernels
         from nanovllm.kernels.filtered_draw import filtered_draw
         from nanovllm.kernels.sample import draw
+        from nanovllm.kernels.token_bitmask import apply_bitmask as apply_bitmask_fast
         from nanovllm.models.fused import FusedModel
 
-        return FusedModel(model), Sampler(draw, filtered_draw), row_kernels
+        return FusedModel(model), Sampler(draw, filtered_draw), row_kernels, apply_bitmask_fast
 
     def decode_graphs(self, config: Config, capture: bool = True) -> DecodeGraphs:
         """For as many rows as may decode at once, drafted positions included."""

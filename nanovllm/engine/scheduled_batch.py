@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from nanovllm.engine.sequence import Sequence
+from nanovllm.engine.token_matcher import TokenBitmasks
 
 
 @dataclass
@@ -44,6 +45,7 @@ class ScheduledBatch:
     """What one step runs. Pure data: the model runner turns it into tensors, the trace into a record.
 
     items: sequences with one token first (the decode kernel takes those), then the longer prompt chunks.
+    bitmasks: what masked rows may draw, where the runner cannot ask the matchers itself: in another process.
     """
 
     items: list[ScheduledSequence] = field(default_factory=list)
@@ -52,6 +54,7 @@ class ScheduledBatch:
     left_waiting: dict[int, str] = field(default_factory=dict)  # seq_id -> why it was not admitted
     preemption_reasons: dict[int, str] = field(default_factory=dict)
     is_advanced: bool = False  # see Scheduler.advance
+    bitmasks: TokenBitmasks | None = None
 
     @property
     def num_tokens(self) -> int:

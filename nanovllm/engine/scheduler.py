@@ -89,7 +89,12 @@ class Scheduler:
         return None
 
     def schedule(self) -> ScheduledBatch:
-        """Pick the next step's work: decode, then chunks of admitted prompts, then new admissions."""
+        """Pick the next step's work: decode, then chunks of admitted prompts, then new admissions.
+
+        While a step is in flight, three kinds of sequences wait for its end and all others go on: those whose last token it
+        draws, those whose drafts it checks, and those with a grammar, whose next mask needs the token that it draws. With
+        grammars in every sequence there is thus one step at a time; in a mixed batch they take part in every second one.
+        """
         self.num_scheduled_steps += 1
         batch = ScheduledBatch()
         budget = self.max_num_batched_tokens
@@ -97,8 +102,8 @@ class Scheduler:
         for seq in self.running:
             if seq.num_uncomputed_tokens > 1:
                 prefilling.append(seq)
-            elif not (seq.num_pending_tokens and (seq.draft_token_ids or self._is_full_length(seq))):
-                decoding.append(seq)  # but for those whose last token is being drawn, or drafts checked
+            elif not (seq.num_pending_tokens and (seq.draft_token_ids or seq.matcher is not None or self._is_full_length(seq))):
+                decoding.append(seq)
         for seq in decoding + prefilling:
             if budget and seq.status is SequenceStatus.RUNNING:  # an earlier turn may have preempted it
                 budget -= self._schedule_running(seq, budget, batch)
@@ -278,7 +283,7 @@ class Scheduler:
         batch.preemption_reasons[seq.seq_id] = reason
 
     def _finish(self, seq: Sequence, reason: str) -> None:
-        seq.finish_reason = reason
+        seq.finish_reason, seq.matcher = reason, None
         seq.status = SequenceStatus.FINISHED  # last: another thread may look at it, and then takes all the rest
         self.block_manager.free(seq)
 
@@ -291,6 +296,8 @@ class Scheduler:
             return "stop"
         if token in params.stop_token_ids:
             seq.stop_reason = token
+            return "stop"
+        if seq.matcher is not None and seq.matcher.is_finished:
             return "stop"
         return "length" if self._is_full_length(seq) else None
 

@@ -6,6 +6,7 @@ from enum import Enum
 from hashlib import blake2b
 from math import isfinite
 
+from nanovllm.engine.token_matcher import TokenMatcher
 from nanovllm.errors import NotFinite, RequestFailed
 from nanovllm.sampling_params import SamplingParams
 
@@ -41,13 +42,16 @@ class Sequence:
         ended it, with "error", or will at its next token.
     logprobs: {position: ([token, the likeliest tokens], their log-probabilities, the token's rank)}, where asked for.
     arrived_at, scheduled_at, token_times: when it was made, first ran and drew each token, by `time.perf_counter`.
+    matcher: its place in a grammar, which has taken in the output tokens; None for a sequence without one, and for one that
+        has ended.
     seed: what its draws are computed from; the engine picks one for a request that brings none.
     """
 
     __slots__ = ("seq_id", "priority", "order_key", "token_ids", "num_prompt_tokens", "num_computed_tokens",
                  "num_pending_tokens", "draft_token_ids", "num_drafted_tokens", "num_accepted_tokens", "num_cached_tokens",
                  "num_hit_tokens", "block_table", "status", "sampling_params", "seed", "finish_reason", "stop_reason", "error",
-                 "num_preemptions", "logprobs", "arrived_at", "scheduled_at", "token_times", "_block_hashes")
+                 "num_preemptions", "logprobs", "matcher", "arrived_at", "scheduled_at", "token_times",
+                 "_block_hashes")
 
     def __init__(self, seq_id: int, prompt_token_ids: list[int], sampling_params: SamplingParams | None = None,
                  priority: int = 0):
@@ -67,6 +71,7 @@ class Sequence:
         self.status = SequenceStatus.WAITING
         self.sampling_params = sampling_params or SamplingParams()
         self.seed = self.sampling_params.seed or 0
+        self.matcher: TokenMatcher | None = None
         self.finish_reason: str | None = None
         self.stop_reason: int | None = None
         self.error: RequestFailed | None = None
@@ -110,6 +115,8 @@ class Sequence:
         """Add a sampled token. Its keys and values enter the cache in the step after the one that drew it."""
         self.token_ids.append(token_id)
         self.num_pending_tokens = 0
+        if self.matcher is not None:
+            self._follow(self.matcher, token_id)
 
     def note_logprobs(self, entries: dict[int, tuple[list[int], list[float], int]]) -> None:
         """Take in log-probabilities, as in `logprobs`. Those that are no numbers end it."""
@@ -125,6 +132,16 @@ class Sequence:
         self.error = NotFinite(
             f"the model's scores for {where} are not finite: they hold a NaN or an infinity, or every token is forbidden. "
             "Check the weights; where float16 overflows, use dtype='bfloat16' or 'float32'.")
+
+    def _follow(self, matcher: TokenMatcher, token_id: int) -> None:
+        """Tell the grammar of a token. One that it does not allow ends the sequence: a sampler of one's own need not mask."""
+        try:
+            if not matcher.advance(token_id):
+                self.error = self.error or RequestFailed(
+                    f"structured_outputs: the sampler drew token {token_id}, which the grammar does not allow at output token "
+                    f"{self.num_output_tokens - 1}; apply batch.processors in a sampler of your own.")
+        except RequestFailed as error:
+            self.error = self.error or error
 
     def block_hashes(self, block_size: int) -> list[bytes]:
         """The chained hash of every full block: each covers its own tokens and, through its parent, all before it.

@@ -1,10 +1,11 @@
-"""What changes the scores before temperature and filters: bias, tokens forbidden for now, and penalties on repetition."""
+"""What changes the scores before temperature and filters: bias, tokens forbidden for now, penalties, and grammars' masks."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from nanovllm.layers.token_bitmask import TokenBitmask
 from nanovllm.sampling_params import SamplingParams
 
 CHUNK_ROWS = 64  # penalties take six times the memory of the scores they change, so they are put on so many rows at once
@@ -48,12 +49,14 @@ class Penalties:
 class LogitsProcessors:
     """Changes to the scores of one step, before temperature. What no row asks for is None and costs nothing.
 
-    The order is vLLM's and transformers': bias and forbidden tokens, then penalties.
+    The order is vLLM's and transformers': bias and forbidden tokens, then penalties. Masks come last, over whatever these did.
     bias: rows, tokens [num_entries] int64 and values [num_entries] float32, added; -inf forbids a token.
+    bitmask: of the rows whose text must have a shape. It is put here only once the logits are being computed.
     """
 
     bias: tuple[Tensor, Tensor, Tensor] | None = None
     penalties: Penalties | None = None
+    bitmask: TokenBitmask | None = None
 
     @classmethod
     def from_rows(cls, params: list[SamplingParams], histories: list[list[int]], num_prompt_tokens: list[int],
@@ -69,7 +72,7 @@ class LogitsProcessors:
             if p.logit_bias or p.min_tokens:
                 num_output = len(histories[row]) + 1 - num_prompt_tokens[row]
                 changes = dict(p.logit_bias or {})
-                if num_output < p.min_tokens:
+                if num_output < p.min_tokens and p.structured_outputs is None:  # else the mask says it
                     changes |= dict.fromkeys(p.ending_tokens(eos_token_ids), float("-inf"))
                 bias += [(row, token, value) for token, value in changes.items()]
             if p.penalized:
@@ -98,6 +101,8 @@ class LogitsProcessors:
             scores[rows, tokens] += values
         if self.penalties is not None:
             self.penalties.apply(scores)
+        if self.bitmask is not None:
+            self.bitmask.apply(scores, self.bitmask.rows, self.bitmask.bits)
         return scores
 
 

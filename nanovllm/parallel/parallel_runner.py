@@ -9,6 +9,7 @@ import torch
 from nanovllm.config import Config
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.sequence import Sequence
+from nanovllm.engine.token_bitmasks import bitmasks_of
 from nanovllm.layers.attention_backends import TorchBackend
 from nanovllm.layers.tensor_parallel import TensorParallel
 from nanovllm.models.registry import model_class
@@ -43,6 +44,7 @@ class ParallelRunner:
         model_class(hf.architectures)(hf, TorchBackend(), TensorParallel(0, self.size), device="meta")
         self.device, self.dtype, self.block_size = config.device, config.dtype, config.kvcache_block_size
         self._looks_ahead = config.async_scheduling
+        self._vocab_size, self._eos_token_ids = hf.vocab_size, config.eos_token_ids
         self._writer = StepWriter()
         self._step = 0  # the last one launched; they are counted from 1
         self._unreported: set[int] = set()  # steps in flight whose tokens were not asked for yet
@@ -79,7 +81,8 @@ class ParallelRunner:
         return self.collect(self.launch(batch))
 
     def launch(self, batch: ScheduledBatch) -> LaunchedStep:
-        """Tell every rank to run a step, and return at once."""
+        """Tell every rank to run a step, and return at once. Masks go with it, so the ranks wait until they are made."""
+        batch.bitmasks = bitmasks_of(batch, self._vocab_size, self._eos_token_ids)
         with uninterrupted():  # the ranks must get what the writer takes them to know
             self._step += 1
             # With async scheduling the caller then collects the step before this one, otherwise this one.

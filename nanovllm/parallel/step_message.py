@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence
+from nanovllm.engine.token_matcher import TokenBitmasks
 from nanovllm.sampling_params import SamplingParams
 
 
@@ -13,12 +14,14 @@ class StepMessage:
 
     joined: sequences that the ranks have not met, (seq_id, number of prompt tokens, seed, params). ended: those they may
     forget. items: for each scheduled sequence, in order, (seq_id, start, num_tokens, cached tokens, pending tokens, token
-    ids that are new since the last message, drafts, block table or None when it is still the same).
+    ids that are new since the last message, drafts, block table or None when it is still the same). bitmasks: what masked
+    rows may draw; the ranks know no grammars.
     """
 
     joined: list[tuple[int, int, int, SamplingParams]] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
     items: list[tuple[int, int, int, int, int, list[int], list[int], list[int] | None]] = field(default_factory=list)
+    bitmasks: TokenBitmasks | None = None
 
 
 class StepWriter:
@@ -31,7 +34,8 @@ class StepWriter:
         self._known: dict[int, tuple[Sequence, int, list[int]]] = {}  # seq_id -> (it, tokens sent, block table sent)
 
     def write(self, batch: ScheduledBatch) -> StepMessage:
-        message = StepMessage(ended=[seq_id for seq_id, (seq, *_) in self._known.items() if seq.is_finished])
+        message = StepMessage(ended=[seq_id for seq_id, (seq, *_) in self._known.items() if seq.is_finished],
+                              bitmasks=batch.bitmasks)
         for seq_id in message.ended:
             del self._known[seq_id]
         for item in batch.items:
@@ -58,7 +62,7 @@ class StepReader:
         for seq_id, num_prompt_tokens, seed, params in message.joined:
             seq = self._sequences[seq_id] = Sequence(seq_id, [], params)
             seq.num_prompt_tokens, seq.seed = num_prompt_tokens, seed
-        batch = ScheduledBatch()
+        batch = ScheduledBatch(bitmasks=message.bitmasks)
         for seq_id, start, num_tokens, num_cached, num_pending, token_ids, drafts, table in message.items:
             seq = self._sequences[seq_id]
             seq.token_ids += token_ids

@@ -11,6 +11,7 @@ from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput, Timings, 
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.serving.chat import encode
 from nanovllm.serving.detokenizer import IncrementalDetokenizer
+from nanovllm.serving.grammars import GrammarCompiler, GrammarMatcher
 from nanovllm.serving.stop_strings import StopStrings
 from nanovllm.serving.tokenizer import Tokenizer, require_tokenizer
 from nanovllm.utils.checks import check_request
@@ -41,13 +42,13 @@ class Request:
     sample the engine works for it; `abort` ends that at any time, and may be called at any time.
 
     prompt: a text or token ids. tokenizer: None serves token ids only, and their output has no text. priority: less is
-    served sooner; see `Scheduler`.
+    served sooner; see `Scheduler`. grammars: compiles `structured_outputs`, here and now; None: a request must not have any.
 
     Raises InvalidRequest, with nothing queued, when the request could not be served to its end.
     """
 
     def __init__(self, engine: LLMEngine, tokenizer: Tokenizer | None, prompt: str | list[int],
-                 params: SamplingParams | None = None, priority: int = 0):
+                 params: SamplingParams | None = None, priority: int = 0, grammars: GrammarCompiler | None = None):
         params = params or SamplingParams()
         # By name: when its file is edited in a notebook's session, autoreload gives what was made before another class.
         check_request(type(params).__name__ == "SamplingParams", "sampling_params", params, "SamplingParams",
@@ -58,6 +59,12 @@ class Request:
         check_request(tokenizer is not None or not params.stop, "stop", params.stop, "empty for a model without a tokenizer",
                       "use stop_token_ids")
         engine.validate(self.prompt_token_ids, params, self.priority)
+        self._matcher: GrammarMatcher | None = None
+        if params.structured_outputs is not None:
+            check_request(grammars is not None, "structured_outputs", params.structured_outputs,
+                          "None for a Request without a GrammarCompiler", "pass LLM's own: grammars=llm.grammars")
+            assert grammars is not None
+            self._matcher = grammars.matcher(params.structured_outputs)
         self._samples: list[_Sample] = []
 
     def __repr__(self) -> str:
@@ -94,8 +101,9 @@ class Request:
         for i in range(p.n):
             own = p if p.n == 1 else replace(
                 p, n=1, seed=None if p.seed is None else (p.seed + i) % 2**63, prompt_logprobs=None if i else p.prompt_logprobs)
-            seq = self.engine.new_sequence(self.prompt_token_ids, own, self.priority)
-            self._samples.append(_Sample(i, seq, self.tokenizer))
+            matcher = self._matcher.copy() if self._matcher else None
+            seq = self.engine.new_sequence(self.prompt_token_ids, own, self.priority, matcher)
+            self._samples.append(_Sample(i, seq, self.tokenizer, own.ending_tokens(self.engine.config.eos_token_ids)))
         for seq in self.sequences:  # known here before they are queued there: an interrupt in between loses none
             self.engine.enqueue(seq)
         return self
@@ -152,14 +160,14 @@ class Request:
 class _Sample:
     """One sample's tokens and text, as of the last `advance`."""
 
-    def __init__(self, index: int, seq: Sequence, tokenizer: Tokenizer | None):
+    def __init__(self, index: int, seq: Sequence, tokenizer: Tokenizer | None, ending_tokens: set[int]):
         p = seq.sampling_params
         self.index, self.seq = index, seq
         self.token_ids: list[int] = []
         self.text = ""
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
-        self._tokenizer = tokenizer
+        self._tokenizer, self._ending_tokens = tokenizer, ending_tokens
         self._detokenizer = IncrementalDetokenizer(tokenizer, p.skip_special_tokens) if tokenizer else None
         self._stops = StopStrings(p.stop, p.include_stop_str_in_output) if p.stop else None
 
@@ -172,6 +180,7 @@ class _Sample:
             return None
         self.token_ids += new
         hidden = ended and seq.finish_reason == "stop" and not seq.sampling_params.include_stop_str_in_output
+        hidden = hidden and seq.token_ids[-1] in self._ending_tokens  # a grammar ends with a token of the text
         text = self._push(new[:-1] if hidden else new, seen, ended)
         if ended and not self.finish_reason:
             self.finish_reason, self.stop_reason = seq.finish_reason, seq.stop_reason

@@ -20,7 +20,7 @@ import torch
 from nbclient import NotebookClient
 from torch.utils._triton import has_triton_package
 
-from nanovllm import LLM, AsyncLLM, CheckpointError, EngineError, RequestFailed, SamplingParams
+from nanovllm import LLM, AsyncLLM, CheckpointError, EngineError, RequestFailed, SamplingParams, StructuredOutputsParams
 from nanovllm.parallel import parallel_runner
 from nanovllm.parallel.channel import Channel, wait
 from nanovllm.parallel.worker_group import WorkerGroup
@@ -78,7 +78,9 @@ def requests():
     prompts = [f"Tell me a story about a {who}. Once upon a time there was" for who in ("fox", "hen", "bear", "fox")] * 4
     options = [dict(temperature=0), dict(), dict(top_k=7), dict(top_p=0.8), dict(min_p=0.1), dict(presence_penalty=1.0),
                dict(repetition_penalty=1.3, temperature=0), dict(logit_bias={5: 3.0}), dict(min_tokens=4), dict(n=2),
-               dict(logprobs=3), dict(prompt_logprobs=2, logprobs=0), dict(stop=["the", "."]), dict(stop_token_ids=[7, 11])]
+               dict(logprobs=3), dict(prompt_logprobs=2, logprobs=0), dict(stop=["the", "."]), dict(stop_token_ids=[7, 11]),
+               dict(structured_outputs=StructuredOutputsParams(regex="[a-z ]{4,30}[.!]")),
+               dict(structured_outputs=StructuredOutputsParams(choice=["fox", "hen"]), temperature=0)]
     params = [SamplingParams(**{"seed": rng.randrange(2**60), "max_tokens": rng.choice([1, 9, 20]), "temperature": 0.9} | o)
               for o in (options + options)[:len(prompts)]]
     return prompts, params

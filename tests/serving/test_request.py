@@ -1,6 +1,7 @@
 """One request followed from prompt to output: deltas, stop strings, samples, usage. On the offline model."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -30,13 +31,14 @@ def nothing_stays_behind(llm):
 class Scripted:
     """An engine whose model says what the test tells it to."""
 
-    def __init__(self):
+    def __init__(self, eos_token_ids=()):
         self.ids, self.queued, self.ended = itertools.count(), [], []
+        self.config = SimpleNamespace(eos_token_ids=eos_token_ids)
 
     def validate(self, prompt_token_ids, params, priority):
         pass
 
-    def new_sequence(self, prompt_token_ids, params, priority):
+    def new_sequence(self, prompt_token_ids, params, priority, matcher=None):
         return Sequence(next(self.ids), prompt_token_ids, params)
 
     def enqueue(self, seq):
@@ -53,7 +55,7 @@ class Scripted:
 
 def scripted(llm, text, steps, reason="length", end_token=(), **params):
     """The request that generated `text`, `steps[i]` tokens before the i-th look, and the deltas it gave."""
-    engine = Scripted()
+    engine = Scripted(tuple(end_token))
     request = Request(engine, llm.tokenizer, [1, 2, 3], SamplingParams(max_tokens=1000, **params)).submit()
     seq, = request.sequences
     ids, deltas, steps = llm.tokenizer.encode(text) + list(end_token), [], itertools.chain(steps, itertools.repeat(1))

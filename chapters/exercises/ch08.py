@@ -21,6 +21,7 @@ from nanovllm.layers.attention_backends import TorchBackend, TritonBackend
 from . import no_triton
 from .attention_steps import Step, random_steps
 from .device import DEVICE, milliseconds  # noqa: F401 (the chapter measures with it)
+from .tables import Table
 from .verdict import Wrong, check, require
 
 HAS_TRITON = find_spec("triton") is not None
@@ -61,6 +62,19 @@ def attention_on_a_gpu() -> tuple[str, list[dict]]:
     when = f"{results.get('date', 'date not noted')}, commit {results.get('commit', 'not noted')}"
     label = f"recorded on {results['device']}, {when}, torch {results['torch']}; a copy reached {results['copy TB/s']:.2f} TB/s"
     return label, results["rows"]
+
+
+def attention_table(label: str, rows: list[dict], unit: str) -> Table:
+    """The rows of `attention_on_a_gpu` that are judged in `unit`, TB/s or TFLOP/s: one line per work, a pair of columns per
+    backend."""
+    chosen = [row for row in rows if unit in row]
+    backends = list(dict.fromkeys(row["backend"] for row in chosen))
+    cells = []
+    for work in dict.fromkeys(row["work"] for row in chosen):
+        by = {row["backend"]: row for row in chosen if row["work"] == work}
+        cells.append([work, *(float(by[name][key]) if name in by else None for key in ("ms", unit) for name in backends)])
+    header = ["work", *(f"{name} ({key})" for key in ("ms", unit) for name in backends)]
+    return Table(header, cells, label[0].upper() + label[1:] + ".")
 
 
 def _softmax_part(scores: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

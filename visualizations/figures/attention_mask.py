@@ -1,10 +1,12 @@
 """The attention mask of a mixed batch: all sequences in one row of tokens, and nobody sees a neighbour."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from nanovllm.utils.checks import check
 from visualizations import theme
@@ -12,12 +14,13 @@ from visualizations import theme
 
 @theme.in_both_modes
 def plot_attention_mask(cu_seqlens_q: ArrayLike, context_lens: ArrayLike, *, seq_ids: list[int] | None = None,
-                        ax: Axes | None = None) -> Figure:
+                        tile: int | None = None, ax: Axes | None = None) -> Figure:
     """Which keys each token of the step may read: a row a query token, a column a key, sequence after sequence.
 
     cu_seqlens_q: [num_seqs + 1], where each sequence's queries begin, from 0. context_lens: [num_seqs], its keys after
     this step, so that its queries are the last of them. Both as they stand in the step's `Context` (CPU tensors, arrays
-    or lists). Strong: the token's own key; dark: read in a prompt chunk; light: read by a decode.
+    or lists). Strong: the token's own key; dark: read in a prompt chunk; light: read by a decode. tile: lay a grid of tiles of
+    that many rows and keys over it and mark of each whether it is read without a mask, read with one, or skipped.
     """
     starts, contexts = np.asarray(cu_seqlens_q, dtype=int), np.asarray(context_lens, dtype=int)
     queries = np.diff(starts)
@@ -46,8 +49,36 @@ def plot_attention_mask(cu_seqlens_q: ArrayLike, context_lens: ArrayLike, *, seq
     ax.set_xticks(keys, [str(k) for k in keys])
     ax.set(xlabel="keys in the cache, all sequences end to end (ticks: where each begins)",
            ylabel="query tokens (ticks: cu_seqlens_q)", xlim=(0, keys[-1]), ylim=(starts[-1], 0))
+    if tile is not None:
+        _mark_tiles(ax, starts, contexts, keys, tile)
+        return fig
     read = sum(int(contexts[i] * queries[i] - queries[i] * (queries[i] - 1) // 2) for i in range(len(ids)))
     theme.title(ax, "Who may read what, in one step",
                 f"{read} of {starts[-1] * keys[-1]} pairs are computed: a staircase for a prompt chunk, one row for a "
                 "decode, nothing between sequences.")
     return fig
+
+
+def _mark_tiles(ax: Axes, starts: NDArray[Any], contexts: NDArray[Any], keys: NDArray[Any],
+                tile: int) -> None:
+    """Outline the tiles of each sequence by what a kernel does with them."""
+    counts, m = {"full": 0, "masked": 0, "skipped": 0}, theme.mode()
+    looks = {"full": (theme.HUES[0], ""), "masked": (theme.HUES[1], ""), "skipped": (m.line, "...")}
+    for i in range(len(contexts)):
+        queries = int(starts[i + 1] - starts[i])
+        before = int(contexts[i]) - queries
+        for row in range(0, queries, tile):
+            last_row = min(row + tile, queries) - 1
+            for key in range(0, int(contexts[i]), tile):
+                last_key = min(key + tile, int(contexts[i])) - 1
+                kind = "skipped" if key > before + last_row else "full" if last_key <= before + row else "masked"
+                counts[kind] += 1
+                colour, hatch = looks[kind]
+                ax.add_patch(Rectangle((keys[i] + key + 0.08, starts[i] + row + 0.08), last_key - key + 0.84,
+                                       last_row - row + 0.84, facecolor=theme.mix(colour, m.paper, 0.45) if kind != "skipped"
+                                       else m.paper, edgecolor=colour, hatch=hatch, linewidth=1.6, gid=f"tile-{kind}"))
+                if kind != "skipped":
+                    ax.text(keys[i] + (key + last_key + 1) / 2, starts[i] + (row + last_row + 1) / 2, kind, ha="center",
+                            va="center", fontsize=9, color=m.ink)
+    theme.title(ax, f"Tiles of {tile} queries and {tile} keys", f"{counts['full']} are read without a mask, {counts['masked']} "
+                f"with one, and {counts['skipped']} (dotted) are never touched.")

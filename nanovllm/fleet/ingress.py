@@ -62,7 +62,7 @@ class Ingress:
             if "messages" in request:
                 extras = request.get("chat_template_kwargs") or {}
                 prompt = self._tokenizer.apply_chat_template(request["messages"], tokenize=False, add_generation_prompt=True,
-                                                             **extras)
+                                                             tools=request.get("tools"), **extras)
             else:
                 prompt = request["prompt"]
                 if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):

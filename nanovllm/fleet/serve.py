@@ -24,7 +24,7 @@ from nanovllm.fleet.cluster import connect, gpus_per_engine
 from nanovllm.fleet.ingress import Ingress
 from nanovllm.fleet.request_router import FleetRequestRouter
 from nanovllm.fleet.router import Policy
-from nanovllm.server.app import DEFAULT_MAX_BODY_BYTES, create_app
+from nanovllm.server.app import DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_STORED_RESPONSES, create_app
 from nanovllm.server.guard import OPEN_PATHS, Guard
 from nanovllm.server.run import check_settings, hosts_to_allow
 from nanovllm.utils.checks import check
@@ -38,9 +38,10 @@ class Engine:
     """A replica: an `AsyncLLM` and the server's application around it, called by `Ingress` without a socket."""
 
     def __init__(self, model: str | None, served_model_name: str | None, generation_config: str, max_queue: int | None,
-                 settings: dict[str, Any]):
+                 reasoning_parser: str, max_stored_responses: int, settings: dict[str, Any]):
         self.llm = AsyncLLM(model, max_queued=max_queue, **settings)
         self._app = create_app(self.llm, served_model_name=served_model_name, generation_config=generation_config,
+                               reasoning_parser=reasoning_parser, max_stored_responses=max_stored_responses,
                                max_body_bytes=2**62)  # the guard stands before the ingress
         self._name = serve.get_replica_context().replica_id.unique_id.encode()
 
@@ -72,15 +73,17 @@ def build(model: str | None = None, *, replicas: int | tuple[int, int] = 1, rout
           max_queue: int | None = None, shutdown_seconds: float = 10, api_key: str | None = None,
           max_body_bytes: int = DEFAULT_MAX_BODY_BYTES, receive_seconds: float = 60,
           allowed_hosts: Sequence[str] | None = None, allowed_origins: Sequence[str] = (), public_metrics: bool = False,
-          **settings: Any) -> serve.Application:
+          reasoning_parser: str = "auto", max_stored_responses: int = DEFAULT_MAX_STORED_RESPONSES, **settings: Any
+          ) -> serve.Application:
     """A Ray Serve application of engines behind one ingress, for `serve.run` or a Serve config file.
 
     model, settings: as for `LLM`, found alike on every node. replicas: engines; with (least, most) Ray Serve keeps about
     `target_requests` unfinished requests per engine, and adds one when more were there for `upscale_delay_s`.
     router, max_imbalance: see `Router`. num_gpus: GPUs per engine, which a model is split over when more than one; 0 runs
     on the CPU. max_queue: requests that may wait, in an engine and here; more are refused with status 429.
-    shutdown_seconds: how long a replica that is to stop goes on with what it has begun. The rest: see `create_app`; /metrics
-    are those of the replica that answers.
+    shutdown_seconds: how long a replica that is to stop goes on with what it has begun. max_stored_responses: of a single
+    replica; several store none, as the next request may come to another. The rest: see `create_app`; /metrics are those of
+    the replica that answers.
 
     Raises ValueError for a setting that cannot be served.
     """
@@ -97,7 +100,8 @@ def build(model: str | None = None, *, replicas: int | tuple[int, int] = 1, rout
         ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus}, max_surge_percent=100,
         request_router_config=RequestRouterConfig(request_router_class=router_config, request_router_kwargs={
             "policy": router, "max_imbalance": max_imbalance})
-    ).bind(model, served_model_name, generation_config, max_queue, settings)
+    ).bind(model, served_model_name, generation_config, max_queue, reasoning_parser, max_stored_responses if most == 1 else 0,
+           settings)
 
     def door() -> ASGIApp:
         handle: DeploymentHandle[Any] = serve.get_deployment_handle("Engine", app_name=serve.get_replica_context().app_name)
@@ -131,10 +135,12 @@ def run(model: str | None, engine_settings: dict[str, Any], *, replicas: int | t
         api_key: str | None, max_queue: int, max_body_bytes: int, receive_seconds: float, shutdown_seconds: float,
         log_level: str, router: Policy = "prefix_aware", num_gpus: int | None = None, generation_config: str = "auto",
         served_model_name: str | None = None, allow_origin: Sequence[str] = (), allow_host: Sequence[str] = (),
-        public_metrics: bool = False) -> None:
+        public_metrics: bool = False, reasoning_parser: str = "auto",
+        max_stored_responses: int = DEFAULT_MAX_STORED_RESPONSES) -> None:
     """Serve until SIGINT or SIGTERM; SIGHUP is a rolling restart. Raises ValueError for what cannot be served."""
     check_settings(host=host, port=port, api_key=api_key, max_body_bytes=max_body_bytes, receive_seconds=receive_seconds,
-                   shutdown_seconds=shutdown_seconds, served_model_name=served_model_name)
+                   shutdown_seconds=shutdown_seconds, served_model_name=served_model_name,
+                   max_stored_responses=max_stored_responses)
     check(port >= 1, "port", port, "1 or more with --ray", "choose a port")
     connect()
 
@@ -143,7 +149,8 @@ def run(model: str | None, engine_settings: dict[str, Any], *, replicas: int | t
                      served_model_name=served_model_name, max_queue=max_queue, max_body_bytes=max_body_bytes,
                      receive_seconds=receive_seconds, shutdown_seconds=shutdown_seconds, generation_config=generation_config,
                      allowed_hosts=hosts_to_allow(socket.gethostbyname(host), host, allow_host), allowed_origins=allow_origin,
-                     public_metrics=public_metrics, **engine_settings)
+                     public_metrics=public_metrics, reasoning_parser=reasoning_parser,
+                     max_stored_responses=max_stored_responses, **engine_settings)
 
     ended, restart = threading.Event(), threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

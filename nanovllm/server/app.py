@@ -9,29 +9,32 @@ from starlette.middleware.cors import CORSMiddleware
 
 from nanovllm import __version__
 from nanovllm.async_llm import AsyncLLM
-from nanovllm.server import errors, generation, openapi, status, tokens
+from nanovllm.server import errors, generation, openapi, responses, status, tokens
 from nanovllm.server.chat_format import ChatFormat
 from nanovllm.server.guard import OPEN_PATHS, Guard
 from nanovllm.server.metrics import CountResponses, Metrics
 from nanovllm.server.request_ids import HEADER, RequestIds
+from nanovllm.server.response_store import ResponseStore
 from nanovllm.server.state import ServerState
 from nanovllm.serving.sampling_defaults import SamplingDefaults
 
 DEFAULT_MAX_BODY_BYTES = 4 * 2**20
-DESCRIPTION = "The OpenAI API's completions and chat completions, and what vLLM's server adds to them."
+DEFAULT_MAX_STORED_RESPONSES = 1024
+DESCRIPTION = "The OpenAI API's completions, chat completions and responses, and what vLLM's server adds to them."
 
 
 def create_app(llm: AsyncLLM, *, served_model_name: str | None = None, api_key: str | None = None,
                max_body_bytes: int = DEFAULT_MAX_BODY_BYTES, receive_seconds: float = 60, generation_config: str = "auto",
                allowed_hosts: Sequence[str] | None = None, allowed_origins: Sequence[str] = (), public_metrics: bool = False,
-               reasoning_parser: str = "auto") -> FastAPI:
+               reasoning_parser: str = "auto", max_stored_responses: int = DEFAULT_MAX_STORED_RESPONSES) -> FastAPI:
     """An ASGI application that serves `llm`, and closes it when it shuts down.
 
     served_model_name: what clients call the model; None is the name of its folder.
     generation_config: "auto" draws as the model's generation_config.json recommends where a request does not say; "vllm"
         does not read it.
     allowed_origins: the web pages whose scripts may read the answers (CORS); "*" is every one.
-    public_metrics: answer /metrics without the key. reasoning_parser: see `ChatFormat`. The rest: see `Guard`.
+    public_metrics: answer /metrics without the key. reasoning_parser: see `ChatFormat`. max_stored_responses: see
+        `ResponseStore`. The rest: see `Guard`.
 
     Raises ValueError for what cannot be served.
     """
@@ -47,7 +50,7 @@ def create_app(llm: AsyncLLM, *, served_model_name: str | None = None, api_key: 
 
     app = FastAPI(title="nanovllm", version=__version__, description=DESCRIPTION, lifespan=lifespan)
     app.state.server = ServerState(llm, name, metrics, int(time.time()), defaults,
-                                   ChatFormat(llm.llm.tokenizer, reasoning_parser))
+                                   ChatFormat(llm.llm.tokenizer, reasoning_parser), ResponseStore(max_stored_responses))
     errors.install(app)
     openapi.install(app)
     # The last one added is the outermost: every answer has a request's id and is counted, what the guard refuses too, and
@@ -60,6 +63,6 @@ def create_app(llm: AsyncLLM, *, served_model_name: str | None = None, api_key: 
                            expose_headers=[HEADER])
     app.add_middleware(CountResponses, metrics=metrics)
     app.add_middleware(RequestIds)
-    for router in (generation.router, tokens.router, status.router):
+    for router in (generation.router, responses.router, tokens.router, status.router):
         app.include_router(router)
     return app

@@ -13,6 +13,8 @@ from nanovllm.server.tool_protocol import CalledTools, ToolChoice, Tools
 from nanovllm.serving.sampling_defaults import SamplingDefaults
 from nanovllm.utils.checks import check
 
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
 
 class ChatCompletionRequest(GenerationRequest):
     """The body of POST /v1/chat/completions."""
@@ -26,7 +28,7 @@ class ChatCompletionRequest(GenerationRequest):
     tools: Tools | None = None
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    reasoning_effort: ReasoningEffort | None = None
     include_reasoning: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

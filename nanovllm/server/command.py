@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="what clients call the model (default: the name of its folder)")
     server.add_argument("--max-queue", type=int, default=1024, metavar="N",
                         help="samples that may wait for their first step; more are refused with status 429")
+    server.add_argument("--max-stored-responses", type=int, default=1024, metavar="N",
+                        help="answers of /v1/responses that are kept in memory for previous_response_id; 0 keeps none, "
+                             "as do several --replicas")
     server.add_argument("--max-body-bytes", type=int, default=4 * 2**20, metavar="N",
                         help="largest body of a request; larger ones are refused with status 413")
     server.add_argument("--receive-seconds", type=float, default=60, metavar="S",

@@ -21,18 +21,19 @@ from nanovllm.server.request_ids import request_id_of
 from nanovllm.server.schemas import ChatCompletionBody, CompletionBody
 from nanovllm.server.state import ServerState, State
 from nanovllm.server.streaming import ClientDisconnected, EventStream, unless_disconnected
+from nanovllm.serving.answer import AnswerFormat
 
 router = APIRouter()
 
 
-def _answers(model: type) -> dict[int | str, dict[str, Any]]:
+def answers(model: type) -> dict[int | str, dict[str, Any]]:
     """What the OpenAPI document says of a generating endpoint."""
     events = {"text/event-stream": {"schema": {"type": "string"}}}
     return {200: {"model": model, "content": events, "description": "The whole answer, or with `stream` its pieces as "
                   "server-sent events, the last of them `[DONE]`"}, **REFUSALS}
 
 
-@router.post("/v1/completions", responses=_answers(CompletionBody))
+@router.post("/v1/completions", responses=answers(CompletionBody))
 async def completions(body: CompletionRequest, request: Request, state: State) -> Response:
     """Continue one prompt or several."""
     params = check_request(state, body, len(body.prompt))
@@ -46,18 +47,13 @@ async def completions(body: CompletionRequest, request: Request, state: State) -
     return client_has_left() if outputs is None else JSONResponse(reply.whole(outputs, texts))
 
 
-@router.post("/v1/chat/completions", responses=_answers(ChatCompletionBody))
+@router.post("/v1/chat/completions", responses=answers(ChatCompletionBody))
 async def chat_completions(body: ChatCompletionRequest, request: Request, state: State) -> Response:
     """Write the assistant's next message of a conversation."""
     params = check_request(state, body, 1)
-    prompt, form = await asyncio.to_thread(state.encoder.chat, body)
-    params = state.format.constrained(body, form, params)
+    prompt, form, params, running = await submit_chat(state, body, params)
     reply = ChatReply(body, params, state.model_name, request_id_of(request, body.request_id), form,
                       state.format.num_reasoning_tokens)
-    try:
-        running = await submit(state, body, [prompt], params)
-    except InvalidRequest as error:
-        raise refused_tools(error, body) from None
     if body.stream:
         return EventStream(running, reply, [prompt.text])
     outputs = await outputs_of(request, running)
@@ -70,6 +66,17 @@ def check_request(state: ServerState, body: GenerationRequest, num_prompts: int)
     params = body.sampling_params(state.vocab_size, state.defaults)
     state.check_room(num_prompts * params.n)
     return params
+
+
+async def submit_chat(state: ServerState, body: ChatCompletionRequest, params: SamplingParams
+                      ) -> tuple[EncodedPrompt, AnswerFormat, SamplingParams, list[AsyncRequest]]:
+    """Queue one chat: (its prompt, what its answer consists of, what the engine was told, the request that runs)."""
+    prompt, form = await asyncio.to_thread(state.encoder.chat, body)
+    params = state.format.constrained(body, form, params)
+    try:
+        return prompt, form, params, await submit(state, body, [prompt], params)
+    except InvalidRequest as error:
+        raise refused_tools(error, body) from None
 
 
 async def submit(state: ServerState, body: GenerationRequest, prompts: list[EncodedPrompt], params: SamplingParams

@@ -1,5 +1,6 @@
 """What a client gets: the OpenAI API's response bodies and stream chunks, as plain dicts. Chats: see `chat_replies`."""
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.server.errors import error_body
 from nanovllm.server.protocol import CompletionRequest, GenerationRequest
 from nanovllm.server.schemas import (
     CompletionBody,
@@ -30,6 +32,7 @@ class Reply:
     """
 
     kind, prefix = "", ""
+    end_of_stream: str | None = "data: [DONE]\n\n"
 
     def __init__(self, body: GenerationRequest, params: SamplingParams, model: str, request_id: str):
         self._num_samples, self._num_logprobs = params.n, params.logprobs
@@ -62,6 +65,15 @@ class Reply:
     def closing(self, outputs: list[RequestOutput]) -> list[Chunk]:
         """Chunks that come after all text: the usage, when it was asked for."""
         return [self._chunk([]) | {"usage": self._usage(outputs)}] if self._includes_usage else []
+
+    def failing(self, message: str) -> list[Chunk]:
+        """What a stream ends with when its request fails: the status is out by then."""
+        return [dict(error_body(500, message))]
+
+    @staticmethod
+    def encoded(chunk: Chunk) -> str:
+        """A chunk as a server-sent event."""
+        return f"data: {json.dumps(chunk)}\n\n"
 
     def _index(self, prompt: int, sample: int) -> int:
         return prompt * self._num_samples + sample

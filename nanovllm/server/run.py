@@ -26,10 +26,12 @@ LONGEST_WAIT = 24 * 3600.0
 def run(model: str | None, engine_settings: dict[str, Any], *, host: str, port: int, api_key: str | None, max_queue: int,
         max_body_bytes: int, receive_seconds: float, shutdown_seconds: float, log_level: str, generation_config: str = "auto",
         served_model_name: str | None = None, allow_origin: Sequence[str] = (), allow_host: Sequence[str] = (),
-        public_metrics: bool = False, reasoning_parser: str = "auto") -> None:
+        public_metrics: bool = False, reasoning_parser: str = "auto",
+        max_stored_responses: int = 1024) -> None:
     """Load the model and serve it until SIGINT or SIGTERM. Raises ValueError for what cannot be served."""
     check_settings(host=host, port=port, api_key=api_key, max_body_bytes=max_body_bytes, receive_seconds=receive_seconds,
-                   shutdown_seconds=shutdown_seconds, served_model_name=served_model_name)
+                   shutdown_seconds=shutdown_seconds, served_model_name=served_model_name,
+                   max_stored_responses=max_stored_responses)
     try:
         # Bound before the model is loaded: a port that is taken should not cost a minute to find out about.
         with bind(host, port) as listener:
@@ -38,7 +40,7 @@ def run(model: str | None, engine_settings: dict[str, Any], *, host: str, port: 
                              receive_seconds=receive_seconds, generation_config=generation_config,
                              allowed_hosts=hosts_to_allow(listener.getsockname()[0], host, allow_host),
                              allowed_origins=allow_origin, public_metrics=public_metrics,
-                             reasoning_parser=reasoning_parser)
+                             reasoning_parser=reasoning_parser, max_stored_responses=max_stored_responses)
             say_what_is_served(app.state.server, engine_settings)
             if api_key is None and not is_loopback(listener.getsockname()[0]):
                 print(f"Everybody who reaches {host} may use this server; set {KEY_VARIABLE} to ask for a key.", flush=True)
@@ -52,7 +54,7 @@ def run(model: str | None, engine_settings: dict[str, Any], *, host: str, port: 
 
 
 def check_settings(*, host: str, port: int, api_key: str | None, max_body_bytes: int, receive_seconds: float,
-                   shutdown_seconds: float, served_model_name: str | None) -> None:
+                   shutdown_seconds: float, served_model_name: str | None, max_stored_responses: int) -> None:
     """Raise ValueError for a setting of the server that cannot be meant."""
     check(host.strip() != "", "host", host, "an address or a name", "use 0.0.0.0 for every address of this machine")
     check(0 <= port < 2**16, "port", port, "from 0 to 65535", "0 is any free one")
@@ -63,6 +65,7 @@ def check_settings(*, host: str, port: int, api_key: str | None, max_body_bytes:
           "look for a line break at the end of the file that it came from")
     check(served_model_name is None or served_model_name.strip() != "", "served_model_name", served_model_name,
           "at least one character", "leave it out for the name of the model's folder")
+    check(max_stored_responses >= 0, "max_stored_responses", max_stored_responses, "0 or more", "0 keeps none")
     check(max_body_bytes >= 1, "max_body_bytes", max_body_bytes, "1 or more", "leave it out")
     check(math.isfinite(shutdown_seconds) and 0 <= shutdown_seconds <= LONGEST_WAIT, "shutdown_seconds", shutdown_seconds,
           f"from 0 to {LONGEST_WAIT:g}", "0 ends running requests at once")

@@ -127,6 +127,58 @@ class ChatCompletionBody(TypedDict):
     prompt_token_ids: NotRequired[list[int]]
 
 
+class InputTokensDetails(TypedDict):
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class ResponseUsageBody(TypedDict):
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: CompletionTokensDetails
+    total_tokens: int
+
+
+class ResponseBody(TypedDict):
+    """An answer of /v1/responses. output: items of type message, reasoning and function_call."""
+
+    id: str
+    object: str
+    created_at: int
+    completed_at: int | None
+    status: str
+    error: dict[str, str] | None
+    incomplete_details: dict[str, str] | None
+    model: str
+    instructions: str | None
+    output: list[dict[str, Any]]
+    usage: ResponseUsageBody | None
+    metadata: dict[str, str]
+    parallel_tool_calls: bool
+    tool_choice: Any
+    tools: list[dict[str, Any]]
+    temperature: float
+    top_p: float
+    max_output_tokens: int | None
+    max_tool_calls: int | None
+    previous_response_id: str | None
+    background: bool
+    reasoning: dict[str, str | None]
+    service_tier: str
+    store: bool
+    text: dict[str, Any]
+    top_logprobs: int
+    truncation: str
+    user: str | None
+
+
+class DeletedResponseBody(TypedDict):
+    id: str
+    object: str
+    deleted: bool
+
+
 class ModelBody(TypedDict):
     id: str
     object: str

@@ -10,6 +10,7 @@ from nanovllm.server.chat_format import ChatFormat
 from nanovllm.server.errors import UnknownModel
 from nanovllm.server.metrics import Metrics
 from nanovllm.server.prompts import PromptEncoder
+from nanovllm.server.response_store import ResponseStore
 from nanovllm.serving.sampling_defaults import SamplingDefaults
 from nanovllm.utils.checks import check
 
@@ -21,12 +22,13 @@ class ServerState:
 
     Owns nothing that runs: the AsyncLLM is the application's to close. model_name: what clients call the model.
     created: when the server started, in seconds since 1970. defaults: of requests that do not say how to draw.
-    chat_format: what the model's chats consist of.
+    chat_format: what the model's chats consist of. responses: those that clients may come back to.
     """
 
     def __init__(self, llm: AsyncLLM, model_name: str, metrics: Metrics, created: int, defaults: SamplingDefaults,
-                 chat_format: ChatFormat):
+                 chat_format: ChatFormat, responses: ResponseStore):
         self.llm, self.model_name, self.metrics, self.created, self.defaults = llm, model_name, metrics, created, defaults
+        self.responses = responses
         self.format, self.encoder = chat_format, PromptEncoder(llm.llm, chat_format)
 
     @property

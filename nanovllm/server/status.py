@@ -14,7 +14,6 @@ router = APIRouter(responses=REFUSALS_OF_GET)
 
 BROKEN: dict[int | str, dict[str, Any]] = {503: {"model": HealthBody, "description": "It can serve nothing; `reason` says why"}}
 NOT_OFFERED = {
-    "/v1/responses": "chats are served at /v1/chat/completions",
     "/v1/embeddings": "the model writes text and embeds none", "/v1/rerank": "the model writes text and ranks none",
     "/v1/score": "for log-probabilities of a text use /v1/completions with echo and logprobs",
     "/v1/moderations": "the model writes text and judges none", "/v1/images/generations": "the model writes text only",

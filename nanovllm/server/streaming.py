@@ -1,17 +1,17 @@
 """Answers that take a while, and clients that do not wait for them."""
 
 import asyncio
-import json
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from nanovllm.async_llm import AsyncRequest
 from nanovllm.errors import RequestFailed
-from nanovllm.server.errors import error_body
-from nanovllm.server.replies import Chunk, Reply
+from nanovllm.outputs import RequestOutput
+from nanovllm.server.replies import Chunk, LogprobEntry
+from nanovllm.serving.request import Delta
 
 T = TypeVar("T")
 
@@ -42,6 +42,25 @@ async def unless_disconnected(receive: Receive, work: Awaitable[T]) -> T:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+class StreamReply(Protocol):
+    """What makes events of requests that run: see `Reply`. end_of_stream: what is written after the last event."""
+
+    end_of_stream: str | None
+
+    def opening(self, prompt: int, num_prompt_tokens: int) -> list[Chunk]: ...
+
+    def beginning(self, prompt: int, prompt_token_ids: list[int], text: str | None,
+                  prompt_logprobs: list[LogprobEntry | None] | None) -> list[Chunk]: ...
+
+    def chunks(self, prompt: int, delta: Delta) -> list[Chunk]: ...
+
+    def closing(self, outputs: list[RequestOutput]) -> list[Chunk]: ...
+
+    def failing(self, message: str) -> list[Chunk]: ...
+
+    def encoded(self, chunk: Chunk) -> str: ...
+
+
 class EventStream(Response):
     """Requests that run, as server-sent events: a chunk for each delta, whichever request it comes from.
 
@@ -50,7 +69,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, requests: list[AsyncRequest], reply: Reply, prompts: list[str | None]):
+    def __init__(self, requests: list[AsyncRequest], reply: StreamReply, prompts: list[str | None]):
         """prompts: their texts, one for each request."""
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
@@ -68,13 +87,13 @@ class EventStream(Response):
                 request.abort()
 
     async def _write(self, send: Send) -> None:
-        async def event(data: str) -> None:
-            await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
+        async def write(chunk: Chunk) -> None:
+            await send({"type": "http.response.body", "body": self._reply.encoded(chunk).encode(), "more_body": True})
 
         async def follow(prompt: int, request: AsyncRequest) -> None:
             own = request.request
             for chunk in self._reply.opening(prompt, len(own.prompt_token_ids)):
-                await event(json.dumps(chunk))
+                await write(chunk)
             chunks: list[Chunk] = []
             has_begun = False
             async for delta in request:
@@ -82,17 +101,19 @@ class EventStream(Response):
                     has_begun = True
                     chunks = self._reply.beginning(prompt, own.prompt_token_ids, self._prompts[prompt], own.prompt_logprobs())
                 for chunk in chunks + self._reply.chunks(prompt, delta):
-                    await event(json.dumps(chunk))
+                    await write(chunk)
                 chunks = []
 
         results = await asyncio.gather(*(follow(i, request) for i, request in enumerate(self._requests)),
                                        return_exceptions=True)
         error = next((result for result in results if result is not None), None)
         if isinstance(error, RequestFailed):  # the status is out already; an error event is what clients look for
-            await event(json.dumps(error_body(500, str(error))))
+            for chunk in self._reply.failing(str(error)):
+                await write(chunk)
         elif error is not None:
             raise error
         else:
             for chunk in self._reply.closing([await request.output() for request in self._requests]):
-                await event(json.dumps(chunk))
-        await event("[DONE]")
+                await write(chunk)
+        if self._reply.end_of_stream is not None:
+            await send({"type": "http.response.body", "body": self._reply.end_of_stream.encode(), "more_body": True})

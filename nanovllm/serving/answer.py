@@ -55,6 +55,14 @@ class AnswerParser:
         return isinstance(piece, Reasoning | Content) or self._max_calls is None or piece.index < self._max_calls
 
 
+def whole_pieces(text: str, form: AnswerFormat) -> list[AnswerPiece]:
+    """The pieces of a whole answer. Calls that came to nothing are content."""
+    pieces = AnswerParser(form).push(text, final=True)
+    broken = {piece.index for piece in pieces if isinstance(piece, CallBroken)}
+    told = [Content(piece.source) if isinstance(piece, CallBroken) else piece for piece in pieces]
+    return [piece for piece in told if not (isinstance(piece, CallBegun | CallArguments) and piece.index in broken)]
+
+
 @dataclass
 class ToolCall:
     """A call of a tool. arguments: a JSON object, as text."""
@@ -75,7 +83,7 @@ class Answer:
     def of(cls, text: str, form: AnswerFormat) -> "Answer":
         answer = cls()
         calls: dict[int, ToolCall] = {}
-        for piece in AnswerParser(form).push(text, final=True):
+        for piece in whole_pieces(text, form):
             if isinstance(piece, Reasoning):
                 answer.reasoning += piece.text
             elif isinstance(piece, Content):
@@ -84,8 +92,5 @@ class Answer:
                 calls[piece.index] = ToolCall(piece.name)
             elif isinstance(piece, CallArguments):
                 calls[piece.index].arguments += piece.text
-            elif isinstance(piece, CallBroken):
-                del calls[piece.index]
-                answer.content += piece.source
         answer.calls = list(calls.values())
         return answer

@@ -150,6 +150,6 @@ def test_small_endpoints(server):
         next(pieces)
         assert get("/load").json() == {"server_load": 1}
     server.wait_until(lambda: get("/load").json() == {"server_load": 0})
-    for path in ("embeddings", "responses", "moderations", "rerank", "score", "images/generations", "audio/speech", "files"):
+    for path in ("embeddings", "moderations", "rerank", "score", "images/generations", "audio/speech", "files"):
         reply = http.post(f"{server.url}/v1/{path}", json={"input": "a"})
         assert reply.status_code == 404 and f"does not offer /v1/{path}" in reply.json()["error"]["message"]

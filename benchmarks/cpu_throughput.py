@@ -1,6 +1,7 @@
 """The engine beside `transformers.generate` on this machine's CPU: 64 chat requests, the same work for both.
 
     python -m benchmarks.cpu_throughput                  # three pairs, the table, and benchmarks/results/<machine>.json
+    python -m benchmarks.cpu_throughput --backends       # plain PyTorch against the CPU kernels: chats, one and eight streams
     python -m benchmarks.cpu_throughput --profile        # where the engine's own time goes, nothing written
 
 Requests mix short and long prompts and answers, and most share a system prompt, as chat traffic does. `generate` gets
@@ -134,6 +135,34 @@ def measure(folder: Path, pairs: int, threads: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def compare_backends(folder: Path, pairs: int, threads: int, dtype: str) -> None:
+    """attention_backend 'cpu' against 'torch', in turn; the fastest of each workload, and how many texts are the same.
+
+    The CPU seconds are those of all threads, which other work on the machine does not lengthen as it does the wall's.
+    """
+    torch.set_num_threads(threads)
+    best: dict[tuple[str, str], tuple[float, float]] = {}
+    texts: dict[tuple[str, str], list[list[int]]] = {}
+    for _ in range(pairs):
+        for backend in ("torch", "cpu"):
+            with LLM(folder, device="cpu", dtype=dtype, attention_backend=backend) as llm:
+                chats = chat_requests(llm)
+                streams = [(prompt, 64) for prompt, _ in chats[:8]]
+                run_engine(llm, [(prompt[::-1], 2) for prompt, _ in chats[:8]])  # first calls choose kernels
+                for name, work in (("one stream", [(chats[-1][0], 128)]), ("8 streams", streams), ("64 chats", chats)):
+                    wall, cpu_seconds = time.perf_counter(), time.process_time()
+                    texts[name, backend] = run_engine(llm, work)
+                    took = time.perf_counter() - wall, time.process_time() - cpu_seconds
+                    best[name, backend] = tuple(map(min, best.get((name, backend), took), took))  # type: ignore[assignment]
+    print(f"{dtype}, {threads} threads, {cpu()}\n{'':12}{'tokens':>8}{'torch, s':>10}{'cpu, s':>8}{'ratio':>7}"
+          f"{'CPU s, torch':>14}{'cpu':>7}{'ratio':>7}   same texts")
+    for name in ("one stream", "8 streams", "64 chats"):
+        (plain, plain_cpu), (fast, fast_cpu) = best[name, "torch"], best[name, "cpu"]
+        same = sum(a == b for a, b in zip(texts[name, "torch"], texts[name, "cpu"], strict=True))
+        print(f"{name:12}{sum(map(len, texts[name, 'cpu'])):8}{plain:10.2f}{fast:8.2f}{plain / fast:7.2f}{plain_cpu:14.2f}"
+              f"{fast_cpu:7.2f}{plain_cpu / fast_cpu:7.2f}   {same} of {len(texts[name, 'cpu'])}")
+
+
 def machine() -> dict[str, Any]:
     """What the figures depend on; nothing that says whose machine it is."""
     import transformers
@@ -158,12 +187,17 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="measured pairs (3)")
     parser.add_argument("--threads", type=int, default=2, help="torch's threads, for both (2)")
     parser.add_argument("--profile", action="store_true", help="where the engine's time goes, by operator")
+    parser.add_argument("--backends", action="store_true", help="attention_backend 'cpu' against 'torch'")
+    parser.add_argument("--dtype", default="float32", help="of the weights with --backends (float32)")
     args = parser.parse_args()
     if args.pairs < 1 or args.threads < 1:
         parser.error(f"--pairs {args.pairs} --threads {args.threads}: both must be 1 or more")
     with model_folder() as (folder, kind):
         if args.profile:
             profile(folder, args.threads)
+            return
+        if args.backends:
+            compare_backends(folder, args.pairs, args.threads, args.dtype)
             return
         result = {"model": kind} | measure(folder, args.pairs, args.threads)
     result = machine() | result

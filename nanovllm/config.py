@@ -30,7 +30,7 @@ LOAD_FORMATS = ("auto", "dummy")
 # What a config.json must say, unless its family has a default for it.
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "num_key_value_heads", "max_position_embeddings")
-BACKENDS = ("auto", "torch", "triton", "flash_attn")
+BACKENDS = ("auto", "torch", "cpu", "triton", "flash_attn")
 
 
 @dataclass

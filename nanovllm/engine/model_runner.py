@@ -242,6 +242,11 @@ class ModelRunner:
 
     def _fastest_form(self, model: Qwen3ForCausalLM) -> tuple[CausalLM, Sampler, RowKernels, ApplyBitmask]:
         """Model, sampler, what moves decode rows and what masks scores: with our kernels, or plain for the `torch` backend."""
+        if self.backend.name == "cpu":
+            from nanovllm.models import fused_cpu
+
+            fused = fused_cpu.FusedCPUModel(model, self.block_size) if fused_cpu.fits(model) else model
+            return fused, Sampler(), row_state, apply_bitmask
         if self.backend.name == "torch" or import_error("triton"):
             return model, Sampler(), row_state, apply_bitmask
         from nanovllm.kernels import row_state as row_kernels

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nanovllm.errors import InvalidArgument
 from nanovllm.layers.attention_backends import FlashAttnBackend, TorchBackend, TritonBackend, import_error
 from nanovllm.layers.batched_attention import BatchedTorchBackend
+from nanovllm.layers.cpu_attention import CPUBackend
 from nanovllm.utils.context import Context
 
 
@@ -46,6 +47,14 @@ def compute_capability(device: torch.device) -> tuple[int, int]:
 def _why_not(name: str, device: torch.device, dtype: torch.dtype, head_dim: int, block_size: int) -> str | None:
     """What keeps backend `name` from running here, with the remedy; None when nothing does."""
     if name == "torch":
+        return None
+    if name == "cpu":
+        if device.type != "cpu":
+            return f"it needs device='cpu', not {str(device)!r}; use 'triton' or 'torch'"
+        if dtype not in (torch.float32, torch.bfloat16):
+            return f"dtype {dtype} is not float32 or bfloat16; use one of them or 'torch'"
+        if head_dim % 32 or head_dim > 256:
+            return f"head_dim {head_dim} is not a multiple of 32 up to 256; use 'torch'"
         return None
     interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     if device.type != "cuda" and not interpreted:
@@ -87,10 +96,11 @@ def select_backend(
     """
     device = torch.device(device)
     plain = TorchBackend if device.type == "cpu" else BatchedTorchBackend
-    kinds: dict[str, type[AttentionBackend]] = {"triton": TritonBackend, "flash_attn": FlashAttnBackend, "torch": plain}
+    kinds: dict[str, type[AttentionBackend]] = {"triton": TritonBackend, "flash_attn": FlashAttnBackend, "torch": plain,
+                                               "cpu": CPUBackend}
     if name == "auto":
         # The interpreter is for checking kernels, so a CPU never gets Triton unasked.
-        names = kinds if device.type == "cuda" else ["torch"]
+        names = [name for name in kinds if name != "cpu"] if device.type == "cuda" else ["torch"]
         fits = (n for n in names if not _why_not(n, device, dtype, head_dim, block_size))
         return kinds[next(fits)]()
     if name not in kinds:

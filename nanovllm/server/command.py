@@ -17,7 +17,7 @@ ENGINE_SETTINGS = {  # of nanovllm.config.Config, whose defaults hold
     "tensor_parallel_size": (int, "GPUs to split the model over"),
     "device": (str, "auto, cpu or cuda[:n]"),
     "dtype": (str, "auto, float32, float16 or bfloat16"),
-    "attention_backend": (str, "auto, torch, triton or flash_attn"),
+    "attention_backend": (str, "auto, torch, cpu, triton or flash_attn"),
     "seed": (int, "of the draws of requests that bring none"),
 }
 

@@ -131,7 +131,7 @@ def test_auto_takes_the_best_that_fits(fake_packages):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "xformers"}, r"'xformers' is unknown; use one of 'auto', 'triton', 'flash_attn', 'torch'"),
+        ({"name": "xformers"}, r"'xformers' is unknown; use one of 'auto', 'triton', 'flash_attn', 'torch', 'cpu'"),
         ({"name": "flash_attn"}, r"needs a CUDA device, not 'cpu'; use attention_backend='torch'"),
         ({"name": "triton"}, r"needs a CUDA device, not 'cpu'"),
         ({"name": "flash_attn", "device": "cuda", "block_size": 16}, r"block size 16 .* kvcache_block_size=256"),

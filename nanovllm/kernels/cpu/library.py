@@ -1,0 +1,95 @@
+"""The CPU kernels of this folder, compiled for this very machine when they are first asked for, and called through ctypes.
+
+C++ and not Triton, which has no CPU, nor torch.compile, which takes most of a minute at every start. A compiler takes a few
+seconds, once: the result is kept in the user's cache folder, under a name made of sources, flags and machine.
+"""
+
+import ctypes
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from nanovllm.errors import EngineError
+
+FOLDER = Path(__file__).parent
+SOURCES = ("step.cpp", "attention.h", "layers.h", "vector.h")
+# Sums may be taken in any order that is fast, but a NaN is a NaN: no -ffast-math.
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-w")
+
+
+class Batch(ctypes.Structure):
+    """`Batch` of step.cpp: a step's `Context`, and its positions."""
+
+    _fields_ = [*((name, ctypes.c_int) for name in ("num_tokens", "num_seqs", "table_width")),
+                *((name, ctypes.c_void_p) for name in ("positions", "slots", "starts", "lengths", "tables"))]
+
+
+class Shape(ctypes.Structure):
+    """`Shape` of step.cpp: what does not change from step to step."""
+
+    _fields_ = [*((name, ctypes.c_int) for name in (
+                    "num_layers", "hidden", "num_heads", "num_kv_heads", "head_dim", "intermediate", "block_size")),
+                ("eps", ctypes.c_float), ("scale", ctypes.c_float), ("layer_stride", ctypes.c_long),
+                ("cos", ctypes.c_void_p), ("sin", ctypes.c_void_p)]
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The compiled kernels. Raises EngineError where there is no C++ compiler, or where it fails."""
+    compiler = os.environ.get("CXX", "c++")
+    try:
+        # What the compiler says of itself and of the machine: another one gets a library of its own.
+        macros = _run([compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
+    except OSError as error:
+        raise EngineError(f"the CPU kernels need a C++ compiler, and {compiler!r} cannot be run ({error}); install one "
+                          "(Debian, Ubuntu: apt install g++), name it in CXX, or use attention_backend='torch'.") from None
+    digest = hashlib.sha256(f"{macros}{FLAGS}".encode())
+    for name in SOURCES:
+        digest.update((FOLDER / name).read_bytes())
+    file = _cache_folder() / f"cpu-kernels-{digest.hexdigest()[:16]}.so"
+    if not file.is_file():
+        _compile(compiler, file)
+    return ctypes.CDLL(str(file))
+
+
+def _compile(compiler: str, file: Path) -> None:
+    """Beside its place first, and then into it: two processes that start together do each other no harm."""
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        half, whole = Path(scratch, "step.o"), Path(scratch, "step.so")
+        openmp = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))  # torch's own: two pools of threads would quarrel
+        parallel = ["-fopenmp"] if openmp else []
+        _run([compiler, *FLAGS, *parallel, "-c", str(FOLDER / "step.cpp"), "-o", str(half)])
+        _run([compiler, "-shared", str(half), *map(str, openmp[:1]), "-o", str(whole)])
+        whole.replace(file)
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
+    if done.returncode:
+        last = " ".join(done.stderr.split("\n")[-12:]).strip()
+        raise EngineError(f"the CPU kernels could not be compiled by {command[0]!r} ({last}); name another compiler in CXX, or "
+                          "use attention_backend='torch'.")
+    return done.stdout
+
+
+def _cache_folder() -> Path:
+    """Where the user's caches lie, or a folder of this process where that cannot be written."""
+    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / (
+        "Library/Caches" if sys.platform == "darwin" else ".cache"), "nanovllm")
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=kept):
+            return kept
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="nanovllm-"))
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """As the library's functions call it."""
+    return str(dtype).removeprefix("torch.")

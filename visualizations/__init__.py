@@ -33,6 +33,7 @@ from visualizations.figures.draws import plot_bits, plot_wheel
 from visualizations.figures.exponential_race import plot_exponential_race
 from visualizations.figures.exponents import plot_exponents
 from visualizations.figures.fleet import plot_fleet
+from visualizations.figures.found_tokens import plot_found_tokens
 from visualizations.figures.fragmentation import plot_fragmentation
 from visualizations.figures.gpu_timeline import plot_gpu_timeline
 from visualizations.figures.head_groups import plot_head_groups
@@ -54,6 +55,7 @@ from visualizations.figures.parity import plot_parity
 from visualizations.figures.part_shares import plot_part_shares
 from visualizations.figures.places import plot_places
 from visualizations.figures.prefix_tree import plot_prefix_tree
+from visualizations.figures.reuse_order import plot_reuse_order
 from visualizations.figures.ring import plot_ring
 from visualizations.figures.roofline import Measured, plot_roofline
 from visualizations.figures.rope import plot_rope
@@ -78,11 +80,12 @@ __all__ = [
     "RooflineExplorer", "SamplerExplorer", "SchedulerExplorer", "Simulation", "SpeculationExplorer", "TensorXRay",
     "listing", "name_map", "plot_ablation", "plot_acceptance", "plot_attention_mask", "plot_batch_composition",
     "plot_bits", "plot_block_tables", "plot_by_position", "plot_cache_occupancy", "plot_checkpoint_file", "plot_curves",
-    "plot_exponential_race", "plot_exponents", "plot_fleet", "plot_fragmentation", "plot_gpu_timeline",
+    "plot_exponential_race", "plot_exponents", "plot_fleet", "plot_found_tokens", "plot_fragmentation", "plot_gpu_timeline",
     "plot_head_groups", "plot_heat_maps", "plot_journey", "plot_latencies", "plot_life_of_request", "plot_lines",
     "plot_load_test", "plot_matrices", "plot_memory_budget", "plot_memory_hierarchy", "plot_name_map",
     "plot_next_token", "plot_online_softmax", "plot_operations", "plot_overlap", "plot_padding_waste", "plot_parity",
-    "plot_part_shares", "plot_places", "plot_prefix_tree", "plot_request_timeline", "plot_ring", "plot_roofline",
+    "plot_part_shares", "plot_places", "plot_prefix_tree", "plot_request_timeline", "plot_reuse_order", "plot_ring",
+    "plot_roofline",
     "plot_rope", "plot_rounds", "plot_routing", "plot_sampling_filters", "plot_shape_flow", "plot_side_by_side",
     "plot_slot_scatter", "plot_step_parts", "plot_step_tensors", "plot_stretches", "plot_tensor_split", "plot_wheel",
     "plot_work", "plot_work_shares", "record_flow", "record_journey", "record_logits", "record_routing",

@@ -162,7 +162,7 @@ def draw_block(ax: Axes, x: float, y: float, number: int, *, state: str, colour:
     box: dict[str, Any] = dict(boxstyle=f"round,pad=0,rounding_size={ROUNDING * size}", mutation_aspect=1)
     outline = FancyBboxPatch((x, y), size, size, facecolor=m.free if state == "f" else m.paper, edgecolor="none", **box)
     ax.add_patch(outline)
-    ink, halo = m.muted, []
+    ink, halo, centre = m.muted, [], 0.5
     if state == "c":
         outline.set(edgecolor=m.muted, linewidth=1.3)
     elif state in "us":
@@ -171,9 +171,12 @@ def draw_block(ax: Axes, x: float, y: float, number: int, *, state: str, colour:
                 part = Rectangle((x + start * size, y), (end - start) * size, size, facecolor=shade, edgecolor="none")
                 ax.add_patch(part)
                 part.set_clip_path(outline)
-        middle = colour if prompt >= 0.7 else light if prompt <= 0.3 and filled >= 0.7 else m.paper
+        # The number stands in the widest of the parts, clear of the edges between them.
+        parts = ((0.0, prompt, colour), (prompt, filled, light), (filled, 1.0, m.paper))
+        start, end, middle = max(parts, key=lambda part: part[1] - part[0])
+        centre = (start + end) / 2
         ink = m.ink if middle == m.paper else text_on(middle)
-        halo = [withStroke(linewidth=2.4, foreground=middle)]  # the number may lie on the edge of two shades
+        halo = [withStroke(linewidth=2.4, foreground=middle)]
         edge = FancyBboxPatch((x, y), size, size, facecolor="none", edgecolor=colour, linewidth=1.3, **box)
         if state == "s":
             hatch = FancyBboxPatch((x, y), size, size, facecolor="none", edgecolor=mix(colour, "#ffffff", 0.45),
@@ -186,6 +189,6 @@ def draw_block(ax: Axes, x: float, y: float, number: int, *, state: str, colour:
         ax.text(x + 0.72 * size, y + 0.76 * size, f"×{references}", ha="center", va="center", fontsize=7.5, color=m.ink,
                 bbox=dict(boxstyle="round,pad=0.12", facecolor=m.paper, edgecolor="none"))
     else:
-        ax.text(x + size / 2, y + size / 2, str(number), ha="center", va="center", fontsize=9, color=ink,
+        ax.text(x + centre * size, y + size / 2, str(number), ha="center", va="center", fontsize=9, color=ink,
                 path_effects=halo)
     return outline

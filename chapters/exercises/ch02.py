@@ -44,7 +44,7 @@ def _books(manager, seqs, held_before=None) -> str | None:
 
 @check("the manager")
 def check_manager(MyBlocks):
-    """MyBlocks(num_blocks, block_size) with num_free_blocks, num_new_blocks, append and free."""
+    """MyBlocks(num_blocks, block_size) with num_free_blocks, num_new_blocks, append, shrink and free."""
     moves = 0
     for game in range(40):
         draw = random.Random(game)
@@ -57,6 +57,14 @@ def check_manager(MyBlocks):
                 story.append(f"free({seq.seq_id})")
                 manager.free(seq)
                 require(seq.block_table == [], f"{'; '.join(story[-6:])}: sequence {seq.seq_id} still holds {seq.block_table}.")
+            elif seq.block_table and draw.random() < 0.3:
+                keep = draw.randrange(0, (len(seq.block_table) + 1) * size)
+                before, needed = list(seq.block_table), -(-keep // size)
+                story.append(f"shrink({seq.seq_id}, {keep})")
+                manager.shrink(seq, keep)
+                require(seq.block_table == before[:needed],
+                        f"blocks of {size}, {'; '.join(story[-6:])}: {keep} tokens need the first "
+                        f"{min(needed, len(before))} of {before}; the table is {seq.block_table}.")
             else:
                 wanted = draw.randrange(1, 8 * size)
                 story.append(f"append({seq.seq_id}, {wanted})")

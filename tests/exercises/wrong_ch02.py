@@ -29,6 +29,44 @@ class NeverGivesBack(MyBlocks):
         seq.block_table = []
 
 
+class ShrinksTooFar(MyBlocks):
+    def shrink(self, seq, num_tokens):
+        keep = num_tokens // self.block_size
+        self.unreferenced.extend(seq.block_table[keep:])
+        seq.block_table = seq.block_table[:keep]
+
+
+class ShrinksTheTableOnly(MyBlocks):
+    def shrink(self, seq, num_tokens):
+        seq.block_table = seq.block_table[:-(-num_tokens // self.block_size)]
+
+
+class BlocksOfTheChapter:
+    """What stands in the text, and the two questions of the scheduler."""
+
+    def __init__(self, num_blocks, block_size):
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self.unreferenced = list(range(num_blocks))
+
+    @property
+    def num_free_blocks(self):
+        return len(self.unreferenced)
+
+    def num_new_blocks(self, seq, num_tokens):
+        return max(0, -(-num_tokens // self.block_size) - len(seq.block_table))
+
+    def append(self, seq, num_tokens):
+        missing = -(-num_tokens // self.block_size) - len(seq.block_table)
+        if missing > len(self.unreferenced):
+            raise RuntimeError(f"{missing} more blocks needed, {len(self.unreferenced)} are free")
+        for _ in range(missing):
+            seq.block_table.append(self.unreferenced.pop(0))
+
+    def free(self, seq):
+        self.unreferenced.extend(seq.block_table)
+        seq.block_table = []
+
+
 class RoundsDown(MyBlocks):
     def num_new_blocks(self, seq, num_tokens):
         return max(0, num_tokens // self.block_size - len(seq.block_table))
@@ -58,6 +96,7 @@ def copies_everything(manager, parent, child):
 
 WRONG = {
     "check_slot_mapping": (looks_up_one_block, forgets_the_last),
-    "check_manager": (TakesBeforeItChecks, CountsFromNothing, NeverGivesBack, RoundsDown),
+    "check_manager": (TakesBeforeItChecks, CountsFromNothing, NeverGivesBack, RoundsDown, ShrinksTooFar,
+                      ShrinksTheTableOnly, BlocksOfTheChapter),
     "check_fork": (shares_the_last_block_too, counts_no_reference, copies_everything),
 }

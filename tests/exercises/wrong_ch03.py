@@ -13,6 +13,14 @@ def sums_the_past(tokens, block_size):
     return [sum(tokens[:i + block_size]) for i in range(0, len(tokens) - block_size + 1, block_size)]
 
 
+def names_by_pythons_hash(tokens, block_size):
+    return [hash(tuple(tokens[:i + block_size])) for i in range(0, len(tokens) - block_size + 1, block_size)]
+
+
+def joins_without_a_mark(tokens, block_size):
+    return ["".join(map(str, tokens[:i + block_size])) for i in range(0, len(tokens) - block_size + 1, block_size)]
+
+
 def computes_nothing(num_tokens, num_found, block_size):
     return num_found * block_size, list(range(num_found * block_size, num_tokens))
 
@@ -37,12 +45,26 @@ def evicts_the_newest(blocks):
     return max((b for b in blocks if b.children == 0), key=lambda b: b.last_used)
 
 
+def takes_the_first(blocks):
+    return blocks[0]
+
+
+def is_no_better_than_lru(blocks):
+    return min((b for b in blocks if b.children == 0), key=lambda b: b.last_used)
+
+
+def forgets_when(blocks):
+    return min((b for b in blocks if b.children == 0), key=lambda b: b.uses)
+
+
 def returns_an_index(blocks):
     return 1000 + min(range(len(blocks)), key=lambda i: blocks[i].last_used)
 
 
 WRONG = {
-    "check_block_names": (names_without_a_past, names_the_last_piece_too, sums_the_past),
+    "check_block_names": (names_without_a_past, names_the_last_piece_too, sums_the_past, names_by_pythons_hash,
+                          joins_without_a_mark),
     "check_admit": (computes_nothing, computes_the_last_block, stores_what_it_computes),
-    "check_choose_victim": (evicts_the_oldest_of_all, evicts_the_newest, returns_an_index),
+    "check_choose_victim": (evicts_the_oldest_of_all, evicts_the_newest, takes_the_first, is_no_better_than_lru,
+                            forgets_when, returns_an_index),
 }

@@ -54,6 +54,17 @@ class IgnoresThePlaces(MyScheduler):
             budget -= self.give(batch, seq, min(seq.num_uncomputed_tokens, budget))
 
 
+class OneBudgetOfTheChapter(MyScheduler):
+    def plan(self, batch):
+        budget = self.max_num_batched_tokens
+        for seq in sorted(self.running, key=lambda seq: seq.num_uncomputed_tokens > 1):
+            budget -= self.give(batch, seq, min(seq.num_uncomputed_tokens, budget))
+        while self.waiting and budget and len(self.running) < self.max_num_seqs:
+            seq = self.waiting[0]
+            self.admit(batch, seq)
+            budget -= self.give(batch, seq, min(seq.num_uncomputed_tokens, budget))
+
+
 class Starves(MyScheduler):
     def line(self):
         return sorted(self.waiting, key=len)
@@ -66,6 +77,6 @@ class LongFirst(MyScheduler):
 
 WRONG = {
     "check_share_out": (in_the_given_order, never_cuts, no_budget),
-    "check_scheduler": (IgnoresTheBudget, PromptsFirst, IgnoresThePlaces),
+    "check_scheduler": (IgnoresTheBudget, PromptsFirst, IgnoresThePlaces, OneBudgetOfTheChapter),
     "check_short_first": (Starves, LongFirst, MyScheduler),
 }

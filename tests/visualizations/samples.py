@@ -172,6 +172,9 @@ FIGURES = {
     "parity": lambda ax=None: v.plot_parity(LAYERS, tolerance=1e-4, ax=ax),
     "prefix_tree": lambda ax=None: v.plot_prefix_tree(*_two_levels(), decode=lambda ids: " ".join(WORDS[i % 16] for i in ids),
                                                       ax=ax),
+    "found_tokens": lambda ax=None: v.plot_found_tokens({0: 0, 1: 40, 2: 40}, {0: 54, 1: 54, 2: 60}, ax=ax),
+    "reuse_order": lambda ax=None: v.plot_reuse_order(
+        {"after a b": [(2, False), (3, False), (1, True), (0, True)], "after c": [(4, False), (1, True), (0, True)]}, ax=ax),
     "request_timeline": lambda ax=None: v.plot_request_timeline(preempted(), ax=ax),
     "roofline": lambda ax=None: v.plot_roofline(
         [v.Measured("decode attention", 2.1e9, 0.73e9, 0.182e-3), v.Measured("prefill attention", 275e9, 0.9e9, 1.109e-3),

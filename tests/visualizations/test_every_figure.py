@@ -27,7 +27,8 @@ UNITS = {
     "exponents": ("exponent e (a weight of about 2 to the power of e)", "weights"), "heat_maps": ("key", ""),
     "part_shares": ("share of all parameters", ""), "places": ("place in the row", "position in the text"),
     "overlap": ("milliseconds", ""),
-    "fleet": ("seconds since the run began", "replica"), "fragmentation": ("token slots of the KV cache", ""),
+    "fleet": ("seconds since the run began", "replica"),
+    "found_tokens": ("prompt tokens", ""), "fragmentation": ("token slots of the KV cache", ""),
     "gpu_timeline": ("milliseconds since the step began", ""), "latencies": ("milliseconds", "share of them this short"),
     "life_of_request": ("step", "tokens"), "load_test": ("seconds since the run began: planned arrival", "milliseconds"),
     "memory_budget": ("memory of the device (GiB)", ""),
@@ -43,7 +44,7 @@ UNITS = {
     "work_shares": ("keys read, one after the other", "8 programs at once"),
 }
 MAPS = {"block_tables", "head_groups", "journey", "matrices", "memory_hierarchy", "name_map", "operations", "prefix_tree",
-        "ring", "rope", "shape_flow", "slot_scatter", "step_tensors", "tensor_split"}  # place has no unit there
+        "reuse_order", "ring", "rope", "shape_flow", "slot_scatter", "step_tensors", "tensor_split"}  # place has no unit there
 every_figure = pytest.mark.parametrize("name", FIGURES)
 
 

@@ -35,7 +35,6 @@ beside its picture (`SAVED`); `reopened` makes an explorer of it again, which is
 """
 
 import base64
-import io
 import json
 import re
 import zlib
@@ -51,6 +50,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from visualizations import theme
+from visualizations.both_modes import png
 
 HERE = Path(__file__).parent
 IMPORT = re.compile(r'^import \{[^}]*\} from "\./([\w.]+)";\n', re.MULTILINE)
@@ -147,10 +147,8 @@ class Explorer(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The widget; a picture and a text for places that run no JavaScript (GitHub, a mail, a diff); and its data."""
         data, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
-        picture = io.BytesIO()
-        self.figure().savefig(picture, format="png", dpi=FALLBACK_DPI)
         saved = {"module": self.module, "label": self.label, "step": self.step, "payload": _text(self.payload)}
-        return data | {"image/png": _text(picture.getvalue()), "text/plain": self.summary(), SAVED: saved}, metadata
+        return data | {"image/png": png(self.figure(), dpi=FALLBACK_DPI), "text/plain": self.summary(), SAVED: saved}, metadata
 
 
 def reopened(saved: dict[str, Any]) -> Explorer:

@@ -15,6 +15,7 @@ from nanovllm.engine.sequence import Sequence
 from nanovllm.layers.attention import Attention
 from nanovllm.layers.sampler import draw
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.serving.chat import encode
 from nanovllm.serving.detokenizer import IncrementalDetokenizer
 from nanovllm.serving.request import Request
 from nanovllm.utils.checks import check
@@ -71,11 +72,11 @@ class _Journey:
     def _arrive(self, prompt: str, params: SamplingParams) -> None:
         llm, scheduler, names = self.names["llm"], self.engine.scheduler, self.names
         names["prompt"], names["params"] = prompt, params
-        with self._watching(Request._encode, Request.submit, type(scheduler).add):
+        with self._watching(encode, Request.submit, type(scheduler).add):
             request = self.request = names["request"] = Request(self.engine, llm.tokenizer, prompt, params)
             request.submit()
         names["seq"] = request.sequences[0]
-        self._stop("tokenizer", Request._encode,
+        self._stop("tokenizer", encode,
                    f"{len(prompt)} characters become {len(request.prompt_token_ids)} token ids. From here on the engine "
                    "knows numbers only.", "prompt", "request.prompt_token_ids")
         self._stop("waiting queue", Request.submit,

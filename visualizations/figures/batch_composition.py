@@ -27,7 +27,7 @@ def plot_batch_composition(trace: Trace, *, ax: Axes | None = None) -> Figure:
     ax.set(xlabel="step", ylabel="tokens computed", xlim=(trace[0].step - 0.7, trace[-1].step + 0.7), ylim=(0, budget * 1.16))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     prefill, decode = (sum(getattr(r, f"num_{kind}_tokens") for r in trace) for kind in ("prefill", "decode"))
-    steps = sum(1 for r in trace if r.num_prefill_tokens)
+    steps, decoding = (sum(1 for r in trace if getattr(r, f"num_{kind}_tokens")) for kind in ("prefill", "decode"))
     theme.title(ax, "What each step computed", f"{prefill} prompt tokens (dark) fit in {steps} of {len(trace)} steps; "
-                f"the {decode} tokens fed back (light) take all the others.")
+                f"the {decode} tokens fed back (light) ride in {decoding} of them, often the same ones.")
     return fig

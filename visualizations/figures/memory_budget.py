@@ -13,11 +13,13 @@ GIB = 2**30
 
 @theme.in_both_modes
 def plot_memory_budget(budgets: Mapping[str, Mapping[str, int]], total: int, *, bytes_per_token: int | None = None,
-                       cache: str = "KV cache", ax: Axes | None = None) -> Figure:
+                       cache: str = "KV cache", title: str = "Where the memory goes", caption: str | None = None,
+                       rest: str = "not ours", ax: Axes | None = None) -> Figure:
     """A stacked bar for each configuration, in GiB, and the rest of the device's memory, pale.
 
     budgets: {configuration: {part: bytes}}, parts in the same order in each. total: bytes of the device. The part named
-    `cache` gets the accent; with `bytes_per_token` it says how many tokens it holds.
+    `cache` gets the accent; with `bytes_per_token` it says how many tokens it holds. caption: instead of the cache's share.
+    rest: what the legend calls the memory that is left.
     Raises ValueError when a configuration does not fit.
     """
     parts = list(dict.fromkeys(part for budget in budgets.values() for part in budget))
@@ -42,13 +44,13 @@ def plot_memory_budget(budgets: Mapping[str, Mapping[str, int]], total: int, *, 
             text = next((t for t in texts if size > total / GIB * (0.0095 * len(t) + 0.008)), "")  # the longest that fits
             ax.text(left + size / 2, -y, text, ha="center", va="center", fontsize=9, color=theme.text_on(shades[part]))
             left += size
-        ax.barh(-y, total / GIB - left, 0.66, left, color=m.free, gid="rest", label="not ours" if y == 0 else None)
+        ax.barh(-y, total / GIB - left, 0.66, left, color=m.free, gid="rest", label=rest if y == 0 else None)
         words.append(budget.get(cache, 0) / total)
     ax.set_yticks([-i for i in range(len(budgets))], list(budgets), color=m.ink)
     ax.tick_params(axis="y", length=0)
     ax.set(xlabel="memory of the device (GiB)", xlim=(0, total / GIB), ylim=(-len(budgets) + 0.45, 0.55))
     theme.legend(ax, loc="upper left", bbox_to_anchor=(1.0, 1.03))
     share = f"{min(words):.0%}" if min(words) == max(words) else f"{min(words):.0%} to {max(words):.0%}"
-    theme.title(ax, "Where the memory goes",
+    theme.title(ax, title, caption or
                 f"The KV cache gets what weights and activations leave: here {share} of {total / GIB:.0f} GiB.")
     return fig

@@ -1,6 +1,7 @@
 """The prefix tree: which beginnings the cache holds, and where prompts part."""
 
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,6 +21,7 @@ class _Node:
         self.block, self.tokens, self.depth = block, tokens, depth
         self.seq_ids: list[int] = []
         self.children: dict[int, _Node] = {}
+        self.siblings: list[list[int]] = []  # tokens of the blocks that stand at the same fork, its own included
         self.row = 0.0
 
 
@@ -59,6 +61,7 @@ def _place(node: _Node, row: int, nodes: list[_Node]) -> int:
         node.row = row
         return row + 1 if node.depth >= 0 else row
     for child in node.children.values():
+        child.siblings = [other.tokens for other in node.children.values()]
         nodes.append(child)
         row = _place(child, row, nodes)
     node.row = next(iter(node.children.values())).row  # straight on with the first, so that forks go down
@@ -78,7 +81,11 @@ def _draw(ax: Axes, block_manager: BlockManager, node: _Node,
     theme.draw_block(ax, x, y, node.block, state=block_manager.block_state(node.block), colour=theme.prompt_colour(owner),
                      references=max(1, block_manager.ref_counts[node.block]))
     if decode:
-        text = " ".join(decode(node.tokens).split())
+        texts = [" ".join(decode(tokens).split()) for tokens in node.siblings]
+        # At a fork, what differs is to be read: the words that all begin with are left out.
+        words = list(takewhile(lambda column: len(set(column)) == 1, zip(*(text.split() for text in texts))))
+        alike = sum(len(column[0]) + 1 for column in words) if len(texts) > 1 else 0
+        text = ("…" if alike else "") + " ".join(decode(node.tokens).split())[alike:]
         text = text if len(text) <= LONGEST else text[:LONGEST - 1] + "…"
         ax.text(x, y - 0.1, text, fontsize=7.5, va="top", ha="left", color=m.muted, gid="text", parse_math=False)
     if not node.children:

@@ -9,6 +9,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from nanovllm.utils.checks import check
 from visualizations import theme
 
+NUMBERED = 32  # slots, or tokens, that have room for their numbers
 DROP = 3.2  # how far below the tokens the cache is drawn, in cells
 
 
@@ -57,8 +58,17 @@ def plot_slot_scatter(slot_mapping: Sequence[int], block_size: int, *, owners: S
         ax.add_patch(Rectangle((to - 0.42, -deep - size / 2), 0.84, size, facecolor=shade, linewidth=0, gid=f"written-{slot}"))
         ax.plot([x, to], [-size / 2 - 0.1 * unit, -deep + size / 2 + 0.1 * unit], color=theme.sequence_colour(owner),
                 linewidth=1.1, gid=f"line-{slot}")
+        if len(slots) <= NUMBERED:
+            ax.text(x, 0, str(i), ha="center", va="center", fontsize=8, color=theme.text_on(shade))
+    if len(blocks) * block_size <= NUMBERED:
+        written = {slot: theme.text_on((theme.decode_colour if owner in light else theme.prompt_colour)(owner))
+                   for slot, owner in zip(slots, owners, strict=True)}
+        for block, x in place.items():
+            for slot in range(block * block_size, (block + 1) * block_size):
+                ax.text(x + slot % block_size + 0.5, -deep, str(slot), ha="center", va="center", fontsize=8,
+                        color=written.get(slot, m.muted if slot not in held else m.ink))
     theme.no_axes(ax)
-    ax.set_yticks([0, -deep], ["tokens of\nthe step", "blocks of\nthe cache"], color=m.ink)
+    ax.set_yticks([0, -deep], ["tokens of\nthe step", "slots of\nthe cache"], color=m.ink)
     ax.tick_params(axis="y", length=0)
     ax.set(xlim=(-0.6, width + 0.6), ylim=(-deep - 2.0 * size, 0.8 * size))
     dropped, target = sum(s < 0 for s in slots), {s // block_size for s in slots if s >= 0}

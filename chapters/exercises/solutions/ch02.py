@@ -24,6 +24,11 @@ class MyBlocks:
         for _ in range(missing):
             seq.block_table.append(self.unreferenced.pop())
 
+    def shrink(self, seq, num_tokens):
+        keep = -(-num_tokens // self.block_size)
+        self.unreferenced.extend(seq.block_table[keep:])
+        del seq.block_table[keep:]
+
     def free(self, seq):
         self.unreferenced.extend(seq.block_table)
         seq.block_table = []

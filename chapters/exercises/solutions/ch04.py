@@ -18,6 +18,8 @@ class MyScheduler(Workbench):
 
     def plan(self, batch):
         budget = self.max_num_batched_tokens
+        if any(seq.num_uncomputed_tokens == 1 for seq in self.running):
+            budget = min(budget, 25)  # 10 ms + 25 x 0.2 ms: the longest step that a reader should wait through
         for seq in sorted(self.running, key=lambda seq: seq.num_uncomputed_tokens > 1):
             budget -= self.give(batch, seq, min(seq.num_uncomputed_tokens, budget))
         for seq in self.line():

@@ -54,9 +54,15 @@ def plot_attention_mask(cu_seqlens_q: ArrayLike, context_lens: ArrayLike, *, seq
         return fig
     read = sum(int(contexts[i] * queries[i] - queries[i] * (queries[i] - 1) // 2) for i in range(len(ids)))
     theme.title(ax, "Who may read what, in one step",
-                f"{read} of {starts[-1] * keys[-1]} pairs are computed: a staircase for a prompt chunk, one row for a "
-                "decode, nothing between sequences.")
+                f"{read} of {starts[-1] * keys[-1]} pairs are computed: {', '.join(_occurring(queries.tolist()))}.")
     return fig
+
+
+def _occurring(queries: list[int]) -> list[str]:
+    """What there is to see in this step, for the caption: it must not speak of rows that are not there."""
+    seen = {"a staircase for a prompt chunk": any(n > 1 for n in queries), "one row for a decode": 1 in queries,
+            "nothing between sequences": len(queries) > 1}
+    return [words for words, there in seen.items() if there]
 
 
 def _mark_tiles(ax: Axes, starts: NDArray[Any], contexts: NDArray[Any], keys: NDArray[Any],

@@ -54,7 +54,11 @@ def test_the_commands_page_shows_the_help_that_the_program_prints(pages, command
 def test_every_command_and_option_that_the_readme_names_exists(file):
     text = (ROOT / file).read_text(encoding="utf-8")
     helps = {command: reference.help_of(*command) for command in reference.COMMANDS}
+    helps |= {("benchmarks", *command): reference.help_of(*command, program="benchmarks") for command in reference.BENCHMARKS}
     whole = "".join(helps.values())
+    for line in re.findall(r"python -m (benchmarks serve.*)", text):
+        for option in re.findall(r"--[a-z][a-z-]+", line):
+            assert option in helps["benchmarks", "serve"], f"{file} gives benchmarks serve the option {option}"
     for line in re.findall(r"python -m nanovllm (.*)", text):
         command = line.split()[0].strip("`")
         assert (command,) in helps, f"{file} names the command {command!r}"

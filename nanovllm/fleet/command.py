@@ -77,8 +77,8 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
 def serve(ray: bool, replicas: str, router: Any, model: str | None = None, api_key: str | None = None,
           num_gpus: int | None = None, **settings: Any) -> None:
     """Serve one engine in this process or, with `ray`, several. Raises ValueError for what cannot be served."""
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", replicas)
-    check(match is not None, "replicas", replicas, "a number, or two as in 1-4", "use --replicas 2")
+    check(re.fullmatch(r"\d+(-\d+)?", replicas) is not None, "replicas", replicas, "a number, or two as in 1-4",
+          "use --replicas 2")
     if not ray:
         check(replicas == "1", "replicas", replicas, "1 without --ray", "add --ray")
         return command.serve(model, api_key, **settings)
@@ -86,8 +86,8 @@ def serve(ray: bool, replicas: str, router: Any, model: str | None = None, api_k
     require("fleet", "--ray", "ray")
     from nanovllm.fleet import serve as fleet
 
-    assert match is not None
-    least, most = int(match[1]), int(match[2] or match[1])
+    first, _, last = replicas.partition("-")
+    least, most = int(first), int(last or first)
     names = (*ENGINE_SETTINGS, "enforce_eager", "enable_prefix_caching", "speculative_config")
     engine_settings = {name: settings.pop(name) for name in names if name in settings}
     fleet.run(model, engine_settings, replicas=least if least == most else (least, most), router=router, num_gpus=num_gpus,

@@ -119,7 +119,7 @@ class FleetReport:
     def ended(self, routed: Routed, now: float, seq: Sequence) -> None:
         """Take in a request that has ended."""
         times, first = seq.token_times, routed.first_token
-        assert first is not None
+        assert first is not None  # for the type checker: a request ends after its first token, which the fleet notes
         routed.end, routed.output_tokens = now, len(times)
         row = (routed.arrival, first - routed.arrival, (now - first) / max(1, len(times) - 1), now - routed.arrival,
                routed.num_prompt_tokens, routed.hit_tokens, len(times), routed.replica, seq.num_preemptions)

@@ -8,6 +8,7 @@ from typing import Any
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
+from nanovllm.errors import InvalidArgument
 from nanovllm.fleet.arrivals import Arrival
 from nanovllm.fleet.cost_model import H200, CostModel
 from nanovllm.fleet.fleet_config import FleetConfig
@@ -166,7 +167,9 @@ class SimulatedFleet:
         seq.append_token(first.token_ids[-1])
         seq.token_times = first.token_times
         blocks = replica.scheduler.block_manager
-        assert isinstance(blocks, ReceivingBlockManager)
+        if not isinstance(blocks, ReceivingBlockManager):
+            raise InvalidArgument(f"scheduler_cls={type(replica.scheduler).__name__}: its block_manager must be the one that "
+                                  "it was given, which can receive blocks; keep it, or use prefill_replicas=0.")
         blocks.receive(seq)
         request.seq, request.routed.decode_replica = seq, choice.replica
         self._decode_loads[choice.replica] += 1

@@ -45,9 +45,11 @@ class SimulatedReplica:
         return False
 
     def finish_step(self) -> tuple[ScheduledBatch, list[Sequence]]:
-        """End the step under way: its tokens are drawn at `ends`. Returns what ran, and the sequences that ended."""
+        """End the step under way: its tokens are drawn at `ends`. Returns what ran, and the sequences that ended. Raises
+        RuntimeError when there is none."""
         batch, now = self.batch, self.ends
-        assert batch is not None, "no step is under way"
+        if batch is None:
+            raise RuntimeError(f"{self!r} has no step under way; call start_step first.")
         self.batch = None
         tokens = []
         for item in batch.items:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import fleet as measured
+from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.fleet.arrivals import Arrival, TraceFile, Traffic
 from nanovllm.fleet.cost_model import H200, CostModel
@@ -125,6 +126,22 @@ def test_a_received_sequence_that_is_preempted_computes_its_prompt_again():
     assert report.requests["output_tokens"].tolist() == [60] * 3
     for replica in fleet.replicas:
         replica.scheduler.check_integrity()
+
+
+def test_a_scheduler_with_blocks_of_its_own_cannot_receive_and_is_told_so():
+    class OwnBlocks(Scheduler):
+        def __init__(self, blocks, **settings):
+            super().__init__(BlockManager(blocks.num_blocks, blocks.block_size), **settings)
+
+    arrivals = [Arrival(0.0, list(range(100)), 5, 0)]
+    SimulatedFleet(FleetConfig(), scheduler_cls=OwnBlocks).run(arrivals)
+    with pytest.raises(ValueError, match=r"scheduler_cls=OwnBlocks: its block_manager.*use prefill_replicas=0"):
+        SimulatedFleet(FleetConfig(prefill_replicas=1), scheduler_cls=OwnBlocks).run(arrivals)
+
+
+def test_a_step_that_was_not_begun_cannot_end():
+    with pytest.raises(RuntimeError, match="no step under way; call start_step first"):
+        SimulatedFleet().replicas[0].finish_step()
 
 
 def test_one_link_sends_one_request_at_a_time():

@@ -1,7 +1,10 @@
-"""The fleet on a real Ray of two nodes: replicas that are killed, clients that disconnect, and a rolling restart."""
+"""The fleet on a real Ray: replicas that are killed, clients that disconnect, and a rolling restart.
+
+One Ray node for all of it, with two engines: a second node starts six more processes, and shows nothing of ours that a second
+engine does not. Whoever waits here waits for a condition; the machine may be busy.
+"""
 
 import json
-import os
 import threading
 import time
 from collections import Counter
@@ -15,8 +18,7 @@ import httpx  # noqa: E402
 from nanovllm import SamplingParams  # noqa: E402
 from nanovllm.fleet.batch import generate, run_batch_on_ray  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster"), pytest.mark.skipif(
-    "NANOVLLM_RAY_TESTS" not in os.environ, reason="Ray takes minutes on two cores: NANOVLLM_RAY_TESTS=1 make test runs these")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 SMALL = {"num_kvcache_blocks": 128}
 PARAMS = SamplingParams(temperature=0, max_tokens=6)
 
@@ -41,28 +43,22 @@ def test_a_killed_engine_loses_and_doubles_no_row_and_the_order_is_kept(tmp_path
 
     marker = tmp_path / "killed"
     rows = [{"id": i, "prompt": f"Story {i}"} for i in range(32)] + [{"id": 32, "prompt": ""}]
-    (tmp_path / "in").mkdir()
-    ray.data.from_items(rows).repartition(4).write_parquet(str(tmp_path / "in"))
-    dataset = ray.data.read_parquet(str(tmp_path / "in"))
-    dataset.context.execution_options.preserve_order = True
-    order = [row["id"] for row in dataset.take_all()]
+    dataset = ray.data.from_items(rows, override_num_blocks=4)
     dying = batch._map(dataset, kill_an_engine_once(marker), (None, batch._engine_settings(0, SMALL), PARAMS, "prompt"),
                        replicas=2, num_gpus=0, num_cpus=0.5, batch_size=4)
     dying.context.execution_options.preserve_order = True
     answers = dying.take_all()
     assert marker.exists()
-    assert [a["id"] for a in answers] == order and sorted(order) == list(range(33))
-    by_id = {a["id"]: a for a in answers}
-    assert all(by_id[i]["num_output_tokens"] == 6 and by_id[i]["error"] is None for i in range(32))
-    assert by_id[32]["generated_text"] is None and "at least one character" in by_id[32]["error"]
+    assert [a["id"] for a in answers] == list(range(33))
+    assert all(a["num_output_tokens"] == 6 and a["error"] is None for a in answers[:32])
+    assert answers[32]["generated_text"] is None and "at least one character" in answers[32]["error"]
 
 
-def test_prompts_may_be_token_ids_and_bad_settings_are_named():
-    dataset = ray.data.from_items([{"ids": [5, 6, 7]}, {"ids": [8, 9]}])
-    answers = generate(dataset, None, PARAMS, prompt_column="ids", num_cpus=0.5, **SMALL).take_all()
-    assert [a["num_output_tokens"] for a in answers] == [6, 6]
-    with pytest.raises(ValueError, match=r"replicas=\(2, 1\)"):
-        generate(dataset, replicas=(2, 1))
+def test_bad_settings_are_named_before_anything_starts():
+    dataset = ray.data.from_items([{"prompt": "A fox"}])
+    for wrong in ({"replicas": (2, 1)}, {"replicas": 0}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            generate(dataset, **wrong)
 
 
 def test_a_batch_file_on_ray_equals_the_one_in_process(tmp_path):
@@ -71,7 +67,8 @@ def test_a_batch_file_on_ray_equals_the_one_in_process(tmp_path):
 
     source, here, there = (tmp_path / name for name in ("in.jsonl", "here.jsonl", "there.jsonl"))
     source.write_text("".join(json.dumps({"custom_id": str(i), "method": "POST", "url": "/v1/completions", "body": {
-        "prompt": f"Story {i}", "temperature": 0, "max_tokens": 5 if i != 3 else -1}}) + "\n" for i in range(12)),
+        "prompt": f"Story {i}" if i else [5, 6, 7], "temperature": 0, "max_tokens": 5 if i != 3 else -1}}) + "\n"
+        for i in range(12)),
         encoding="utf-8")
     run_batch(source, here, AsyncLLM(device="cpu"), keep_order=True, progress=False)
     first = here.read_text(encoding="utf-8").splitlines()[:4]

@@ -11,6 +11,10 @@ def one_roof_for_all(work, bandwidth, peak):
     return max(sum(b for b, _ in work) / bandwidth, sum(f for _, f in work) / peak)
 
 
+def in_milliseconds(work, bandwidth, peak):
+    return 1e3 * sum(max(b / bandwidth, f / peak) for b, f in work)
+
+
 def no_blocks(total, weights, activations, bytes_per_token, length, block_size):
     return max(0, total - weights - activations) // (bytes_per_token * length)
 
@@ -33,7 +37,7 @@ def too_often(a, b):
 
 
 WRONG = {
-    "check_step_floor": [adds_both, one_roof_for_all],
+    "check_step_floor": [adds_both, one_roof_for_all, in_milliseconds],
     "check_largest_batch": [no_blocks, forgets_activations],
     "check_fair_ratio": [one_after_the_other, the_mean, too_often],
 }

@@ -34,11 +34,12 @@ def plot_roofline(points: Iterable[Measured], *, peak_flops: float, bandwidth: f
     fig, ax = theme.canvas(ax, 9, 4.3)
     m = theme.mode()
     ridge = peak_flops / bandwidth
+    unit, size = ("TFLOP/s", 1e12) if peak_flops >= 1e12 else ("GFLOP/s", 1e9)
     intensities = [p.flops / p.bytes for p in points]
     low, high = min([ridge / 30, *(i / 3 for i in intensities)]), max([ridge * 30, *(i * 6 for i in intensities)])
     x = np.array([low, ridge, high])
-    ax.plot(x, np.minimum(x * bandwidth, peak_flops) / 1e12, color=m.ink, linewidth=1.8, gid="roof")
-    ax.fill_between([low, ridge], [low * bandwidth / 1e12, peak_flops / 1e12], 1e-9, color=m.free, linewidth=0, zorder=0)
+    ax.plot(x, np.minimum(x * bandwidth, peak_flops) / size, color=m.ink, linewidth=1.8, gid="roof")
+    ax.fill_between([low, ridge], [low * bandwidth / size, peak_flops / size], 1e-9, color=m.free, linewidth=0, zorder=0)
     shares = []
     for place, (point, intensity) in enumerate(zip(points, intensities)):
         achieved, roof = point.flops / point.seconds, min(intensity * bandwidth, peak_flops)
@@ -46,17 +47,17 @@ def plot_roofline(points: Iterable[Measured], *, peak_flops: float, bandwidth: f
               "count its operations and bytes again, or the device's limits")
         shares.append(achieved / roof)
         colour = theme.HUES[place % len(theme.HUES)]
-        ax.plot([intensity] * 2, [achieved / 1e12, roof / 1e12], color=colour, linewidth=1, linestyle=(0, (2, 2)))
-        ax.plot(intensity, achieved / 1e12, marker="osD^vP*X"[place % 8], markersize=8, color=colour, markeredgecolor=m.paper,
+        ax.plot([intensity] * 2, [achieved / size, roof / size], color=colour, linewidth=1, linestyle=(0, (2, 2)))
+        ax.plot(intensity, achieved / size, marker="osD^vP*X"[place % 8], markersize=8, color=colour, markeredgecolor=m.paper,
                 gid=f"point-{point.name}")
-        ax.annotate(f"{point.name}: {achieved / roof:.0%}", (intensity, achieved / 1e12), (8, -4), textcoords="offset points",
+        ax.annotate(f"{point.name}: {achieved / roof:.0%}", (intensity, achieved / size), (8, -4), textcoords="offset points",
                     fontsize=9, color=m.ink, va="top")
-    lowest = min([low * bandwidth, *(p.flops / p.seconds for p in points)]) / 1e12
-    ax.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP per byte moved)", ylabel="TFLOP/s",
-           xlim=(low, high), ylim=(lowest / 2.5, peak_flops / 1e12 * 2.2))
-    ax.annotate(_rate(peak_flops, "FLOP/s"), (high, peak_flops / 1e12), (-2, 4), textcoords="offset points", ha="right",
+    lowest = min([low * bandwidth, *(p.flops / p.seconds for p in points)]) / size
+    ax.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP per byte moved)", ylabel=unit,
+           xlim=(low, high), ylim=(lowest / 2.5, peak_flops / size * 2.2))
+    ax.annotate(_rate(peak_flops, "FLOP/s"), (high, peak_flops / size), (-2, 4), textcoords="offset points", ha="right",
                 fontsize=9, color=m.ink)
-    ax.annotate(_rate(bandwidth, "B/s"), (np.sqrt(low * ridge), np.sqrt(low * ridge) * bandwidth / 1e12), (-8, 6),
+    ax.annotate(_rate(bandwidth, "B/s"), (np.sqrt(low * ridge), np.sqrt(low * ridge) * bandwidth / size), (-8, 6),
                 textcoords="offset points", ha="right", fontsize=9, color=m.ink)
     bound = sum(i < ridge for i in intensities)
     theme.title(ax, "Roofline" + (f" of {device}" if device else ""),

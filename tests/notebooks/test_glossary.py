@@ -27,4 +27,12 @@ def test_every_place_of_ours_is_in_the_source():
 def test_every_word_has_its_chapter_and_its_chinese():
     for english, chinese, meaning, chapter in table_rows(0):
         assert meaning.endswith(".") and re.search(r"[\u4e00-\u9fff]|FlashAttention", chinese), english
-        assert list((ROOT / "chapters").glob(f"{chapter}_*.ipynb")), (english, chapter)
+        number, file = re.fullmatch(r"\[(\d\d)\]\((.+)\)", chapter).groups()  # a link to the chapter
+        assert file.startswith(f"{number}_") and (ROOT / "chapters" / file).is_file(), (english, chapter)
+
+
+def test_the_words_that_readers_missed_are_there():
+    english = " ".join(row[0] for row in table_rows(0))
+    for word in ("NCCL", "arithmetic intensity", "floor", "launch-bound", "eager", "fusion", "PDL", "pending token", "goodput",
+                 "speculative decoding", "quantisation", "MoE", "grammar mask"):
+        assert word in english, word

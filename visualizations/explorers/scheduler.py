@@ -60,7 +60,7 @@ class SchedulerExplorer(RunExplorer):
         budget.bar(steps, decode, 0.92, color=m.muted, alpha=0.45, label="decode")
         budget.bar(steps, prompt, 0.92, decode, color=m.muted, label="prompt")
         budget.axhline(trace.meta["token_budget"], color=m.ink, linewidth=1, linestyle=(0, (5, 3)))
-        budget.set(xlabel="step", ylabel="tokens", xlim=(-0.7, max(len(trace), 1) - 0.3))
+        budget.set(xlabel="step", ylabel="tokens", xlim=(steps[0] - 0.7, steps[-1] + 0.7) if steps else (-0.7, 0.7))
         chart.set(ylabel="sequence", ylim=(-0.7, max(len(ids), 1) - 0.3))
         every = max(1, len(ids) // 12)
         chart.set_yticks([rows[i] for i in ids[::every]], [str(i) for i in ids[::every]])

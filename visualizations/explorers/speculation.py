@@ -162,6 +162,5 @@ class SpeculationExplorer(Explorer):
         ax.set_xticks([])
         for spine in ax.spines.values():
             spine.set_visible(False)
-        theme.title(ax, "Guesses, kept and struck", "Each line is one step of the model: light guesses were kept, struck ones "
-                    "were not, and the dark token is the model's own.")
+        theme.title(ax, "Guesses, kept and struck", "A line is one step. Light guesses were kept, struck ones refused; dark is the model's own.")
         return fig

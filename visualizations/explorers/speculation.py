@@ -162,5 +162,6 @@ class SpeculationExplorer(Explorer):
         ax.set_xticks([])
         for spine in ax.spines.values():
             spine.set_visible(False)
-        theme.title(ax, "Guesses, kept and struck", "A line is one step. Light guesses were kept, struck ones refused; dark is the model's own.")
+        theme.title(ax, "Guesses, kept and struck",
+                    "A line is one step. Light guesses were kept, struck ones refused; dark is the model's own.")
         return fig

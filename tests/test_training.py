@@ -11,11 +11,14 @@ import torch
 from tokenizers import Tokenizer
 
 from nanovllm.config import OFFLINE_MODEL
-from training import chats, data, gate, stories
-from training.__main__ import RECIPES, TINY, TINY_MOE, run
+from training import chats, data, gate, grammar, stories
+from training.__main__ import RECIPES, TINY, TINY_MOE, main, run
+from training.card import ROWS
 from training.dice import Dice
-from training.judge import drawn_nats, keeps_hero, top_template_share
+from training.judge import copied, drawn_nats, keeps_hero, top_template_share
+from training.render import prompt, user
 from training.train import train
+from training.village import ABOUT
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +37,11 @@ def test_the_whole_way_leaves_three_folders_and_a_report(made):
         history = json.loads((folder / "work" / name / "history.json").read_text(encoding="utf-8"))
         assert history[-1][0] == RECIPES["minute"].max_steps and history[-1][3] < 6.0  # ln 384 = 5.95 at the start
     assert json.loads((folder / "work" / "judge.json").read_text(encoding="utf-8")) == report
-    assert {"names_everything", "keeps_hero", "stops", "distinct_4grams", "copied_8grams", "mean_entropy",
-            "draft_agreement", "lookups_right", "sign_offs_kept"} <= report.keys()
+    assert {"names_everything", "keeps_hero", "stops", "distinct_4grams", "copied_8grams", "mean_entropy", "grounded",
+            "draft_agreement", "lookups_right", "sign_offs_kept", "json_valid", "json_right", "tool_calls_parse",
+            "tool_names_right", "tool_calls_right", "tools_left_alone", "responses_used"} <= report.keys()
+    card = (folder / "assets" / "offline" / "README.md").read_text(encoding="utf-8")
+    assert all(what in card for key, what, *_ in ROWS if key in report)
 
 
 @pytest.mark.parametrize(("name", "shape"), [("offline", TINY), ("moe", TINY_MOE)])
@@ -74,15 +80,15 @@ def test_the_same_seed_gives_the_same_tokens_on_any_number_of_workers(made):
 
 
 def test_stories_vary():
-    assert len(stories.PLOTS) >= 30
+    assert len(grammar.PLOTS) >= 30
     assert top_template_share(1000) < 0.01
 
 
 def test_no_slot_and_no_choice_is_left_open():
     rng = Dice(0)
     for _ in range(400):
-        text = chats.document(rng, 0.2)
-        assert not set("{}[]") & set(text) and not re.search(r"<\w+>", text)
+        text = chats.document(rng, 0.2, shaped=0.0)
+        assert not set("{}[]") & set(text) and not re.search(r"<(?!think)\w+>", text)
 
 
 @pytest.mark.parametrize("unseen", (False, True), ids=("training", "judge"))
@@ -115,15 +121,19 @@ def test_dice_count_the_surprise_of_what_they_draw():
 
 def test_the_text_is_not_too_predictable():
     tokenizer = Tokenizer.from_file(str(OFFLINE_MODEL / "tokenizer.json"))
-    assert 0.75 < drawn_nats(tokenizer, 300)["nats_per_token"] < 1.5  # the checkpoint's own entropy stands in its card
+    figures = drawn_nats(tokenizer, 300)
+    # The checkpoint's own entropy stands in its card. Schemas and tools repeat themselves, stories must not.
+    assert 0.65 < figures["with_shapes"] < figures["nats_per_token"] < 1.5 and figures["nats_per_token"] > 0.75
 
 
 def test_every_pool_is_used_and_every_pool_used_is_there():
-    written = (stories.HERE / "beats.txt").read_text(encoding="utf-8") + " ".join(
-            [*stories.OPENERS, *stories.TAILS, *chats.RULES, chats.ROLE])
-    written += " ".join([*chats.GREETINGS, *chats.REASONS, *(word for pool in stories.POOLS.values() for word in pool)])
-    used = set(re.findall(r"<(\w+)>", written)) | {"way", "gesture", "adv", "lively"}
-    assert used - {"pool"} == set(stories.POOLS)
+    beats = [line.text for beat in grammar.BEATS.values() for line in beat]
+    said = [*stories.OPENERS, *stories.TAILS, *chats.RULES, chats.ROLE, *chats.GREETINGS, *chats.REASONS, *ABOUT]
+    said += [word for pool in grammar.POOLS.values() for word in pool]
+    used = set(re.findall(r"<(\w+)>", " ".join(beats + said)))
+    used |= {"way", "gesture", "adv", "lively", "look", "town"}  # drawn by the code
+    used |= {"object", "food", "day", "being"}                   # in what a tool sends
+    assert used == set(grammar.POOLS)
 
 
 @pytest.mark.parametrize(("share", "until"), [(0.9, 0.15), (0.1, 0.5)], ids=("it copies", "it does not"))
@@ -146,7 +156,7 @@ def test_the_gate_counts_the_answers_that_name_everything(made, monkeypatch):
     tokenizer = Tokenizer.from_file(str(made[0] / "work" / "tokenizer.json"))
     asked = [gate.story_request(Dice(20_000), unseen=True)]
     said = tokenizer.encode(" ".join(asked[0].wanted)).ids + [tokenizer.token_to_id("<|im_end|>")]
-    start = len(tokenizer.encode(chats.render([(asked[0].text, "")]).removesuffix("<|im_end|>\n")).ids)
+    start = len(tokenizer.encode(prompt([user(asked[0].text)])).ids)
 
     def model(ids):  # says `said`, whatever it is asked
         logits = torch.zeros(*ids.shape, TINY.vocab)
@@ -171,3 +181,24 @@ def test_the_gate_counts_the_answers_that_name_everything(made, monkeypatch):
 )
 def test_the_judge_sees_a_hero_that_changes(text, kept):
     assert keeps_hero("fox", text) is kept
+
+
+def test_folders_that_are_there_can_be_judged_alone(made, capsys):
+    folder, report = made
+    for name in ("judge.json", "judge_moe.json"):
+        (folder / "work" / name).unlink()
+    cards = [folder / "assets" / name / "README.md" for name in ("offline", "draft", "moe")]
+    before = [card.read_text(encoding="utf-8") for card in cards]
+    for card in cards:
+        card.unlink()
+    main(["--judge-only", "--recipe", "minute", "--work", str(folder / "work"), "--assets", str(folder / "assets")])
+    assert '"names_everything"' in capsys.readouterr().out
+    assert [card.read_text(encoding="utf-8") for card in cards] == before
+    assert json.loads((folder / "work" / "judge.json").read_text(encoding="utf-8")).keys() == report.keys()
+
+
+def test_copied_counts_what_the_training_text_has_too():
+    rng = Dice(0)
+    seen = [re.findall(r"\w+", chats.document(rng).lower()) for _ in range(20)]
+    assert copied(seen, 8, 20) == 1.0 and copied(seen, 8, 900) == 1.0  # alone, and in parts by several processes
+    assert copied([["zebra", "of", "the", "moon"] * 4], 8, 20) == 0.0

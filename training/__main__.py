@@ -51,7 +51,7 @@ MOE = Shape(hidden=192, layers=4, heads=6, kv_heads=2, intermediate=128, experts
 TINY = Shape(hidden=64, layers=1, heads=2, kv_heads=1, intermediate=64, vocab=384)
 TINY_MOE = Shape(hidden=64, layers=1, heads=2, kv_heads=1, intermediate=32, vocab=384, experts=4, active=2)
 RECIPES = {
-    "gpu": Recipe(MODEL, DRAFT, MOE, 500_000, 175, 30, 90, 131_072),
+    "gpu": Recipe(MODEL, DRAFT, MOE, 400_000, 175, 30, 80, 131_072),
     "cpu": Recipe(MODEL, DRAFT, MOE, 100_000, 9000, 1200, 6000, 8192, context=512),
     "minute": Recipe(TINY, TINY, TINY_MOE, 200, 60, 60, 60, 512, context=64, max_steps=6, requests=2, gate_requests=2,
                      gate_tokens=8),  # what the tests run
@@ -91,8 +91,11 @@ def run(recipe: Recipe, work: Path, assets: Path, device: str, workers: int, see
         export(model, tokenizer, assets / name)
         shutil.copy(work / name / "history.json", assets / name)
         plot_loss(json.loads((work / name / "history.json").read_text(encoding="utf-8")), assets / name / "loss.png")
-    if not judged:
-        return None
+    return judge_all(recipe, work, assets, device, only) if judged else None
+
+
+def judge_all(recipe: Recipe, work: Path, assets: Path, device: str, only: tuple[str, ...] = PARTS) -> dict | None:
+    """The verdicts on the folders in `assets`, to `work`/judge.json and judge_moe.json and to the models' cards."""
     longest = 600 if recipe.requests >= 100 else 16
     report = None
     if "offline" in only and "draft" in only:
@@ -140,20 +143,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="which of the models to train")
     parser.add_argument("--documents", type=int, help="how many to make, about 270 tokens each; default: the recipe's")
-    parser.add_argument("--judge-only", action="store_true", help="judge the folders in --assets and print the report")
+    parser.add_argument("--unjudged", action="store_true", help="train and export only; --judge-only can follow")
+    parser.add_argument("--judge-only", action="store_true", help="judge the folders in --assets and write their cards")
     parser.add_argument("--entropy", action="store_true", help="print the nats drawn for a token of training text")
     arguments = parser.parse_args(argv)
     if arguments.entropy:
         print(json.dumps(drawn_nats(train_tokenizer(0, MODEL.vocab, 10_000))))
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    recipe = RECIPES[arguments.recipe or ("gpu" if device == "cuda" else "cpu")]
+    recipe = replace(recipe, documents=arguments.documents or recipe.documents)
+    only = tuple(arguments.only)
     if arguments.judge_only:
-        report = judge(arguments.assets / "offline", arguments.assets / "draft", device=device)
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        report = judge_all(recipe, arguments.work, arguments.assets, device, only)
     else:
-        recipe = RECIPES[arguments.recipe or ("gpu" if device == "cuda" else "cpu")]
-        recipe = replace(recipe, documents=arguments.documents or recipe.documents)
-        report = run(recipe, arguments.work, arguments.assets, device, arguments.workers, only=tuple(arguments.only))
-    print(json.dumps({k: v for k, v in report.items() if k not in ("samples", "missed")}, indent=1))
+        report = run(recipe, arguments.work, arguments.assets, device, arguments.workers, judged=not arguments.unjudged,
+                     only=only)
+    print(json.dumps({k: v for k, v in (report or {}).items() if k not in ("samples", "missed")}, indent=1))
 
 
 if __name__ == "__main__":

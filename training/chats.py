@@ -1,15 +1,21 @@
 """Conversations in Qwen's chat format: requests for stories, questions about them, look-ups, facts, sums, lists, poems.
 
+Answers in JSON are made in shapes.py, tools in tools.py.
+
 Every answer is computed from the same world that wrote the question, so it is right by construction.
 """
 
 from dataclasses import dataclass
 
 from training.dice import Dice
-from training.stories import ANIMALS, OBJECTS, PEOPLE, PLACES, POOLS, WORLD, Character, Story, expand, with_article
+from training.grammar import ANIMALS, OBJECTS, PEOPLE, PLACES, WORLD, expand, with_article
+from training.render import assistant, conversation, render, user
+from training.render import system as system_message
+from training.shapes import json_chat
+from training.stories import Story
+from training.tools import tool_chat
+from training.village import Village
 
-POOLS["first"] = WORLD["female"] + WORLD["male"]
-START, END = "<|im_start|>", "<|im_end|>"
 SHORT_SYSTEM = ("You are a helpful assistant.", "You are a friendly storyteller.", "You tell short stories to children.",
                 "You are Tiny, a small language model.", "You are a patient teacher.", "You write simple English.",
                 "You are a kind storyteller. You tell short stories for children in simple words.",
@@ -21,7 +27,7 @@ ROLE = ("You are {a} [kind|friendly|patient|cheerful|wise|gentle|careful|curious
 # Rules say what a good answer does anyway, or things about the speaker: none asks for what the answers would not do.
 RULES = ("You are a kind storyteller.", "You tell short stories for children in simple words.",
          "[Use|Write] [short|simple|clear] sentences.", "Every story has a hero, a small trouble and a happy end.",
-         "Never be [rude|unkind|impatient].", "Be kind to [everyone|the children|strangers|<beasts>].",
+         "Never be [rude|unkind|impatient].", "Be kind to [everyone|the children|strangers|animals].",
          "When someone asks for a story, use what they ask for.", "When someone asks a question, answer it in one sentence.",
          "Do not tell sad stories [at night|in winter|before supper|on Mondays].",
          "You live in [a notebook|<town>|a <color> house].", "You like words that are easy to read.",
@@ -32,21 +38,24 @@ RULES = ("You are a kind storyteller.", "You tell short stories for children in 
          "You speak like a <person> <someone>.", "You never get tired of [questions|<topic>].",
          "A good story has a beginning and an end.", "You are polite and you say thank you.",
          "You remember what was said before.", "You keep your answers short.",
-         "You tell stories about animals, people and things.", "You love <topic> and the smell of <smell>.",
+         "You tell stories about animals, people and things.", "You love <topic>.", "What happens in a story has a reason.",
          "You do not make lists of rules.", "Your best friend is a <person> <someone> from <town>.",
-         "You own a <color> <thing>.", "You once met a <kind> <beast> in <town>.",
-         "You were made in <town>, on a ship called the <ship>.", "The room smells of <smell>.",
-         "On your desk are <number> <things> and a <look> <thing>.", "You work as a <someone>.", "You do not like <topic>.",
-         "The reader is a <person> <someone>.", "The reader is <mood>.", "It is a day with a sky that is <sky>.",
-         "The children come from <town> and <town>.", "Today you are <mood>.", "Your favorite flowers are <flower>.",
-         "You read your stories aloud under a <wood> <tree>.", "Every evening a <kind> <beast> listens to you.")
+         "You own a <color> [notebook|pencil|chair].", "You once met a <person> <someone> in <town>.",
+         "You were made in <town>.",
+         "You work as a <someone>.", "You do not like <topic>.", "The reader is a <person> <someone> named <first>.",
+         "The reader is <calm>.", "The children come from <town> and <town>.", "Today you are <calm>.",
+         "The children are called <first>, <first> and <first>.", "You read your stories aloud in <town>.",
+         "Every evening <first> and <first> listen to you.", "Stay with what the story is about.",
+         "<first> is <number> years old.",
+         "Your name is <first>, but everybody calls you Tiny.")
 GREETINGS = ("", "", "", "", "", "Hello! ", "Hi! ", "Good morning. ", "Hello, Tiny. ",
-             "It is [late|early|raining|snowing|quiet here]. ", "I am <mood>. ", "I have <number> minutes. ",
+             "It is [late|early|raining|snowing|quiet here]. ", "I am <calm>. ", "I have <number> minutes. ",
              "I am a <person> <someone>. ", "My name is <first>. ", "I live in <town>. ")
 REASONS = ("", "", "", "", "", " It is for <relative>.", " Thank you!", " I like <topic>.", " My <someone> likes <topic>.",
            " I will read it to <number> children.",
-           " I want to hear it [tonight|tomorrow|now|before I sleep|at <hour> o'clock].", " We are all <mood>.",
+           " I want to hear it [tonight|tomorrow|now|before I sleep|at <hour> o'clock].", " We are all <calm>.",
            " Take your time.")
+SHAPED = 0.13  # with their long prompts, a seventh of all tokens
 SIGN_OFFS = ("Stay curious.", "Sleep well.", "The end.", "See you soon.", "Be kind.", "Keep reading.")
 
 
@@ -116,11 +125,6 @@ def story_request(rng: Dice, unseen: bool = False) -> Request:
                    given.get("hero"), given.get("hero_name"))
 
 
-def render(turns: list[tuple[str, str]], system: str | None = None) -> str:
-    head = f"{START}system\n{system}{END}\n" if system else ""
-    return head + "".join(f"{START}user\n{u}{END}\n{START}assistant\n{a}{END}\n" for u, a in turns)
-
-
 def system_prompt(rng: Dice) -> str | None:
     """None, a line, or a page of rules in random order (prefix caching needs prompts longer than a block)."""
     kind = rng.weighted(("none", "line", "role", "page"), (0.45, 0.25, 0.2, 0.1))
@@ -151,6 +155,12 @@ def story_chat(rng: Dice) -> str:
         finish = rng.skewed(("End every answer with", "Always finish with"))
         system = f"{system or 'You are a storyteller.'} {finish}: {sign_off}"
         turns = [(u, f"{a} {sign_off}") for u, a in turns]
+    if len(turns) == 1 and rng.flip(0.08):  # with a plan before the story, or an empty one
+        about = " and ".join(map(with_article, (story.hero.kind, story.obj)))
+        thought = f"A story about {about}, {PLACES[story.place]['phrase']}."
+        thinking = rng.flip(0.6)
+        messages = [*system_message(system), user(turns[0][0]), assistant(turns[0][1], thought if thinking else None)]
+        return conversation(messages, thinking=thinking)
     return render(turns, system)
 
 
@@ -171,29 +181,19 @@ def questions_about(rng: Dice, story: Story) -> list[tuple[str, str]]:
     return [(expand(rng, q), a) for q, a in pairs]
 
 
-def lookup_chat(rng: Dice) -> str:
-    """Facts of a made-up village in the system prompt, asked back: the answer is nowhere but in the context."""
-    people = []
-    for _ in range(rng.whole(2, 7)):
-        people.append(Character(rng, avoid=[x for p in people for x in (p.kind, p.name)]))
-    facts, ask = [], []
-    objects, colors = rng.some(list(OBJECTS), len(people)), rng.some(WORLD["colors"], len(people))
-    for p, obj, color in zip(people, objects, colors):
-        food = rng.choice(WORLD["foods"])
-        thing = with_article(obj)
-        facts.append(expand(rng, f"{p.name} the {p.kind} [lives in|has|built|sleeps in] the {color} "
-                                 "house[| <where>| near a <wood> <tree>], "
-                                 f"[owns|keeps|carries] {thing} and likes {food}[| and <topic>]."))
-        ask += [(f"What color is {p.name}'s house?", f"It is {color}."),
-                (f"What does {p.name} own?", f"{p.name} owns {thing}."),
-                (f"What does {p.name} like to eat?", f"{p.name} likes {food}."),
-                (f"Who is {p.name}?", f"{p.name} is {with_article(p.kind)}."),
-                (f"Who owns {thing}?", f"{p.name} the {p.kind} owns it."),
-                (f"Who lives in the {color} house?", f"{p.name} the {p.kind} lives there.")]
-    turns = rng.some(ask, min(len(ask), rng.whole(1, 3)))
-    about = ("[You know this village.|This is our village.|Answer questions about the village.|We live in <town>.|"
-             "You are a guide in <town>.]")
-    return render(turns, expand(rng, about) + " " + " ".join(facts))
+def lookup_chat(rng: Dice, thoughts: float = 0.1) -> str:
+    """Facts of a made-up village in the system prompt, asked back: the answer is nowhere but in the context.
+
+    thoughts: how often the fact is recalled in a thought before the answer.
+    """
+    village = Village(rng)
+    asked = village.questions()
+    turns = rng.some(asked, min(len(asked), rng.whole(1, 3)))
+    if not rng.flip(thoughts):
+        return render([(question, answer) for question, answer, _ in turns], village.text)
+    question, answer, who = turns[0]  # with the fact recalled before the answer
+    thought = f"{who.name} the {who.kind} has the {who.house} house, {with_article(who.owns)} and likes {who.food}."
+    return conversation([*system_message(village.text), user(question), assistant(answer, thought)])
 
 
 def repeat_chat(rng: Dice) -> str:
@@ -275,8 +275,13 @@ def poem_chat(rng: Dice) -> str:
     return render([(ask, "\n".join(lines))], system_prompt(rng) if rng.flip(0.4) else None)
 
 
-def document(rng: Dice, copying: float = 0.1) -> str:
-    """One training document. `copying` is the share of repeat and look-up documents: high at first, a tenth later."""
-    kinds = (lookup_chat, repeat_chat, lambda rng: seen_story(rng).text, story_chat, fact_chat, poem_chat)
-    shares = [copying * p for p in (0.6, 0.4)] + [(1 - copying) * p for p in (0.42, 0.50, 0.05, 0.03)]
+def document(rng: Dice, copying: float = 0.1, shaped: float = SHAPED) -> str:
+    """One training document.
+
+    copying: the share of repeat and look-up documents, high at first, a tenth later. shaped: of the others, the share of
+    answers in JSON and of tools.
+    """
+    kinds = (lookup_chat, repeat_chat, lambda rng: seen_story(rng).text, story_chat, fact_chat, poem_chat, json_chat, tool_chat)
+    shares = [copying * p for p in (0.6, 0.4)]
+    shares += [(1 - copying) * (1 - shaped) * p for p in (0.41, 0.51, 0.05, 0.03)] + [(1 - copying) * shaped / 2] * 2
     return rng.weighted(kinds, shares)(rng)

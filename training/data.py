@@ -11,6 +11,8 @@ from training.chats import document
 from training.dice import Dice
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+# As in Qwen3: tokens of their own that stay in the text when special tokens are left out of it.
+MARKS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
 # How Qwen2 and Qwen3 cut text before merging: contractions, words, single digits, punctuation, line ends, spaces.
 QWEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
               r"\s+(?!\S)|\s+")
@@ -30,13 +32,14 @@ def train_tokenizer(seed: int, vocab_size: int, num_documents: int) -> Tokenizer
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(SPECIAL), show_progress=False, min_frequency=2,
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(SPECIAL + MARKS), show_progress=False, min_frequency=2,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     texts = documents(seed, num_documents, 0.1)
-    for token in SPECIAL:
+    for token in SPECIAL + MARKS:
         texts = [text.replace(token, "\n") for text in texts]
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in MARKS])
     return tokenizer
 
 

@@ -26,6 +26,8 @@ class Dice(Random):
 
     def flip(self, p: float) -> bool:
         hit = self.random() < p
+        if not 0 < p < 1:
+            return hit
         self.nats -= math.log(p if hit else 1 - p)
         return hit
 

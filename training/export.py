@@ -8,8 +8,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from training.model import Qwen3
-
-CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8").rstrip()
+from training.render import CHAT_TEMPLATE
 
 
 def export(model: Qwen3, tokenizer: Tokenizer, folder: Path) -> None:

@@ -5,9 +5,10 @@ import re
 import torch
 from tokenizers import Tokenizer
 
-from training.chats import render, story_request
+from training.chats import story_request
 from training.dice import Dice
 from training.model import Qwen3
+from training.render import prompt, user
 
 
 @torch.no_grad()
@@ -18,7 +19,7 @@ def naming(model: Qwen3, tokenizer: Tokenizer, device: str, requests: int, num_t
     """
     rng = Dice(seed)
     asked = [story_request(rng, unseen=True) for _ in range(requests)]
-    rows = [tokenizer.encode(render([(r.text, "")]).removesuffix("<|im_end|>\n")).ids for r in asked]
+    rows = [tokenizer.encode(prompt([user(r.text)])).ids for r in asked]
     starts = torch.tensor([len(row) for row in rows], device=device)
     ids = torch.zeros(requests, max(map(len, rows)) + num_tokens, dtype=torch.long, device=device)
     for i, row in enumerate(rows):

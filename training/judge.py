@@ -2,16 +2,23 @@
 
 import json
 import math
+import os
 import re
+import zlib
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from training.chats import SIGN_OFFS, document, lookup_chat, render, story_request
+from training.chats import SHAPED, SIGN_OFFS, document, lookup_chat, story_request
 from training.dice import Dice
-from training.stories import ANIMALS, PEOPLE, Story
+from training.grammar import ANIMALS, PEOPLE
+from training.grounding import strays
+from training.judge_shapes import shapes
+from training.render import prompt, system, user
+from training.stories import Story
 
 KINDS = (*ANIMALS, *PEOPLE)
 
@@ -23,7 +30,7 @@ def judge(folder: Path, draft: Path | None = None, *, requests: int = 200, devic
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
     rng = Dice(seed)
     asked = [story_request(rng, unseen=True) for _ in range(requests)]
-    prompts = [render([(r.text, "")]).removesuffix("<|im_end|>\n") for r in asked]
+    prompts = [prompt([user(r.text)]) for r in asked]
     torch.manual_seed(seed)
     answers = answer(model, tokenizer, device, prompts, max_new_tokens)
     stops = {tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")}
@@ -33,11 +40,17 @@ def judge(folder: Path, draft: Path | None = None, *, requests: int = 200, devic
     stopped = [bool(stops & set(a)) for a in answers]
     words = [re.findall(r"\w+", t.lower()) for t in texts]
     grams4 = [tuple(w[i:i + 4]) for w in words for i in range(len(w) - 3)]
+    sentences = [sentence for r, text in zip(asked, texts) for sentence in strays(text, r.text)]
+
+    def say(prompts: list[str], longest: int) -> list[str]:
+        return tokenizer.batch_decode(answer(model, tokenizer, device, prompts, longest), skip_special_tokens=True)
+
     report = dict(
         requests=requests, names_everything=_share(named), keeps_hero=_share(kept), stops=_share(stopped),
+        grounded=_share(not nouns for _, nouns in sentences),
         distinct_4grams=round(len(set(grams4)) / max(1, len(grams4)), 4), copied_8grams=copied(words, 8, 100 * requests),
         **entropy(model, tokenizer, device, min(100, requests)),
-        **obeys(model, tokenizer, device, min(100, requests), max_new_tokens),
+        **obeys(say, min(100, requests), max_new_tokens), **shapes(say, min(100, requests), max_new_tokens),
         top_template_share=top_template_share(15 * requests))
     if draft:
         report["draft_agreement"] = agreement(model, draft, tokenizer, asked, device)
@@ -57,24 +70,26 @@ def answer(model, tokenizer, device, prompts: list[str], max_new_tokens: int) ->
     return answers
 
 
-def obeys(model, tokenizer, device, count: int, max_new_tokens: int, seed: int = 30_000) -> dict:
-    """What a system prompt does: answers from a village that stands only there, and stories that end with its sign-off."""
+def obeys(say, count: int, max_new_tokens: int, seed: int = 30_000) -> dict:
+    """What a system prompt does: answers from a village that stands only there, and stories that end with its sign-off.
+
+    say: prompts and the most new tokens -> sampled texts.
+    """
     rng = Dice(seed)
     torch.manual_seed(seed)
-    prompts, right = zip(*(_last_turn(lookup_chat(rng)) for _ in range(count)))
-    given = tokenizer.batch_decode(answer(model, tokenizer, device, prompts, min(40, max_new_tokens)), skip_special_tokens=True)
+    prompts, right = zip(*(_last_turn(lookup_chat(rng, thoughts=0)) for _ in range(count)))
+    given = say(prompts, min(40, max_new_tokens))
     asked = [(story_request(rng, unseen=True).text, rng.choice(SIGN_OFFS)) for _ in range(count // 2)]
-    system = "You are a storyteller. Always finish with: "
-    prompts = [_last_turn(render([(text, "")], system + words))[0] for text, words in asked]
-    told = tokenizer.batch_decode(answer(model, tokenizer, device, prompts, max_new_tokens), skip_special_tokens=True)
+    rule = "You are a storyteller. Always finish with: "
+    told = say([prompt([*system(rule + words), user(text)]) for text, words in asked], max_new_tokens)
     return dict(lookups_right=_share(a.strip() == b for a, b in zip(given, right)),
                 sign_offs_kept=_share(text.endswith(words) for text, (_, words) in zip(told, asked)))
 
 
 def _last_turn(chat: str) -> tuple[str, str]:
     """A chat up to its last answer, and that answer."""
-    prompt, said = chat.rsplit("<|im_start|>assistant\n", 1)
-    return prompt + "<|im_start|>assistant\n", said.removesuffix("<|im_end|>\n")
+    before, said = chat.rsplit("<|im_start|>assistant\n", 1)
+    return before + "<|im_start|>assistant\n", said.removesuffix("<|im_end|>\n")
 
 
 def keeps_hero(hero: str, text: str) -> bool:
@@ -94,33 +109,51 @@ def keeps_hero(hero: str, text: str) -> bool:
     return bool(re.search(rf"\b{hero}\b", last) or (name and re.search(rf"\b{name}\b", last)))
 
 
+def _grams(words: list[str], n: int) -> list[int]:
+    return [zlib.crc32(" ".join(words[i:i + n]).encode()) for i in range(len(words) - n + 1)]
+
+
+def _grams_of_documents(n: int, seed: int, count: int) -> set[int]:
+    rng = Dice(seed)
+    return {gram for _ in range(count) for gram in _grams(re.findall(r"\w+", document(rng).lower()), n)}
+
+
 def copied(words: list[list[str]], n: int, documents: int) -> float:
     """Share of the answers' n-grams that stand in a sample of the training text too."""
-    seen = set()
-    rng = Dice(1)
-    for _ in range(documents):
-        w = re.findall(r"\w+", document(rng).lower())
-        seen.update(hash(tuple(w[i:i + n])) for i in range(len(w) - n + 1))
-    grams = [hash(tuple(w[i:i + n])) for w in words for i in range(len(w) - n + 1)]
-    return round(sum(g in seen for g in grams) / max(1, len(grams)), 4)
+    part = 500
+    jobs = [(n, seed, min(part, documents - part * seed)) for seed in range(-(-documents // part))]
+    if len(jobs) == 1:
+        seen = _grams_of_documents(*jobs[0])
+    else:
+        with ProcessPoolExecutor(os.cpu_count()) as pool:
+            seen = set().union(*pool.map(_grams_of_documents, *zip(*jobs)))
+    grams = [gram for w in words for gram in _grams(w, n)]
+    return round(sum(gram in seen for gram in grams) / max(1, len(grams)), 4)
 
 
 def drawn_nats(tokenizer, documents: int = 2000) -> dict:
     """What the text promises before any training: nats drawn for a token of it, an upper bound of its entropy rate.
 
-    `tokenizer` is a tokenizers.Tokenizer. The checkpoint's mean entropy came out at 0.94 of this figure.
+    `tokenizer` is a tokenizers.Tokenizer. nats_per_token: of documents without JSON and tools, whose prompts repeat
+    themselves; with_shapes: of all. The checkpoint's mean entropy came out at 0.94 of this figure.
     """
-    rng = Dice(999_998)
-    tokens = sum(len(tokenizer.encode(document(rng)).ids) + 1 for _ in range(documents))
-    return dict(nats_per_token=round(rng.nats / tokens, 4), tokens_per_document=round(tokens / documents, 1))
+    figures = {}
+    for name, shaped in (("nats_per_token", 0.0), ("with_shapes", SHAPED)):
+        rng = Dice(999_998)
+        tokens = sum(len(tokenizer.encode(document(rng, shaped=shaped)).ids) + 1 for _ in range(documents))
+        figures[name] = round(rng.nats / tokens, 4)
+    return figures | dict(tokens_per_document=round(tokens / documents, 1))
 
 
 @torch.inference_mode()
 def entropy(model, tokenizer, device, count: int = 100) -> dict:
-    """Next-token entropy and loss on held-out documents, in nats, and the share of positions with more than 3 nats."""
+    """Next-token entropy and loss on held-out documents, in nats, and the share of positions with more than 3 nats.
+
+    The documents are without JSON and tools, so that the figures go on from those of models that did not know them.
+    """
     rng, entropies, losses = Dice(999_999), [], []
     for _ in range(count):
-        ids = torch.tensor([tokenizer(document(rng))["input_ids"][:1024]], device=device)
+        ids = torch.tensor([tokenizer(document(rng, shaped=0.0))["input_ids"][:1024]], device=device)
         logp = model(ids).logits[0].float().log_softmax(-1)
         entropies.append(-(logp.exp() * logp).sum(-1))
         losses.append(-logp[:-1].gather(1, ids[0, 1:, None])[:, 0])
@@ -133,16 +166,15 @@ def entropy(model, tokenizer, device, count: int = 100) -> dict:
 def agreement(model, draft: Path, tokenizer, asked, device, length: int = 120) -> float:
     """Share of positions of the draft's own greedy text at which the model would have chosen the same token."""
     small = AutoModelForCausalLM.from_pretrained(draft, dtype=torch.float32).to(device).eval()
-    prompts = [render([(r.text, "")]).removesuffix("<|im_end|>\n") for r in asked[:50]]
-    same = total = 0
-    for prompt in prompts:
-        ids = tokenizer(prompt, return_tensors="pt").to(device)
-        out = small.generate(**ids, do_sample=False, temperature=None, top_p=None, max_new_tokens=length)
-        start = ids["input_ids"].shape[1]
-        choice = model(out).logits[0, start - 1:-1].argmax(-1)
-        same += int((choice == out[0, start:]).sum())
-        total += len(choice)
-    return round(same / total, 4)
+    batch = tokenizer([prompt([user(r.text)]) for r in asked[:50]], return_tensors="pt", padding=True).to(device)
+    out = small.generate(**batch, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=length)
+    start = batch["input_ids"].shape[1]
+    said = out[:, start:]
+    mask = torch.cat([batch["attention_mask"], torch.ones_like(said)], 1)
+    choice = model(out, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits[:, start - 1:-1].argmax(-1)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    counts = ((said == end).cumsum(1) - (said == end).int()) == 0  # up to the end of the answer, that token included
+    return round(((choice == said) & counts).sum().item() / counts.sum().item(), 4)
 
 
 def top_template_share(stories: int = 3000) -> float:

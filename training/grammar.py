@@ -147,5 +147,5 @@ def sentence_case(text: str) -> str:
     text = re.sub(r" +", " ", text).replace(" ,", ",").replace(" .", ".").strip()
     # After !" or ?" the sentence goes on ("Help!" called the fox), after ." a new one begins.
     text = re.sub(r"(^\"?|[.!?] \"?|\.\" \"?)([a-z])", lambda m: m.group(1) + m.group(2).upper(), text)
-    return re.sub(r"((?:said|asked|cried|called|shouted|whispered|written)[^.\"]*, \")([a-z])",
+    return re.sub(r"((?:said|asked|cried|called|shouted|whispered|written)[^.\"]*[,:] \")([a-z])",
                   lambda m: m.group(1) + m.group(2).upper(), text)

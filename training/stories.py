@@ -49,7 +49,7 @@ CLASHES = {"old": "new young fresh", "little": "big giant tall huge great large 
            "quiet": "roaring loud noisy busy", "peaceful": "roaring loud noisy busy", "nearby": "far distant"}
 PLAIN_BEATS = {"open", "trait", "object", "end", "keepobj", "scene", "talk", "origin", "setting"}
 # A sentence of one action, which may be given a tail: not one that says how things were.
-ACTION = re.compile(r"(?!.*\b(was|were|had|could|liked|lived|knew|not|felt|never|bed|until)\b)"
+ACTION = re.compile(r"(?!.*\b(was|were|had|could|liked|lived|knew|not|felt|never|bed|until|called)\b)"
                     r"(\{([HFE]|f?he)\}|they) [^.:]*\.$")
 SPEECH = re.compile(r'(.)" (said|asked|whispered|called|cried) (\{([HFE])\})(?=\.|, and)')
 VERBS = {"said": ("said", "said", "said", "answered", "murmured", "replied", "declared", "remarked", "put in"),
@@ -210,7 +210,7 @@ class Story:
         before, verb, who, letter = match.groups()
         verb = "asked" if before == "?" and verb == "said" else verb
         tag = f'{before}" {self.rng.choice(VERBS[verb])} {who}'
-        more = self.rng.weighted(("", " <way>", " and <gesture>"), (0.35, 0.4, 0.25))
+        more = self.rng.weighted(("", " <way>", " and <gesture>"), (0.22, 0.43, 0.35))
         own = {"H": "", "F": "f", "E": "e"}[letter]
         return tag + re.sub(r"\{(his|him)\}", rf"{{{own}\1}}", expand(self.rng, more))
 
@@ -220,7 +220,7 @@ class Story:
             return text
         if not ACTION.match(text):
             return text
-        if self.rng.flip(0.5):
+        if not re.search(", (and|but|so|because) ", text) and self.rng.flip(0.6):
             return text[:-1] + self.rng.choice(TAILS) + "."
         if self.rng.flip(0.6):
             return f"{self.rng.choice(OPENERS)} {text}"

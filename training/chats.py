@@ -55,7 +55,7 @@ REASONS = ("", "", "", "", "", " It is for <relative>.", " Thank you!", " I like
            " I will read it to <number> children.",
            " I want to hear it [tonight|tomorrow|now|before I sleep|at <hour> o'clock].", " We are all <calm>.",
            " Take your time.")
-SHAPED = 0.13  # with their long prompts, a seventh of all tokens
+SHAPED = 0.2  # with their long prompts, a fifth of all tokens
 SIGN_OFFS = ("Stay curious.", "Sleep well.", "The end.", "See you soon.", "Be kind.", "Keep reading.")
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from training.dice import Dice
 from training.grammar import OBJECTS, PLACES, POOLS, WORLD, expand, with_article
-from training.stories import Character
+from training.persons import Character
 
 ABOUT = ("You know this village.", "This is our village.", "Answer questions about the village.", "We live in <town>.",
          "You are a guide in <town>.", "This is what everyone in <town> knows.")

@@ -123,7 +123,7 @@ def test_the_text_is_not_too_predictable():
     tokenizer = Tokenizer.from_file(str(OFFLINE_MODEL / "tokenizer.json"))
     figures = drawn_nats(tokenizer, 300)
     # The checkpoint's own entropy stands in its card. Schemas and tools repeat themselves, stories must not.
-    assert 0.65 < figures["with_shapes"] < figures["nats_per_token"] < 1.5 and figures["nats_per_token"] > 0.75
+    assert 0.55 < figures["with_shapes"] < figures["nats_per_token"] < 1.5 and figures["nats_per_token"] > 0.75
 
 
 def test_every_pool_is_used_and_every_pool_used_is_there():

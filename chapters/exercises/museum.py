@@ -1,12 +1,16 @@
-"""Appendix A: ten bugs that users of small engines met. Each check is the failing test; the repair is the reader's."""
+"""Appendix A: ten bugs that users of small engines met, and one that is none. A check is the failing test, the repair the
+reader's."""
 
+import atexit
 import gc
 import weakref
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.fleet.simulation import Simulation
 
@@ -35,9 +39,29 @@ def interrupted(engine, at_step: int):
         engine.step = step
 
 
+@contextmanager
+def quits() -> Iterator[None]:
+    """Python quits at the end of the block, as far as what was made inside it asked to be told."""
+    register, asked, before = atexit.register, [], set(weakref.finalize._registry)
+
+    def note(function, *arguments, **keywords):
+        asked.append(lambda: function(*arguments, **keywords))
+        return function
+
+    atexit.register = note
+    try:
+        yield
+    finally:
+        atexit.register = register
+    for finalizer in [f for f in weakref.finalize._registry if f not in before and f.atexit]:
+        finalizer()
+    for function in reversed(asked):
+        function()
+
+
 @check("01 the engine that would not go")
 def check_engine(Engine):
-    """Engine(weights): freed when the last reference goes; close() frees at once and may be called again."""
+    """Engine(weights): freed when the last reference goes, and when Python quits; close() frees at once, once or twice."""
     class Weights:
         pass
 
@@ -53,7 +77,13 @@ def check_engine(Engine):
     gc.collect()
     require(alive() is None, "after close() the weights are still in memory.")
     engine.close()  # whatever it raises becomes the hint
-    return "`del` and close() both free the weights, and close() may be called twice."
+    with quits():
+        engine = Engine(Weights())
+        alive = weakref.ref(engine.weights)
+    gc.collect()
+    require(alive() is None, "Python quits while an engine is alive, and nothing frees its weights. The intention was right, "
+                             "and `__del__` is not promised at exit: what can watch an object without holding it?")
+    return "`del`, close() and the end of the program all free the weights, and close() may be called twice."
 
 
 @check("02 three answers to one prompt")
@@ -209,3 +239,24 @@ def check_table(Table):
                                      f"{first.num_blocks()} blocks instead of 4.")
     require(Table(1000).num_blocks() == 4, "a third one, made with the default, took the second one's setting.")
     return "three tables, two settings, and each keeps its own."
+
+
+@check("11 the off-by-one that is none")
+def check_needs_block(needs_block):
+    """needs_block(length, block_size) -> bool: before a step that decodes, does a sequence of `length` tokens need a block?"""
+    for block_size in (4, 16, 256):
+        manager = BlockManager(8, block_size, enable_prefix_caching=False)
+        scheduler = Scheduler(manager, max_num_batched_tokens=2048, max_model_len=2048)
+        seq = Sequence(0, [1], SamplingParams(max_tokens=3 * block_size, ignore_eos=True))
+        scheduler.add(seq)
+        scheduler.update(scheduler.schedule(), [7])
+        while not seq.is_finished:
+            told, before, length = needs_block(len(seq), block_size), len(seq.block_table), len(seq)
+            batch = scheduler.schedule()
+            took = len(seq.block_table) > before
+            hint = f"blocks of {block_size}, {length} tokens, of which {length - 1} are in the cache: "
+            hint += (f"the step stores token {length - 1}, counted from 0, which begins a new block; you say none is needed."
+                     if took else f"there is room for token {length - 1} in the last block; you ask for one that stays empty.")
+            require(bool(told) == took, hint)
+            scheduler.update(batch, [7])
+    return "three block sizes, every length up to three blocks: a block is asked for exactly when the real scheduler takes one."

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from IPython import get_ipython
+
+from .progress import Progress
 from .returned import described, is_readers, returns_of
 
 UNWRITTEN = "still to be written; replace the `raise` by your code and run both cells again"
@@ -64,7 +67,9 @@ def check(exercise: str) -> Callable:
             start = time.monotonic()
             try:
                 with quiet_engine():
-                    return Verdict(exercise, True, run(*reader_code))
+                    verdict = Verdict(exercise, True, run(*reader_code))
+                _note_solved(run)
+                return verdict
             except Wrong as wrong:
                 hint = str(wrong)
                 if time.monotonic() - start < SECOND_LOOK_SECONDS:
@@ -79,9 +84,17 @@ def check(exercise: str) -> Callable:
                     return Verdict(exercise, False, f"{_said(error)} (line {mine[-1].lineno}: `{mine[-1].line}`)")
                 return Verdict(exercise, False, _unusable(run, reader_code, error))
 
+        checked.exercise = exercise  # type: ignore[attr-defined]
         return checked
 
     return decorate
+
+
+def _note_solved(run: Callable[..., str]) -> None:
+    """In a notebook, note what was solved, for `python -m chapters`. A file that cannot be written is no reason to fail."""
+    if get_ipython() is not None:
+        with contextlib.suppress(OSError):
+            Progress().note(run.__module__.rpartition(".")[2], run.__name__)
 
 
 def _said(error: Exception) -> str:

@@ -27,11 +27,39 @@ def museum():
     return museum, solutions
 
 
-def test_there_are_ten():
-    assert len(EXHIBITS) == 10
+INNOCENT = "museum.check_needs_block(needs_block)"
+BUGS = [(code, call) for code, call in EXHIBITS if call != INNOCENT]
 
 
-@pytest.mark.parametrize(("code", "call"), EXHIBITS, ids=[call.split("_", 1)[1].split("(")[0] for _, call in EXHIBITS])
+def test_there_are_ten_and_one_that_is_none():
+    assert len(BUGS) == 10 and len(EXHIBITS) == 11
+
+
+def test_the_exhibit_that_is_no_bug_passes_as_it_hangs_and_its_popular_repair_fails(museum):
+    checks, _ = museum
+    [(code, _)] = [exhibit for exhibit in EXHIBITS if exhibit[1] == INNOCENT]
+    room = {}
+    exec(code, room)
+    assert checks.check_needs_block(room["needs_block"])
+    for repaired, said in ((lambda n, size: n % size == 0, "stays empty"), (lambda n, size: False, "begins a new block")):
+        verdict = checks.check_needs_block(repaired)
+        assert not verdict and said in verdict.text, verdict
+
+
+def test_an_engine_that_nobody_closes_at_exit_is_no_repair(museum):
+    checks, _ = museum
+
+    class DropsAtexit:
+        def __init__(self, weights):
+            self.weights = weights
+
+        def close(self):
+            self.weights = None
+
+    assert "Python quits" in checks.check_engine(DropsAtexit).text
+
+
+@pytest.mark.parametrize(("code", "call"), BUGS, ids=[call.split("_", 1)[1].split("(")[0] for _, call in BUGS])
 def test_the_exhibit_fails_and_its_repair_passes(museum, code, call):
     checks, solutions = museum
     room = {}

@@ -90,10 +90,10 @@ def _gather_kernel(
         chosen = inside & (sort_key(logits) >= tl.load(bound_ptr + row).to(tl.uint32, bitcast=True))
         count = tl.sum(chosen.to(tl.int32), 0)
         if count > 0:
-            place = tl.atomic_add(count_ptr + row, count) + tl.cumsum(chosen.to(tl.int32), 0) - 1
-            chosen = chosen & (place < CAPACITY)
-            tl.store(values_ptr + row * CAPACITY + place, logits, mask=chosen)
-            tl.store(tokens_ptr + row * CAPACITY + place, token, mask=chosen)
+            index = tl.atomic_add(count_ptr + row, count) + tl.cumsum(chosen.to(tl.int32), 0) - 1
+            chosen = chosen & (index < CAPACITY)
+            tl.store(values_ptr + row * CAPACITY + index, logits, mask=chosen)
+            tl.store(tokens_ptr + row * CAPACITY + index, token, mask=chosen)
         if (top_k == NO_TOP_K) & (top_p < 1):
             temperature = tl.load(temperatures_ptr + row)
             highest = tl.math.div_rn(tl.load(highest_ptr + row), temperature)
@@ -139,8 +139,8 @@ def _row_threshold(
     one = tl.full([], 1, tl.uint32)
     for i in range((32 - LOW) // 2):
         step = one << (30 - 2 * i)
-        kind = tl.int64 if WEIGHED else tl.int32
-        first, second, third = tl.zeros([TILE], kind), tl.zeros([TILE], kind), tl.zeros([TILE], kind)
+        dtype = tl.int64 if WEIGHED else tl.int32
+        first, second, third = tl.zeros([TILE], dtype), tl.zeros([TILE], dtype), tl.zeros([TILE], dtype)
         for start in range(0, vocab_size, TILE):
             token = start + tl.arange(0, TILE)
             inside = token < vocab_size

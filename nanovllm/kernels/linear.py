@@ -30,11 +30,11 @@ def _linear_kernel(
     row, i = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
     inside = i < in_features
     wanted = (row < out_features)[:, None] & inside[None, :]
-    places = row.to(tl.int64)[:, None] * in_features + i[None, :]
-    weight = tl.load(weight_ptr + places, mask=wanted, other=0.0, eviction_policy="evict_first")
+    offsets = row.to(tl.int64)[:, None] * in_features + i[None, :]
+    weight = tl.load(weight_ptr + offsets, mask=wanted, other=0.0, eviction_policy="evict_first")
     if GATED:
         up_ptr = weight_ptr + out_features.to(tl.int64) * in_features
-        up_weight = tl.load(up_ptr + places, mask=wanted, other=0.0, eviction_policy="evict_first")
+        up_weight = tl.load(up_ptr + offsets, mask=wanted, other=0.0, eviction_policy="evict_first")
     if NORM:
         norm_weight = tl.load(norm_ptr + i, mask=inside, other=0.0)
     if PDL:

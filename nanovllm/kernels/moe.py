@@ -45,9 +45,9 @@ def _route_kernel(experts_ptr, weights_ptr, logits_ptr, num_experts,
         likely = tl.where(i == best, -1.0, likely)
     if NORMALIZE:
         weights = weights / tl.sum(weights, 0)
-    places = token * ACTIVE + choice
-    tl.store(experts_ptr + places, chosen, mask=choice < ACTIVE)
-    tl.store(weights_ptr + places, weights.to(weights_ptr.dtype.element_ty), mask=choice < ACTIVE)
+    offsets = token * ACTIVE + choice
+    tl.store(experts_ptr + offsets, chosen, mask=choice < ACTIVE)
+    tl.store(weights_ptr + offsets, weights.to(weights_ptr.dtype.element_ty), mask=choice < ACTIVE)
 
 
 @triton.jit(do_not_specialize=["num_pairs"])
@@ -65,9 +65,9 @@ def _group_kernel(pairs_ptr, starts_ptr, experts_ptr, num_pairs, BLOCK: tl.const
         tl.store(starts_ptr + expert + 1, num_pairs)
     for first in range(0, num_pairs, BLOCK):
         found = tl.load(experts_ptr + first + i, mask=first + i < num_pairs, other=1 << 30)
-        mine = (found == expert).to(tl.int32)
-        tl.store(pairs_ptr + start + tl.cumsum(mine, 0) - 1, first + i, mask=mine == 1)
-        start += tl.sum(mine, 0)
+        is_expert = (found == expert).to(tl.int32)
+        tl.store(pairs_ptr + start + tl.cumsum(is_expert, 0) - 1, first + i, mask=is_expert == 1)
+        start += tl.sum(is_expert, 0)
 
 
 @triton.jit
@@ -108,9 +108,9 @@ def _gate_up_kernel(
             gate = tl.dot(x, tl.load(w_ptrs + k, mask=w_mask, other=0.0), gate, input_precision="ieee")
             w = tl.load(w_ptrs + out_features.to(tl.int64) * in_features + k, mask=w_mask, other=0.0)
             up = tl.dot(x, w, up, input_precision="ieee")
-        kind = out_ptr.dtype.element_ty
-        places = out_ptr + row.to(tl.int64)[:, None] * out_features + feature[None, :]
-        tl.store(places, silu(gate.to(kind)) * up.to(kind), mask=inside[:, None] & wanted[None, :])
+        dtype = out_ptr.dtype.element_ty
+        out_ptrs = out_ptr + row.to(tl.int64)[:, None] * out_features + feature[None, :]
+        tl.store(out_ptrs, silu(gate.to(dtype)) * up.to(dtype), mask=inside[:, None] & wanted[None, :])
 
 
 @triton.jit
@@ -134,8 +134,8 @@ def _down_kernel(
             acc = tl.dot(x, w, acc, input_precision="ieee")
         pair = tl.load(pairs_ptr + row, mask=inside, other=0).to(tl.int64)
         acc = acc * tl.load(scale_ptr + pair, mask=inside, other=0.0).to(tl.float32)[:, None]
-        places = out_ptr + pair[:, None] * out_features + feature[None, :]
-        tl.store(places, acc.to(out_ptr.dtype.element_ty), mask=inside[:, None] & wanted[None, :])
+        out_ptrs = out_ptr + pair[:, None] * out_features + feature[None, :]
+        tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=inside[:, None] & wanted[None, :])
 
 
 @triton.jit

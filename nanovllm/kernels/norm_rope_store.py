@@ -10,24 +10,24 @@ from nanovllm.kernels.rms_norm import rms_scale
 
 
 @triton.jit
-def _scaled(raw, factor, bias_ptr, places, inside, BIAS: tl.constexpr):
-    """raw * factor + bias, in float32; places: of the heads' channels in the projection's output."""
+def _scaled(raw, factor, bias_ptr, offsets, inside, BIAS: tl.constexpr):
+    """raw * factor + bias, in float32; offsets: of the heads' channels in the projection's output."""
     wide = raw.to(tl.float32) * factor
     if BIAS:
-        wide += tl.load(bias_ptr + places, mask=inside, other=0.0).to(tl.float32)
+        wide += tl.load(bias_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     return wide
 
 
 @triton.jit
-def _norm_rope(wide1, wide2, weight_ptr, cos, sin, eps, kind: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr):
+def _norm_rope(wide1, wide2, weight_ptr, cos, sin, eps, dtype: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr):
     """Heads cut in the middle, `[heads, HALF]` each: their norm, then the turn of each pair (wide1[i], wide2[i])."""
     i = tl.arange(0, HALF)
     if NORM:
         scale = tl.rsqrt((tl.sum(wide1 * wide1, 1) + tl.sum(wide2 * wide2, 1)) / (2 * HALF) + eps)[:, None]
         # Rounded where the plain layers round: after the norm and after its weight.
-        wide1 = ((wide1 * scale).to(kind) * tl.load(weight_ptr + i)[None, :]).to(tl.float32)
-        wide2 = ((wide2 * scale).to(kind) * tl.load(weight_ptr + HALF + i)[None, :]).to(tl.float32)
-    return (wide1 * cos - wide2 * sin).to(kind), (wide2 * cos + wide1 * sin).to(kind)
+        wide1 = ((wide1 * scale).to(dtype) * tl.load(weight_ptr + i)[None, :]).to(tl.float32)
+        wide2 = ((wide2 * scale).to(dtype) * tl.load(weight_ptr + HALF + i)[None, :]).to(tl.float32)
+    return (wide1 * cos - wide2 * sin).to(dtype), (wide2 * cos + wide1 * sin).to(dtype)
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def _norm_rope_store_kernel(
     NORM: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """One program takes one token, all its heads. Q_ROWS, KV_ROWS: the numbers of heads, rounded up to powers of two."""
-    kind: tl.constexpr = qkv_ptr.dtype.element_ty
+    dtype: tl.constexpr = qkv_ptr.dtype.element_ty
     HALF: tl.constexpr = HEAD_DIM // 2
     WIDTH: tl.constexpr = NUM_KV_HEADS * HEAD_DIM
     token = tl.program_id(0).to(tl.int64)
@@ -51,7 +51,7 @@ def _norm_rope_store_kernel(
     row_ptr = qkv_ptr + token * (NUM_HEADS * HEAD_DIM + 2 * WIDTH)
     head, kv_head = tl.arange(0, Q_ROWS)[:, None], tl.arange(0, KV_ROWS)[:, None]
     q_offsets, offsets = head * HEAD_DIM + i[None, :], kv_head * HEAD_DIM + i[None, :]
-    places = row_ptr + q_offsets
+    q_ptrs = row_ptr + q_offsets
     key_ptr, value_ptr = row_ptr + NUM_HEADS * HEAD_DIM, row_ptr + NUM_HEADS * HEAD_DIM + WIDTH
     q_inside, inside = head < NUM_HEADS, kv_head < NUM_KV_HEADS
     if PDL:
@@ -62,26 +62,26 @@ def _norm_rope_store_kernel(
         j = tl.arange(0, STREAM_BLOCK)
         stream = tl.load(stream_ptr + token * stream_size + j, mask=j < stream_size, other=0.0)
         factor = rms_scale(stream.to(tl.float32), stream_size, stream_eps)
-    first = tl.load(places, mask=q_inside, other=0.0)
-    second = tl.load(places + HALF, mask=q_inside, other=0.0)
+    first = tl.load(q_ptrs, mask=q_inside, other=0.0)
+    second = tl.load(q_ptrs + HALF, mask=q_inside, other=0.0)
     key1, key2 = tl.load(key_ptr + offsets, mask=inside, other=0.0), tl.load(key_ptr + HALF + offsets, mask=inside, other=0.0)
     value1, value2 = tl.load(value_ptr + offsets, mask=inside), tl.load(value_ptr + HALF + offsets, mask=inside)
 
     wide1 = _scaled(first, factor, bias_ptr, q_offsets, q_inside, BIAS)
     wide2 = _scaled(second, factor, bias_ptr, q_offsets + HALF, q_inside, BIAS)
-    first, second = _norm_rope(wide1, wide2, q_weight_ptr, cos, sin, eps, kind, HALF, NORM)
-    tl.store(places, first, mask=q_inside)
-    tl.store(places + HALF, second, mask=q_inside)
+    first, second = _norm_rope(wide1, wide2, q_weight_ptr, cos, sin, eps, dtype, HALF, NORM)
+    tl.store(q_ptrs, first, mask=q_inside)
+    tl.store(q_ptrs + HALF, second, mask=q_inside)
     if slot >= 0:
         k_bias_ptr, v_bias_ptr = bias_ptr + NUM_HEADS * HEAD_DIM, bias_ptr + NUM_HEADS * HEAD_DIM + WIDTH
         k_wide1 = _scaled(key1, factor, k_bias_ptr, offsets, inside, BIAS)
         k_wide2 = _scaled(key2, factor, k_bias_ptr, offsets + HALF, inside, BIAS)
-        key1, key2 = _norm_rope(k_wide1, k_wide2, k_weight_ptr, cos, sin, eps, kind, HALF, NORM)
-        k_places, v_places = k_cache_ptr + slot * WIDTH + offsets, v_cache_ptr + slot * WIDTH + offsets
-        tl.store(k_places, key1, mask=inside)
-        tl.store(k_places + HALF, key2, mask=inside)
-        tl.store(v_places, _scaled(value1, factor, v_bias_ptr, offsets, inside, BIAS).to(kind), mask=inside)
-        tl.store(v_places + HALF, _scaled(value2, factor, v_bias_ptr, offsets + HALF, inside, BIAS).to(kind), mask=inside)
+        key1, key2 = _norm_rope(k_wide1, k_wide2, k_weight_ptr, cos, sin, eps, dtype, HALF, NORM)
+        k_ptrs, v_ptrs = k_cache_ptr + slot * WIDTH + offsets, v_cache_ptr + slot * WIDTH + offsets
+        tl.store(k_ptrs, key1, mask=inside)
+        tl.store(k_ptrs + HALF, key2, mask=inside)
+        tl.store(v_ptrs, _scaled(value1, factor, v_bias_ptr, offsets, inside, BIAS).to(dtype), mask=inside)
+        tl.store(v_ptrs + HALF, _scaled(value2, factor, v_bias_ptr, offsets + HALF, inside, BIAS).to(dtype), mask=inside)
 
 
 def norm_rope_store(

@@ -54,11 +54,11 @@ def _join(
         acc = tl.zeros([HEAD_DIM], tl.float32)
         for start in range(0, num_pieces, PIECES):
             i = start + tl.arange(0, PIECES)
-            place = (first + i) * 2 + ((i == 0) & has_neighbour).to(tl.int32)
+            index = (first + i) * 2 + ((i == 0) & has_neighbour).to(tl.int32)
             inside = i < num_pieces
             # ".cg": from the cache that all multiprocessors share; others wrote these numbers a moment ago.
-            lse = tl.load(lse_ptr + place * NUM_HEADS + head, mask=inside, other=float("-inf"), cache_modifier=".cg")
-            part_ptr = partial_ptr + (place * NUM_HEADS + head)[:, None] * HEAD_DIM + dim[None, :]
+            lse = tl.load(lse_ptr + index * NUM_HEADS + head, mask=inside, other=float("-inf"), cache_modifier=".cg")
+            part_ptr = partial_ptr + (index * NUM_HEADS + head)[:, None] * HEAD_DIM + dim[None, :]
             part = tl.load(part_ptr, mask=inside[:, None], other=0.0, cache_modifier=".cg")
             new_highest = tl.maximum(highest, tl.max(lse, 0))
             rescale = tl.exp2(highest - new_highest)
@@ -134,17 +134,17 @@ def _decode_kernel(
             tl.store(out_places, acc.to(out_ptr.dtype.element_ty), mask=is_head[:, None])
         else:
             piece = share * 2 + (tile > share_start).to(tl.int32)
-            places = partial_ptr + (piece * NUM_HEADS + head)[:, None] * HEAD_DIM + dim[None, :]
-            tl.store(places, acc, mask=is_head[:, None])
+            partial_ptrs = partial_ptr + (piece * NUM_HEADS + head)[:, None] * HEAD_DIM + dim[None, :]
+            tl.store(partial_ptrs, acc, mask=is_head[:, None])
             tl.store(lse_ptr + piece * NUM_HEADS + head, highest + tl.log2(total), mask=is_head)
             first = seq_start // share_size
             num_pieces = tl.cdiv(seq_end, share_size) - first
             tl.debug_barrier()  # all of the piece is written before it is counted
-            place = arrived_ptr + first * tl.num_programs(0) + kv_head
-            if tl.atomic_add(place, 1, sem="acq_rel") == num_pieces - 1:
+            counter_ptr = arrived_ptr + first * tl.num_programs(0) + kv_head
+            if tl.atomic_add(counter_ptr, 1, sem="acq_rel") == num_pieces - 1:
                 _join(seq_out_ptr, partial_ptr, lse_ptr, kv_head, first, seq_start > first * share_size, num_pieces,
                       out_stride_head, NUM_HEADS, GROUP, HEAD_DIM, 16)  # fmt: skip
-                tl.store(place, 0)  # for the next launch
+                tl.store(counter_ptr, 0)  # for the next launch
         tile, seq, seq_start = stop, seq + 1, seq_end
 
 

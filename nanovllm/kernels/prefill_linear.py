@@ -60,8 +60,8 @@ def _gate_kernel(
     token, feature = row * TOKENS + tl.arange(0, TOKENS), column * FEATURES + tl.arange(0, FEATURES)
     inside = token < num_tokens
     scale = tl.load(scale_ptr + token, mask=inside, other=0.0)[:, None]
-    kind = out_ptr.dtype.element_ty
-    out = silu((gate * scale).to(kind)) * (up * scale).to(kind)
+    dtype = out_ptr.dtype.element_ty
+    out = silu((gate * scale).to(dtype)) * (up * scale).to(dtype)
     tl.store(out_ptr + token.to(tl.int64)[:, None] * out_features + feature[None, :], out, mask=inside[:, None])
 
 
@@ -74,7 +74,7 @@ def _qkv_kernel(
 ):  # fmt: skip
     """One program computes one head of TOKENS tokens: a query, a key or a value."""
     HALF: tl.constexpr = HEAD_DIM // 2
-    kind = q_ptr.dtype.element_ty
+    dtype = q_ptr.dtype.element_ty
     row, head = _tile_position(tl.program_id(0), tl.cdiv(num_tokens, TOKENS), NUM_HEADS + 2 * NUM_KV_HEADS, TURN)
     acc = tl.zeros([TOKENS, HEAD_DIM], tl.float32)
     for k in tl.range(0, in_features, DEPTH):
@@ -86,25 +86,25 @@ def _qkv_kernel(
         acc += tl.load(bias_ptr + head * HEAD_DIM + dim).to(tl.float32)[None, :]
     slot = tl.load(slots_ptr + token, mask=inside, other=-1)
     stored = (slot >= 0)[:, None]
-    place = slot[:, None] * (NUM_KV_HEADS * HEAD_DIM) + head % NUM_KV_HEADS * HEAD_DIM  # NUM_HEADS is a multiple
+    slot_offset = slot[:, None] * (NUM_KV_HEADS * HEAD_DIM) + head % NUM_KV_HEADS * HEAD_DIM  # NUM_HEADS is a multiple
     if head < NUM_HEADS + NUM_KV_HEADS:
         if NORM:
             weight_ptr = q_weight_ptr if head < NUM_HEADS else k_weight_ptr
-            acc = ((acc * rms_scale(acc, HEAD_DIM, eps)[:, None]).to(kind) * tl.load(weight_ptr + dim)[None, :]).to(tl.float32)
+            acc = ((acc * rms_scale(acc, HEAD_DIM, eps)[:, None]).to(dtype) * tl.load(weight_ptr + dim)[None, :]).to(tl.float32)
         first, second = acc.reshape(TOKENS, 2, HALF).permute(0, 2, 1).split()
         position = tl.load(positions_ptr + token, mask=inside, other=0)
         angles = position[:, None] * HALF + half[None, :]
         cos, sin = tl.load(cos_ptr + angles), tl.load(sin_ptr + angles)
-        turned1, turned2 = (first * cos - second * sin).to(kind), (second * cos + first * sin).to(kind)
+        turned1, turned2 = (first * cos - second * sin).to(dtype), (second * cos + first * sin).to(dtype)
         if head < NUM_HEADS:
-            q_places = q_ptr + (token.to(tl.int64) * NUM_HEADS + head)[:, None] * HEAD_DIM + half[None, :]
-            tl.store(q_places, turned1, mask=inside[:, None])
-            tl.store(q_places + HALF, turned2, mask=inside[:, None])
+            q_ptrs = q_ptr + (token.to(tl.int64) * NUM_HEADS + head)[:, None] * HEAD_DIM + half[None, :]
+            tl.store(q_ptrs, turned1, mask=inside[:, None])
+            tl.store(q_ptrs + HALF, turned2, mask=inside[:, None])
         else:
-            tl.store(k_cache_ptr + place + half[None, :], turned1, mask=stored)
-            tl.store(k_cache_ptr + place + HALF + half[None, :], turned2, mask=stored)
+            tl.store(k_cache_ptr + slot_offset + half[None, :], turned1, mask=stored)
+            tl.store(k_cache_ptr + slot_offset + HALF + half[None, :], turned2, mask=stored)
     else:
-        tl.store(v_cache_ptr + place + dim[None, :], acc.to(kind), mask=stored)
+        tl.store(v_cache_ptr + slot_offset + dim[None, :], acc.to(dtype), mask=stored)
 
 
 def inverse_rms(x: Tensor, eps: float) -> Tensor:

@@ -17,28 +17,28 @@ def _write_rows_kernel(
 ):  # fmt: skip
     """One program takes BLOCK records and BLOCK entries."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mine, record_ptr = i < num_records, records_ptr + i * WIDTH
-    row = tl.load(record_ptr, mask=mine, other=0)
-    cached = tl.load(record_ptr + 1, mask=mine, other=0).to(tl.int32)
-    tl.store(cached_ptr + row, cached, mask=mine)
-    tl.store(stored_from_ptr + row, tl.load(record_ptr + 2, mask=mine, other=0).to(tl.int32), mask=mine)
-    tl.store(num_prompt_ptr + row, tl.load(record_ptr + 3, mask=mine, other=0).to(tl.int32), mask=mine)
-    tl.store(seeds_ptr + row, tl.load(record_ptr + 4, mask=mine, other=0), mask=mine)
-    bits = tl.load(record_ptr + 5, mask=mine, other=0).to(tl.int32)
-    tl.store(temperatures_ptr + row, bits.to(tl.float32, bitcast=True), mask=mine)
-    tl.store(top_k_ptr + row, tl.load(record_ptr + 6, mask=mine, other=0).to(tl.int32), mask=mine)
-    bits = tl.load(record_ptr + 7, mask=mine, other=0).to(tl.int32)
-    tl.store(top_p_ptr + row, bits.to(tl.float32, bitcast=True), mask=mine)
-    bits = tl.load(record_ptr + 8, mask=mine, other=0).to(tl.int32)
-    tl.store(min_p_ptr + row, bits.to(tl.float32, bitcast=True), mask=mine)
-    token = tl.load(record_ptr + 9, mask=mine, other=0)
-    pending = mine & (token < 0)
+    inside, record_ptr = i < num_records, records_ptr + i * WIDTH
+    row = tl.load(record_ptr, mask=inside, other=0)
+    cached = tl.load(record_ptr + 1, mask=inside, other=0).to(tl.int32)
+    tl.store(cached_ptr + row, cached, mask=inside)
+    tl.store(stored_from_ptr + row, tl.load(record_ptr + 2, mask=inside, other=0).to(tl.int32), mask=inside)
+    tl.store(num_prompt_ptr + row, tl.load(record_ptr + 3, mask=inside, other=0).to(tl.int32), mask=inside)
+    tl.store(seeds_ptr + row, tl.load(record_ptr + 4, mask=inside, other=0), mask=inside)
+    bits = tl.load(record_ptr + 5, mask=inside, other=0).to(tl.int32)
+    tl.store(temperatures_ptr + row, bits.to(tl.float32, bitcast=True), mask=inside)
+    tl.store(top_k_ptr + row, tl.load(record_ptr + 6, mask=inside, other=0).to(tl.int32), mask=inside)
+    bits = tl.load(record_ptr + 7, mask=inside, other=0).to(tl.int32)
+    tl.store(top_p_ptr + row, bits.to(tl.float32, bitcast=True), mask=inside)
+    bits = tl.load(record_ptr + 8, mask=inside, other=0).to(tl.int32)
+    tl.store(min_p_ptr + row, bits.to(tl.float32, bitcast=True), mask=inside)
+    token = tl.load(record_ptr + 9, mask=inside, other=0)
+    pending = inside & (token < 0)
     token = tl.where(pending, tl.load(source_ptr + (-1 - token), mask=pending, other=0), token)
-    tl.store(drawn_ptr + row, token, mask=mine & (cached >= 0))
+    tl.store(drawn_ptr + row, token, mask=inside & (cached >= 0))
 
-    mine = i < num_entries
-    place = tl.load(entries_ptr + 2 * i, mask=mine, other=0)
-    tl.store(tables_ptr + place, tl.load(entries_ptr + 2 * i + 1, mask=mine, other=0).to(tl.int32), mask=mine)
+    inside = i < num_entries
+    index = tl.load(entries_ptr + 2 * i, mask=inside, other=0)
+    tl.store(tables_ptr + index, tl.load(entries_ptr + 2 * i + 1, mask=inside, other=0).to(tl.int32), mask=inside)
 
 
 @triton.jit(do_not_specialize=["num_rows", "table_stride"])
@@ -49,19 +49,19 @@ def _advance_kernel(
 ):  # fmt: skip
     """One program takes BLOCK rows."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mine = row < num_rows
-    cached = tl.load(cached_ptr + row, mask=mine, other=-1)
+    inside = row < num_rows
+    cached = tl.load(cached_ptr + row, mask=inside, other=-1)
     live, position = cached >= 0, tl.maximum(cached, 0)
     block = tl.load(tables_ptr + row.to(tl.int64) * table_stride + position // BLOCK_SIZE, mask=live, other=0)
     slot = block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE
-    stored = live & (cached >= tl.load(stored_from_ptr + row, mask=mine, other=0))
-    tl.store(input_ids_ptr + row, tl.maximum(tl.load(drawn_ptr + row, mask=live, other=0), 0), mask=mine)
-    tl.store(positions_ptr + row, position.to(tl.int64), mask=mine)
-    tl.store(slots_ptr + row, tl.where(stored, slot, -1), mask=mine)
-    offset = position + 1 - tl.load(num_prompt_ptr + row, mask=mine, other=0)
-    tl.store(offsets_ptr + row, offset.to(tl.int64), mask=mine)
-    tl.store(context_lens_ptr + row, cached + 1, mask=mine)
-    tl.store(cached_ptr + row, cached + live.to(tl.int32), mask=mine)
+    stored = live & (cached >= tl.load(stored_from_ptr + row, mask=inside, other=0))
+    tl.store(input_ids_ptr + row, tl.maximum(tl.load(drawn_ptr + row, mask=live, other=0), 0), mask=inside)
+    tl.store(positions_ptr + row, position.to(tl.int64), mask=inside)
+    tl.store(slots_ptr + row, tl.where(stored, slot, -1), mask=inside)
+    offset = position + 1 - tl.load(num_prompt_ptr + row, mask=inside, other=0)
+    tl.store(offsets_ptr + row, offset.to(tl.int64), mask=inside)
+    tl.store(context_lens_ptr + row, cached + 1, mask=inside)
+    tl.store(cached_ptr + row, cached + live.to(tl.int32), mask=inside)
 
 
 def write_rows(state: RowState, records: Tensor, entries: Tensor, drawn: Tensor) -> None:

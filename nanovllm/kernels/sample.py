@@ -50,9 +50,9 @@ def _draw_kernel(
     score, token = best_token(best, winner)
     broken = tl.max(unsound, 0) == 1
     score, token = tl.where(broken, float("inf"), score), tl.where(broken, -1, token)
-    place = row * tl.num_programs(0) + split
-    tl.store(score_ptr + place, score)
-    tl.store(tokens_ptr + place, token)
+    index = row * tl.num_programs(0) + split
+    tl.store(score_ptr + index, score)
+    tl.store(tokens_ptr + index, token)
 
 
 @triton.jit(do_not_specialize=["splits"])

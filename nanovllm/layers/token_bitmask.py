@@ -21,10 +21,10 @@ def apply_bitmask(scores: Tensor, rows: Tensor, bits: Tensor) -> None:
     scores: [num_rows, vocab_size] float32. rows: [num_masked] int64, which of its rows are masked, each once. bits:
     [num_masked, ceil(vocab_size / 32)] int32; token 32 w + i is bit i of word w.
     """
-    places = torch.arange(32, dtype=torch.int32, device=bits.device)
+    positions = torch.arange(32, dtype=torch.int32, device=bits.device)
     for start in range(0, len(rows), CHUNK_ROWS):
         some = rows[start:start + CHUNK_ROWS]
-        allowed = (bits[start:start + CHUNK_ROWS, :, None] >> places & 1).flatten(1)[:, :scores.shape[-1]].bool()
+        allowed = (bits[start:start + CHUNK_ROWS, :, None] >> positions & 1).flatten(1)[:, :scores.shape[-1]].bool()
         scores[some] = scores[some].masked_fill(~allowed, float("-inf"))
 
 

@@ -124,15 +124,14 @@ class Replay:
         tokens = self._sampler(logits, batch)
         if batch.seeds is not None:
             for row, (seed, offset) in enumerate(zip(batch.seeds.tolist(), batch.offsets.tolist())):
-                if seed in self._texts:
+                if offset < len(self._texts.get(seed, ())):
                     tokens[row] = self._texts[seed][offset]
         return tokens
 
     def seed(self, text: str, ends: bool = True) -> int:
-        """The seed of requests that are to get this text. ends: whether it ends by itself, or with `max_tokens`."""
+        """The seed of requests that are to get this text. ends: whether it ends there, or the model goes on with it."""
         tokenizer, seed = self._llm.tokenizer, 10_000 + 100 * len(self._texts)
-        end = tokenizer.eos_token_id if ends else tokenizer.encode(" and")[0]
-        self._texts[seed] = [*tokenizer.encode(text), *[end] * 2000]
+        self._texts[seed] = [*tokenizer.encode(text), *[tokenizer.eos_token_id] * ends]
         return seed
 
 

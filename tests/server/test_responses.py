@@ -230,3 +230,15 @@ def test_neutral_values_are_taken(ask):
                     {"reasoning": {}}, {"service_tier": "auto"}, {"user": "me"}, {"top_logprobs": 0},
                     {"previous_response_id": None}):
         assert ask(temperature=0, max_output_tokens=4, **neutral).output_text == plain
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "get_weather"}])
+def test_calls_that_must_be_made(ask, choice):
+    for stream in (False, True):
+        said = ask(tools=[WEATHER], tool_choice=choice, parallel_tool_calls=False, temperature=0, max_output_tokens=600,
+                   stream=stream)
+        response = list(said)[-1].response if stream else said
+        item, = response.output
+        assert (item.type, item.name) == ("function_call", "get_weather")
+        if response.status == "completed":  # the string may run on until there is no room
+            assert list(json.loads(item.arguments)) == ["city"]

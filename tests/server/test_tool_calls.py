@@ -4,6 +4,7 @@ The offline model is not asked what to say here: a sampler replays texts of a mo
 """
 
 import json
+import time
 
 import openai
 import pytest
@@ -255,7 +256,7 @@ def test_a_model_that_opens_its_thoughts_itself(ask, replay):
 
 
 def test_thoughts_that_never_end(ask, replay):
-    seed = replay.seed(THOUGHTS, ends=False)
+    seed = replay.seed(THOUGHTS * 3)
     answer = ask(seed=seed, chat_template_kwargs=THINKING, max_tokens=15)
     assert answer.choices[0].message.content == "" and answer.choices[0].finish_reason == "length"
     assert THOUGHTS.startswith(answer.choices[0].message.reasoning_content[:20])
@@ -292,3 +293,85 @@ def test_the_server_may_be_told_to_leave_thoughts_where_they_are():
         body = {"messages": QUESTION, "seed": replay.seed(text)}
         message = http.post(f"{server.url}/v1/chat/completions", json=body).json()["choices"][0]["message"]
         assert message == {"role": "assistant", "content": text, "refusal": None}
+
+
+# Calls that the model must make: no sampler replays them, the grammar alone makes an untaught model call.
+
+LOOK_UP = {"type": "function", "function": {"name": "look_up", "parameters": {
+    "type": "object", "properties": {"kind": {"enum": ["hen", "fox"]}, "number": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["kind", "number"], "additionalProperties": False}}}
+STRICT = {"type": "function", "function": LOOK_UP["function"] | {"strict": True}}
+
+
+def check_look_up(arguments: str) -> None:
+    said = json.loads(arguments)
+    assert set(said) == {"kind", "number"} and said["kind"] in ("hen", "fox") and 0 <= said["number"] <= 99
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("choice, parallel", [
+    ("required", False), ("required", True), ({"type": "function", "function": {"name": "look_up"}}, None)])
+def test_calls_that_must_be_made_fit_their_schema(ask, stream, choice, parallel):
+    more = {} if parallel is None else {"parallel_tool_calls": parallel}
+    for seed in range(2):
+        answer = ask(tools=[LOOK_UP, NOW], tool_choice=choice, seed=seed, temperature=1, stream=stream, **more)
+        if stream:
+            message, = together(answer)
+            calls, content, finish = [each[1:] for each in message["calls"]], message["content"] or None, message["finish"]
+        else:
+            message = answer.choices[0].message
+            calls = [[each.function.name, each.function.arguments] for each in message.tool_calls]
+            content, finish = message.content, answer.choices[0].finish_reason
+        assert content is None and finish == "tool_calls" and 1 <= len(calls) <= (16 if parallel else 1)
+        assert choice == "required" or calls[0][0] == "look_up"
+        for name, arguments in calls:
+            check_look_up(arguments) if name == "look_up" else pytest.fail(name) if name != "now" else None
+            assert name != "now" or arguments == "{}"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_model_that_thinks_first_calls_afterwards(ask, replay, stream):
+    """The sampler replays the thoughts; what follows them is the model's own, as far as the grammar lets it."""
+    seed = replay.seed("I shall look {it} up.\n</think>", ends=False)
+    answer = ask(tools=[LOOK_UP], tool_choice="required", parallel_tool_calls=False, seed=seed, temperature=1, stream=stream,
+                 chat_template_kwargs=THINKING)
+    if stream:
+        message, = together(answer)
+        reasoning, content, calls = message["reasoning"], message["content"] or None, [each[1:] for each in message["calls"]]
+    else:
+        message = answer.choices[0].message
+        reasoning, content = message.reasoning_content, message.content
+        calls = [[each.function.name, each.function.arguments] for each in message.tool_calls]
+    (name, arguments), = calls
+    assert (reasoning, content, name) == ("I shall look {it} up.", None, "look_up")
+    check_look_up(arguments)
+
+
+def test_strict_tools_are_held_to_their_schema_when_they_are_called(ask, replay):
+    """Text is free; once a call has begun, the grammar makes a right one of it."""
+    plain = ask(tools=[STRICT], temperature=0, max_tokens=12).choices[0].message.content
+    assert plain == ask(tools=[LOOK_UP], temperature=0, max_tokens=12).choices[0].message.content
+    begun = 'Well. <tool_call>\n{"name": "look_up", "arguments": {"'
+    for temperature in (0.5, 1):
+        seed = replay.seed(begun, ends=False)
+        message = ask(tools=[STRICT, NOW], temperature=temperature, seed=seed, max_tokens=60).choices[0].message
+        assert message.content.startswith("Well.")
+        check_look_up(message.tool_calls[0].function.arguments)
+
+
+@pytest.mark.parametrize("parameters, says", [
+    ({"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=x)y"}}, "required": ["a"]}, "look"),
+    ({"type": "object", "properties": {"a": {"type": "integer", "minimum": 5, "maximum": 1}}, "required": ["a"]}, ""),
+    ({"type": "object", "properties": {"a": {"$ref": "#/$defs/lost"}}}, ""), ({"properties": 5}, ""),
+    ({"properties": {"a": {"type": "strin"}}}, ""),
+])
+def test_schemas_that_no_arguments_fit_are_refused_where_they_would_hold(server, parameters, says):
+    body = {"messages": QUESTION, "max_tokens": 2, "tools": [{"type": "function", "function": {
+        "name": "f", "parameters": parameters}}]}
+    for choice in ("required", {"type": "function", "function": {"name": "f"}}):
+        began = time.monotonic()
+        reply = http.post(f"{server.url}/v1/chat/completions", json=body | {"tool_choice": choice})
+        error = reply.json()["error"]
+        assert (reply.status_code, error["param"]) == (400, "tools"), error
+        assert says in error["message"] and "start:" not in error["message"] and time.monotonic() - began < 2
+    assert http.post(f"{server.url}/v1/chat/completions", json=body).status_code == 200  # nothing is held to it

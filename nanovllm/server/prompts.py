@@ -11,6 +11,7 @@ from nanovllm.server.chat_format import ChatFormat
 from nanovllm.server.chat_protocol import ChatCompletionRequest, TokenizeRequest
 from nanovllm.server.messages import Message
 from nanovllm.server.protocol import CompletionRequest, GenerationRequest
+from nanovllm.server.schemas import TokenizerInfoBody
 from nanovllm.serving.answer import AnswerFormat
 from nanovllm.serving.chat import OPTIONS, RESERVED
 from nanovllm.serving.chat_template import variables_of
@@ -79,6 +80,15 @@ class PromptEncoder:
     def token_strings(self, token_ids: list[int]) -> list[str]:
         """The tokens as the vocabulary writes them."""
         return self._tokenizer().convert_ids_to_tokens(token_ids)
+
+    def tokenizer_info(self) -> TokenizerInfoBody:
+        """The tokenizer's special tokens and chat template."""
+        tokenizer = self._tokenizer()
+        special = {name: str(token) for name, token in getattr(tokenizer, "special_tokens_map", {}).items()}
+        template = getattr(tokenizer, "chat_template", None)
+        return {"tokenizer_class": type(tokenizer).__name__, "bos_token": special.get("bos_token"),
+                "eos_token": special.get("eos_token"), "pad_token": special.get("pad_token"),
+                "unk_token": special.get("unk_token"), "chat_template": template if isinstance(template, str) else None}
 
     def render(self, body: ChatCompletionRequest | TokenizeRequest, messages: list[Message]) -> str:
         """The text that the chat template makes of a conversation. Variables that it does not read change nothing."""

@@ -214,3 +214,12 @@ class TokenizeBody(TypedDict):
 
 class DetokenizeBody(TypedDict):
     prompt: str
+
+
+class TokenizerInfoBody(TypedDict):
+    tokenizer_class: str
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    chat_template: str | None

@@ -1,4 +1,4 @@
-"""The endpoints around the tokenizer: /tokenize and /detokenize, as in vLLM."""
+"""The endpoints around the tokenizer: /tokenize, /detokenize and /tokenizer_info, as in vLLM."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from nanovllm.server.chat_protocol import DetokenizeRequest, TokenizeRequest
 from nanovllm.server.errors import REFUSALS
-from nanovllm.server.schemas import DetokenizeBody, TokenizeBody
+from nanovllm.server.schemas import DetokenizeBody, TokenizeBody, TokenizerInfoBody
 from nanovllm.server.state import State
 from nanovllm.utils.checks import check
 
@@ -38,3 +38,9 @@ async def detokenize(body: DetokenizeRequest, state: State) -> DetokenizeBody:
     """The text of tokens."""
     state.require_model(body.model)
     return {"prompt": await asyncio.to_thread(state.encoder.decode, body.tokens)}
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(state: State) -> TokenizerInfoBody:
+    """What programs that tokenise through this server have to know: special tokens and the chat template."""
+    return state.encoder.tokenizer_info()

@@ -37,8 +37,8 @@ def document(shared_server):
 def test_what_the_document_says(document):
     paths = document["paths"]
     assert set(paths) == {"/v1/completions", "/v1/chat/completions", "/v1/models", "/v1/models/{model_name}", "/health",
-                          "/ping", "/version", "/load", "/metrics", "/tokenize", "/detokenize", "/v1/responses",
-                          "/v1/responses/{response_id}"}
+                          "/ping", "/version", "/load", "/metrics", "/tokenize", "/detokenize", "/tokenizer_info",
+                          "/v1/responses", "/v1/responses/{response_id}"}
     assert "422" not in json.dumps(document) and "HTTPValidationError" not in json.dumps(document)
     for path in ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/tokenize", "/detokenize"):
         responses = paths[path]["post"]["responses"]

@@ -137,6 +137,14 @@ def test_tokenize_and_detokenize(server):
     assert post("tokenize", prompt="a", model="other").status_code == 404
 
 
+def test_what_a_remote_tokenizer_asks_for(server):
+    """lm-eval's `tokenizer_backend=remote` renders chats and finds special tokens by it."""
+    said = http.get(f"{server.url}/tokenizer_info").json()
+    tokenizer = server.llm.tokenizer
+    assert (said["eos_token"], said["pad_token"], said["bos_token"]) == ("<|im_end|>", "<|endoftext|>", None)
+    assert said["chat_template"] == tokenizer.chat_template and said["tokenizer_class"]
+
+
 def test_small_endpoints(server):
     def get(path):
         return http.get(f"{server.url}{path}")

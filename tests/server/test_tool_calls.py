@@ -298,7 +298,8 @@ def test_the_server_may_be_told_to_leave_thoughts_where_they_are():
 # Calls that the model must make: no sampler replays them, the grammar alone makes an untaught model call.
 
 LOOK_UP = {"type": "function", "function": {"name": "look_up", "parameters": {
-    "type": "object", "properties": {"kind": {"enum": ["hen", "fox"]}, "number": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "type": "object", "properties": {"kind": {"enum": ["hen", "fox"]},
+                                     "number": {"type": "integer", "minimum": 0, "maximum": 99}},
     "required": ["kind", "number"], "additionalProperties": False}}}
 STRICT = {"type": "function", "function": LOOK_UP["function"] | {"strict": True}}
 

@@ -50,6 +50,7 @@ def end(process, number=signal.SIGINT) -> tuple[int, str]:
     (("--receive-seconds", "0"), "receive_seconds=0"), (("--receive-seconds", "inf"), "receive_seconds=inf"),
     (("--served-model-name", ""), "served_model_name=''"), (("--served-model-name", "  "), "served_model_name='  '"),
     (("--host", ""), "host=''"), (("--host", "no such host"), "cannot listen there"),
+    (("--max-stored-responses", "-1"), "max_stored_responses=-1"), (("--reasoning-parser", "x"), "invalid choice"),
     (("--max-body-bytes", "0"), "max_body_bytes=0"), (("--generation-config", "none"), "invalid choice"),
     (("--api-key", ""), "api_key=''"), (("--api-key", "secret\n"), "line break"), (("--api-key", "a b"), "without spaces"),
 ])

@@ -15,7 +15,8 @@ from training import chats, data, gate, grammar, stories
 from training.__main__ import RECIPES, TINY, TINY_MOE, main, run
 from training.card import ROWS
 from training.dice import Dice
-from training.judge import copied, drawn_nats, keeps_hero, top_template_share
+from training.judge import drawn_nats, keeps_hero, top_template_share
+from training.overlap import copied
 from training.render import prompt, user
 from training.train import train
 from training.village import ABOUT
@@ -202,3 +203,20 @@ def test_copied_counts_what_the_training_text_has_too():
     seen = [re.findall(r"\w+", chats.document(rng).lower()) for _ in range(20)]
     assert copied(seen, 8, 20) == 1.0 and copied(seen, 8, 900) == 1.0  # alone, and in parts by several processes
     assert copied([["zebra", "of", "the", "moon"] * 4], 8, 20) == 0.0
+
+
+def test_the_exported_tokenizer_keeps_what_tools_and_thoughts_are_written_with(made):
+    from transformers import AutoTokenizer
+
+    from nanovllm.serving.tokenizer import load_tokenizer
+
+    folder = made[0] / "assets" / "offline"
+    theirs, ours = AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
+    text = '<think>\nHm.\n</think>\n\n<tool_call>\n{"name": "a"}\n</tool_call><|im_end|>'
+    ids = theirs(text)["input_ids"]
+    assert ours.encode(text) == ids and ids.count(theirs.convert_tokens_to_ids("<tool_call>")) == 1
+    for tokenizer in (theirs, ours):
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text.removesuffix("<|im_end|>")
+    vocab = theirs.get_vocab()
+    assert [vocab[token] for token in data.SPECIAL] == [TINY.vocab - 3, TINY.vocab - 2, TINY.vocab - 1]
+    assert sorted(vocab.values()) == list(range(TINY.vocab))

@@ -38,8 +38,8 @@ def train_tokenizer(seed: int, vocab_size: int, num_documents: int) -> Tokenizer
     for token in SPECIAL + MARKS:
         texts = [text.replace(token, "\n") for text in texts]
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in MARKS])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])  # the last rows
     return tokenizer
 
 

@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
 import re
-import zlib
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -17,6 +14,7 @@ from training.dice import Dice
 from training.grammar import ANIMALS, PEOPLE
 from training.grounding import strays
 from training.judge_shapes import shapes
+from training.overlap import copied
 from training.render import prompt, system, user
 from training.stories import Story
 
@@ -107,28 +105,6 @@ def keeps_hero(hero: str, text: str) -> bool:
                 return False
     last = text.rstrip().split("\n\n")[-1]
     return bool(re.search(rf"\b{hero}\b", last) or (name and re.search(rf"\b{name}\b", last)))
-
-
-def _grams(words: list[str], n: int) -> list[int]:
-    return [zlib.crc32(" ".join(words[i:i + n]).encode()) for i in range(len(words) - n + 1)]
-
-
-def _grams_of_documents(n: int, seed: int, count: int) -> set[int]:
-    rng = Dice(seed)
-    return {gram for _ in range(count) for gram in _grams(re.findall(r"\w+", document(rng).lower()), n)}
-
-
-def copied(words: list[list[str]], n: int, documents: int) -> float:
-    """Share of the answers' n-grams that stand in a sample of the training text too."""
-    part = 500
-    jobs = [(n, seed, min(part, documents - part * seed)) for seed in range(-(-documents // part))]
-    if len(jobs) == 1:
-        seen = _grams_of_documents(*jobs[0])
-    else:
-        with ProcessPoolExecutor(os.cpu_count()) as pool:
-            seen = set().union(*pool.map(_grams_of_documents, *zip(*jobs)))
-    grams = [gram for w in words for gram in _grams(w, n)]
-    return round(sum(gram in seen for gram in grams) / max(1, len(grams)), 4)
 
 
 def drawn_nats(tokenizer, documents: int = 2000) -> dict:

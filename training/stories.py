@@ -50,7 +50,7 @@ PLAIN_BEATS = {"open", "trait", "object", "end", "keepobj", "scene", "talk", "or
 ACTION = re.compile(r"(?!.*\b(was|were|had|could|liked|lived|knew|not|felt|never|bed|until|called)\b)"
                     r"(\{([HFE]|f?he)\}|they) [^.:]*\.$")
 SPEECH = re.compile(r'(.)" (said|asked|whispered|called|cried) (\{([HFE])\})(?=\.|, and)')
-VERBS = {"said": ("said", "said", "said", "answered", "murmured", "replied", "declared", "remarked", "put in"),
+VERBS = {"said": ("said", "said", "said", "murmured", "declared", "remarked", "put in", "announced", "added"),
          "asked": ("asked", "asked", "wondered", "inquired"), "called": ("called", "shouted"), "cried": ("cried", "exclaimed"),
          "whispered": ("whispered", "breathed")}
 GLANCES = {"scene", "talk", "aid", "setting", "trait"}

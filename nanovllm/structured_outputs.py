@@ -13,6 +13,7 @@ from nanovllm.utils.numbers import is_number, shown
 
 MAX_LENGTH = 65536      # characters of a schema, an expression, a grammar or all choices together
 MAX_PROPERTIES = 2000   # of all objects of a schema together: what it takes to compile them grows with their square
+MAX_OPTIONAL = 400      # properties of one object that may be left out: each may come next, and all are kept in mind
 MAX_DEPTH = 64          # of a schema's lists and objects
 MAX_DIVISORS = 20_000   # of a schema's multipleOf: an automaton that divides has a state for each remainder
 SHAPES = ("json", "regex", "choice", "grammar", "json_object")
@@ -154,7 +155,9 @@ def _check_size(name: str, schema: object) -> None:
         for value in level:
             if isinstance(value, dict):
                 properties = value.get("properties")
-                num_properties += len(properties) if isinstance(properties, dict) else 0
+                if isinstance(properties, dict):
+                    num_properties += len(properties)
+                    _check_optional(name, properties, value.get("required"))
                 divisors += _divisor(value.get("multipleOf"))
                 below += value.values()
             elif isinstance(value, list):
@@ -165,6 +168,13 @@ def _check_size(name: str, schema: object) -> None:
     most = max(sum(divisors), lcm(*divisors))
     check_request(most <= MAX_DIVISORS, f"{name} multipleOf", most, f"at most {MAX_DIVISORS}, the sum and the least common "
                   "multiple of all in a schema, without their decimal points", "use smaller ones, or check it afterwards")
+
+
+def _check_optional(name: str, properties: dict[str, object], required: object) -> None:
+    named = {text for text in required if isinstance(text, str)} if isinstance(required, list) else set()
+    optional = len(properties.keys() - named)
+    check_request(optional <= MAX_OPTIONAL, f"{name} optional", optional, f"at most {MAX_OPTIONAL} properties of one object "
+                  "that are not required", "name more of them in required")
 
 
 def _divisor(number: object) -> list[int]:

@@ -34,7 +34,6 @@ class ChatCompletionRequest(GenerationRequest):
     continue_final_message: bool | None = None
 
     echo: Annotated[bool | None, Only(False)] = None
-    response_format: Annotated[dict[str, Any] | None, Only({"type": "text"})] = None
     functions: Annotated[list[Any] | None, Only([])] = None
     function_call: Annotated[Any, Only("none", "auto")] = None
     modalities: Annotated[list[str] | None, Only(["text"])] = None

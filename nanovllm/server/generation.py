@@ -19,6 +19,7 @@ from nanovllm.server.protocol import CompletionRequest, GenerationRequest
 from nanovllm.server.replies import CompletionReply
 from nanovllm.server.request_ids import request_id_of
 from nanovllm.server.schemas import ChatCompletionBody, CompletionBody
+from nanovllm.server.shape_protocol import named_by_client, shape_of
 from nanovllm.server.state import ServerState, State
 from nanovllm.server.streaming import ClientDisconnected, EventStream, unless_disconnected
 from nanovllm.serving.answer import AnswerFormat
@@ -91,11 +92,25 @@ async def submit(state: ServerState, body: GenerationRequest, prompts: list[Enco
         for prompt, own in zip(prompts, own_params):
             running.append(await state.llm.submit(prompt.token_ids, own, priority=body.priority or 0,
                                                   wants_deltas=bool(body.stream)))
-    except BaseException:
+    except BaseException as error:
         for request in running:
             request.abort()
+        if isinstance(error, InvalidRequest):
+            await asyncio.to_thread(check_shape, state, body)
         raise
     return running
+
+
+def check_shape(state: ServerState, body: GenerationRequest) -> None:
+    """Raise InvalidRequest, by the client's name for it, for a shape that cannot be compiled by itself.
+
+    What cannot be compiled may hold more than that: thoughts, and calls of tools.
+    """
+    if shape := shape_of(body.response_format, body.structured_outputs):
+        try:
+            state.llm.llm.grammars.matcher(shape)
+        except InvalidRequest as error:
+            raise named_by_client(error, body.response_format) from None
 
 
 async def outputs_of(request: Request, running: list[AsyncRequest]) -> list[RequestOutput] | None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nanovllm.sampling_params import MAX_LOGPROBS, SamplingParams
 from nanovllm.server.fields import LogitBias, Metadata, Only, Prompts, Seed, StopStrings, TokenIds, limits
+from nanovllm.server.shape_protocol import ResponseFormat, StructuredOutputs, shape_of
 from nanovllm.serving.sampling_defaults import SamplingDefaults
 from nanovllm.utils.checks import check
 
@@ -86,6 +87,8 @@ class GenerationRequest(Body):
     request_id: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
+    response_format: ResponseFormat = None
+    structured_outputs: StructuredOutputs = None
 
     best_of: Annotated[int | None, Only(1)] = None
     use_beam_search: Annotated[bool | None, Only(False)] = None
@@ -96,7 +99,6 @@ class GenerationRequest(Body):
     bad_words: Annotated[list[str] | None, Only([])] = None
     allowed_token_ids: Annotated[list[int] | None, Only()] = None
     cache_salt: Annotated[str | None, Only("")] = None
-    structured_outputs: Annotated[dict[str, Any] | None, Only({})] = None
 
     @property
     def tokens_wanted(self) -> tuple[str, int | None]:
@@ -143,7 +145,8 @@ class GenerationRequest(Body):
         prompt_logprobs = self.num_logprobs if self.echoes and self.prompt_logprobs is None else self.prompt_logprobs
         return SamplingParams(max_tokens=self.default_max_tokens if wanted is None else wanted, stop=tuple(self.stop or ()),
                               stop_token_ids=tuple(self.stop_token_ids or ()), logit_bias=bias or None,
-                              logprobs=self.num_logprobs, prompt_logprobs=prompt_logprobs, **fields)
+                              logprobs=self.num_logprobs, prompt_logprobs=prompt_logprobs,
+                              structured_outputs=shape_of(self.response_format, self.structured_outputs), **fields)
 
     def fit(self, params: SamplingParams, num_prompt_tokens: int, room: int, defaults: SamplingDefaults) -> SamplingParams:
         """`params` for a prompt that leaves room for so many tokens.

@@ -40,7 +40,7 @@ def post(server, path, **request):
     ("truncate_prompt_tokens", 10**20, "-1 or from 1"), ("request_id", "a b", "pattern"), ("request_id", "", "at least 1"),
     ("use_beam_search", True, "does not offer it"), ("length_penalty", 1.5, "does not offer it"),
     ("bad_words", ["fox"], "does not offer it"), ("allowed_token_ids", [1], "does not offer it"),
-    ("cache_salt", "x", "does not offer it"), ("structured_outputs", {"regex": "a"}, "does not offer it"),
+    ("cache_salt", "x", "does not offer it"), ("structured_outputs", {"regx": "a"}, "leave 'regx' out"),
     ("prompt_logprobs", 21, "0 to 20"), ("prompt_logprobs", -1, "0 to 20"), ("guided_json", {}, "unknown field"),
 ])
 def test_a_bad_field_of_a_completion_is_named(server, field, value, says):
@@ -54,7 +54,7 @@ def test_a_bad_field_of_a_completion_is_named(server, field, value, says):
     ("messages", [], "role"), ("messages", "Hello", "list"), ("messages.0.role", [{"role": "x", "content": "x"}], "'user'"),
     ("messages.0.content", [{"role": "user", "content": 5}], "a text"), ("messages.0.content", [{"role": "user"}], "required"),
     ("messages.0.content", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "type 'text'"),
-    ("tools.0.function", [{"type": "function"}], "required"), ("response_format", {"type": "json_object"}, "does not offer it"),
+    ("tools.0.function", [{"type": "function"}], "required"), ("response_format.type", {"type": "xml"}, "'json_schema'"),
     ("top_logprobs", 2, "set logprobs"), ("chat_template_kwargs", {"chat_template": "{{ 1 }}"}, "leave it out"),
     ("chat_template_kwargs", {"tokenize": True}, "leave it out"),
     ("messages", [{"role": "user", "content": "word " * 5000}], "max_model_len"),

@@ -54,7 +54,9 @@ BAD_VALUES = [
     ({"json": nested(10_000)}, "must be what JSON can say"),
     ({"json": '{"items":' * 5000 + "{}" + "}" * 5000}, "must be JSON"),
     ({"json": nested(80)}, "structured_outputs.json depth=65: must be at most 64 levels"),
-    ({"json": {"properties": {f"p{i}": {} for i in range(2001)}}}, "properties=2001: must be at most 2000 in all"),
+    ({"json": {"properties": {f"p{i}": {} for i in range(401)}, "required": "p1"}}, "optional=401: must be at most 400"),
+    ({"json": {"required": [f"p{i}" for i in range(2001)], "properties": {f"p{i}": {} for i in range(2001)}}},
+     "properties=2001: must be at most 2000 in all"),
     ({"json": {"description": "x" * 70_000}}, "must be at most 65536 characters"),
     ({"json": {"type": "integer", "multipleOf": 999983}}, "multipleOf=20001: must be at most 20000"),
     ({"json": {"allOf": [{"multipleOf": 997}, {"multipleOf": 991}]}}, "multipleOf=988027: must be at most 20000"),
@@ -124,7 +126,9 @@ def test_what_no_answer_can_have_is_refused_by_name_within_a_second(compiler, gi
 
 
 @pytest.mark.parametrize("given", [
-    {"json": {"type": "object", "properties": {f"p{i}": {} for i in range(2000)}}},
+    {"json": {"type": "object", "properties": {f"p{i}": {} for i in range(400)}}},
+    {"json": {"type": "object", "properties": {f"p{i}": {} for i in range(2000)}, "required": [f"p{i}" for i in range(1600)]}},
+    {"json": {"allOf": [{"type": "object", "properties": {f"p{i}_{j}": {} for i in range(390)}} for j in range(5)]}},
     {"json": {"type": "integer", "multipleOf": 19_997}},
     {"json": {"type": "array", "prefixItems": [{"type": "integer", "multipleOf": n} for n in (9999, 3333, 1111)]}},
     {"json": {"enum": [{"a": i, "b": [i]} for i in range(2500)]}},
@@ -140,7 +144,8 @@ def test_the_worst_that_is_taken_is_compiled_within_a_second(compiler, given):
 
 def test_python_goes_on_while_a_grammar_is_compiled(compiler):
     """Or the event loop, and the thread that steps the engine, would wait for it."""
-    shape = StructuredOutputsParams(json={"type": "object", "properties": {f"name{i}": {} for i in range(2000)}})
+    shape = StructuredOutputsParams(json={
+        "allOf": [{"type": "object", "properties": {f"name{i}_{j}": {} for i in range(390)}} for j in range(5)]})
     thread = threading.Thread(target=compiler.matcher, args=(shape,))
     gaps, last = [0.0], time.perf_counter()
     thread.start()
@@ -212,3 +217,11 @@ def test_compiled_grammars_are_kept_the_last_used_longest(compiler):
 def test_without_a_fast_tokenizer_no_shape_is_served():
     with pytest.raises(InvalidRequest, match="structured_outputs: must be None for a model without a fast tokenizer"):
         GrammarCompiler(None, VOCAB_SIZE).matcher(StructuredOutputsParams(regex="a"))
+
+
+def test_many_properties_that_may_be_left_out_can_be_followed(compiler):
+    """llguidance keeps some four notes for each of them, and gives up at 2,000: such a request would end with an error."""
+    shape = StructuredOutputsParams(json={"type": "object", "properties": {f"p{i}": {} for i in range(400)}})
+    matcher = compiler.matcher(shape)
+    taken, count = write(matcher, '{"p7": 1, "p300": [2], "p399": true')
+    assert taken == count and allowed(matcher)

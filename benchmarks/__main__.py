@@ -2,6 +2,7 @@
 
     python -m benchmarks             the whole engine on the GPU; without one, beside transformers on the CPU
     python -m benchmarks serve       a load test of an OpenAI server
+    python -m benchmarks structured  what an answer's shape costs
     python -m benchmarks gpu|cpu|fleet|router|attention|record|tune|families|explorers ...    one of them, with its own options
 """
 
@@ -13,7 +14,7 @@ import torch
 PARTS = {"gpu": "benchmarks.gpu", "cpu": "benchmarks.cpu_throughput", "attention": "benchmarks.attention",
          "serve": "benchmarks.serve", "fleet": "benchmarks.fleet", "router": "benchmarks.router",
          "record": "benchmarks.record", "tune": "benchmarks.tune", "table": "benchmarks.table",
-         "families": "benchmarks.families", "explorers": "benchmarks.explorers"}
+         "families": "benchmarks.families", "explorers": "benchmarks.explorers", "structured": "benchmarks.structured"}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """The application: an engine, the endpoints that use it, and what stands before them."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -45,6 +46,7 @@ def create_app(llm: AsyncLLM, *, served_model_name: str | None = None, api_key: 
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(llm.llm.grammars.prepare)
         yield
         await llm.close()
 

@@ -215,8 +215,10 @@ def test_compiled_grammars_are_kept_the_last_used_longest(compiler):
 
 
 def test_without_a_fast_tokenizer_no_shape_is_served():
+    compiler = GrammarCompiler(None, VOCAB_SIZE)
+    compiler.prepare()
     with pytest.raises(InvalidRequest, match="structured_outputs: must be None for a model without a fast tokenizer"):
-        GrammarCompiler(None, VOCAB_SIZE).matcher(StructuredOutputsParams(regex="a"))
+        compiler.matcher(StructuredOutputsParams(regex="a"))
 
 
 def test_many_properties_that_may_be_left_out_can_be_followed(compiler):

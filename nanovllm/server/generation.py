@@ -19,7 +19,7 @@ from nanovllm.server.protocol import CompletionRequest, GenerationRequest
 from nanovllm.server.replies import CompletionReply
 from nanovllm.server.request_ids import request_id_of
 from nanovllm.server.schemas import ChatCompletionBody, CompletionBody
-from nanovllm.server.shape_protocol import named_by_client, shape_of
+from nanovllm.server.shape_protocol import shape_of
 from nanovllm.server.state import ServerState, State
 from nanovllm.server.streaming import ClientDisconnected, EventStream, unless_disconnected
 from nanovllm.serving.answer import AnswerFormat
@@ -64,7 +64,10 @@ async def chat_completions(body: ChatCompletionRequest, request: Request, state:
 def check_request(state: ServerState, body: GenerationRequest, num_prompts: int) -> SamplingParams:
     """Everything that can be said against a request before the work of encoding its prompt."""
     state.require_model(body.model)
-    params = body.sampling_params(state.vocab_size, state.defaults)
+    try:
+        params = body.sampling_params(state.vocab_size, state.defaults)
+    except InvalidRequest as error:
+        raise body.in_own_words(error) from None
     state.check_room(num_prompts * params.n)
     return params
 
@@ -110,7 +113,7 @@ def check_shape(state: ServerState, body: GenerationRequest) -> None:
         try:
             state.llm.llm.grammars.matcher(shape)
         except InvalidRequest as error:
-            raise named_by_client(error, body.response_format) from None
+            raise body.in_own_words(error) from None
 
 
 async def outputs_of(request: Request, running: list[AsyncRequest]) -> list[RequestOutput] | None:

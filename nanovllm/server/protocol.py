@@ -9,9 +9,10 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from nanovllm.errors import InvalidRequest
 from nanovllm.sampling_params import MAX_LOGPROBS, SamplingParams
 from nanovllm.server.fields import LogitBias, Metadata, Only, Prompts, Seed, StopStrings, TokenIds, limits
-from nanovllm.server.shape_protocol import ResponseFormat, StructuredOutputs, shape_of
+from nanovllm.server.shape_protocol import ResponseFormat, StructuredOutputs, named_by_client, shape_of
 from nanovllm.serving.sampling_defaults import SamplingDefaults
 from nanovllm.utils.checks import check
 
@@ -147,6 +148,10 @@ class GenerationRequest(Body):
                               stop_token_ids=tuple(self.stop_token_ids or ()), logit_bias=bias or None,
                               logprobs=self.num_logprobs, prompt_logprobs=prompt_logprobs,
                               structured_outputs=shape_of(self.response_format, self.structured_outputs), **fields)
+
+    def in_own_words(self, error: InvalidRequest) -> InvalidRequest:
+        """A complaint about the answer's shape, by the names of this body's fields."""
+        return named_by_client(error, self.response_format)
 
     def fit(self, params: SamplingParams, num_prompt_tokens: int, room: int, defaults: SamplingDefaults) -> SamplingParams:
         """`params` for a prompt that leaves room for so many tokens.

@@ -1,5 +1,6 @@
 """What a client may ask of /v1/responses, and the chat that it comes to. Strict as `protocol` says."""
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema
@@ -151,6 +152,12 @@ class ResponsesRequest(Body):
 
 class ResponsesChat(ChatCompletionRequest):
     """A chat that was asked for as a response."""
+
+    def in_own_words(self, error: InvalidRequest) -> InvalidRequest:
+        said = str(super().in_own_words(error))
+        if not said.startswith("response_format"):
+            return error
+        return InvalidRequest(re.sub(r"^response_format(\.json_schema)?", "text.format", said))
 
     @property
     def tokens_wanted(self) -> tuple[str, int | None]:

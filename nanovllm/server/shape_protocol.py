@@ -62,9 +62,9 @@ def shape_of(response_format: dict[str, Any] | None, structured_outputs: dict[st
 
 def named_by_client(error: InvalidRequest, response_format: dict[str, Any] | None) -> InvalidRequest:
     """A complaint about a shape, by the name of the field that it came in."""
-    for ours, theirs in (("structured_outputs.json=", f"{_SCHEMA_FIELD}="), ("structured_outputs.json_object=",
-                                                                             "response_format.type=")):
-        if response_shape(response_format) is not None and str(error).startswith(ours):
+    for ours, theirs in (("structured_outputs.json=", f"{_SCHEMA_FIELD}="),
+                         ("structured_outputs.json_object=", "response_format.type=")):
+        if response_format is not None and str(error).startswith(ours) and response_shape(response_format) is not None:
             return InvalidRequest(theirs + str(error).removeprefix(ours))
     return error
 

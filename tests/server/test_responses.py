@@ -212,7 +212,9 @@ def test_a_step_that_fails_ends_the_stream_with_an_event(ask, server, monkeypatc
     ({"prompt": {"id": "x"}}, "prompt", "does not offer"),
     ({"reasoning": {"summary": "detailed"}}, "reasoning.summary", "does not offer"), ({"n": 2}, "n", "unknown field"),
     ({"reasoning": {"effort": "hard"}}, "reasoning.effort", "'high'"), ({"temperature": -1}, "temperature", "1e+06"),
-    ({"text": {"format": {"type": "json_schema"}}}, "text.format", ""),
+    ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema", "must be a JSON schema"),
+    ({"text": {"format": {"type": "json_schema", "schema": {"not": {}}}}}, "text.format.schema", "Unimplemented keys"),
+    ({"text": {"format": {"type": "json_schema", "schema": {"multipleOf": 10**9}}}}, "text.format.schema", "at most 20000"),
     ({"text": {"format": {"type": "xml"}}}, "text.format.type", ""),
 ])
 def test_what_cannot_be_served_is_named(server, fields, param, says):

@@ -19,9 +19,11 @@ from ipywidgets.embed import embed_data
 from sphinx.cmd.build import build_main
 
 from chapters.book import reference
+from chapters.contents import Chapter
 from visualizations.both_modes import SAVED_FIGURE, html
 from visualizations.explorers.base import HERE as EXPLORERS
 from visualizations.explorers.base import SAVED, json_script, reopened
+from visualizations.figures.journey import plot_journey
 
 BOOK = Path(__file__).parent
 CHAPTERS = BOOK.parent
@@ -30,26 +32,77 @@ OUT = CHAPTERS.parent / "build" / "book"
 INDEX = """\
 # How an LLM inference engine works
 
-A course that takes an inference engine apart and builds it again. Everything you see here was shown by a notebook that
-ran; to run it yourself, clone the repository and type `make lab`. The explorers on these pages move: click, drag, or use
-the arrow keys.
+**You type a question, and the answer arrives a word at a time. What happens in between?** This course takes an inference
+engine of the vLLM kind apart and builds it again, a few lines at a time. Each chapter ends with the finished module that
+serves real models.
+
+{map}
+
+It is for readers who know some Python and have met a neural network. No GPU is needed: everything you see was shown by a
+notebook that ran on a laptop's CPU, beside measurements that were recorded on an H200. The pictures with a player below them
+move here, too: click into one, then drag, or use the arrow keys. To run the chapters yourself, clone the repository and type
+`make lab`; `python -m chapters` says what you have solved and what comes next.
+
+## The chapters
+
+{table}
 
 ```{{toctree}}
 :maxdepth: 1
+:hidden:
 
 {pages}
 ```
 
 ```{{toctree}}
 :maxdepth: 1
+:hidden:
 
 reference/index
 ```
-"""
 
+The [reference](reference/index.md) holds every public class and function, and the commands with their help.
+"""
 
 # A link from a chapter into the source: JupyterLab opens the file, the book has a page of it, where the reference needs one.
 SOURCE_LINK = re.compile(r"\[([^\]]+)\]\(\.\./(\w+(?:/\w+)*)\.py\)")
+
+
+# "chapter 04", and "chapters 04 and 05", outside of code and of links.
+CHAPTER = re.compile(r"(?<=[Cc]hapter )(\d\d|[AB])\b|(?<=[Cc]hapters )(\d\d)( and | to |, )(\d\d)\b")
+APART = re.compile(r"(```.*?```|`[^`]*`|\[[^\]]*\]\([^)]*\)|<[^>]+>)", re.DOTALL)
+
+
+def with_chapter_links(notebook, chapters: list[Path]):
+    """Make the numbers of chapters links to them, where the book has them."""
+    files = {chapter.stem.split("_")[0]: chapter.name for chapter in chapters}
+
+    def link(number: str) -> str:
+        return f"[{number}]({files[number]})" if number in files else number
+
+    def linked(found: re.Match[str]) -> str:
+        return link(found[1]) if found[1] else f"{link(found[2])}{found[3]}{link(found[4])}"
+
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            parts = APART.split(cell.source)
+            parts[::2] = [CHAPTER.sub(linked, text) for text in parts[::2]]
+            cell.source = "".join(parts)
+    return notebook
+
+
+def contents_table(chapters: list[Path]) -> str:
+    """A row for each chapter: its number and title as a link, its question, and how long it takes."""
+    rows = ["| chapter | its question | minutes |", "|---|---|--:|"]
+    for chapter in map(Chapter, chapters):
+        rows.append(f"| [{chapter.number} · {chapter.title}]({chapter.path.name}) | {chapter.question} | {chapter.minutes} |")
+    return "\n".join(rows)
+
+
+def course_map() -> str:
+    """The picture of the course: the rooms that a prompt goes through."""
+    saved = plot_journey()._repr_mimebundle_()
+    return saved["text/html"]
 
 
 def with_figures(notebook):
@@ -109,10 +162,12 @@ def lay_out(chapters: list[Path], pages: Path) -> None:
     shutil.copy(BOOK / "conf.py", pages)
     modules = reference.modules()
     for chapter in chapters:
-        page = with_explorers(with_folds(with_source_links(with_figures(nbformat.read(chapter, 4)), modules)))
+        page = with_chapter_links(with_source_links(with_figures(nbformat.read(chapter, 4)), modules), chapters)
+        page = with_explorers(with_folds(page))
         (pages / chapter.name).write_text(json.dumps(page), encoding="utf-8")
     reference.write_pages(pages / "reference")
-    (pages / "index.md").write_text(INDEX.format(pages="\n".join(chapter.stem for chapter in chapters)), encoding="utf-8")
+    index = INDEX.format(map=course_map(), table=contents_table(chapters), pages="\n".join(c.stem for c in chapters))
+    (pages / "index.md").write_text(index, encoding="utf-8")
 
 
 def build(chapters: list[Path], out: Path) -> int:
@@ -132,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.only:
         chapters = [chapter for chapter in chapters if chapter.name.startswith(tuple(options.only))]
         if not chapters:
-            parser.error(f"--only {' '.join(options.only)}: no chapter's name begins so; they are numbered 00 to 14")
+            parser.error(f"--only {' '.join(options.only)}: no chapter's name begins so; they are numbered 00 to 17, A and B")
     status = build(chapters, options.out)
     print(f"{options.out / 'html' / 'index.html'}" if status == 0 else "the book could not be built; see above")
     return status

@@ -1,11 +1,13 @@
 """Chapter 09: whose row is it, the tensors of a step with prefix hits, and a decode step from the one before it."""
 
 import random
+from dataclasses import dataclass
 from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine import model_runner
@@ -55,6 +57,50 @@ def steady_items(count: int, length: int, num_tokens: int, block_size: int) -> l
     return [ScheduledSequence(seq, length - num_tokens, num_tokens, "for measuring") for seq in seqs]
 
 
+def with_loops(items: list[ScheduledSequence], block_size: int) -> dict[str, np.ndarray]:
+    """The solution of the core exercise, its lists made into arrays: what the package's `Layout.of` is measured against."""
+    from .solutions.ch09 import prepare
+
+    return {name: np.array(value) for name, value in prepare(items, block_size).items()}
+
+
+@dataclass
+class PlainSequence:
+    """What the core exercise's `prepare` may know of a sequence."""
+
+    token_ids: list[int]
+    block_table: list[int]
+    num_cached_tokens: int
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass
+class PlainItem:
+    """A scheduled piece of a PlainSequence."""
+
+    seq: PlainSequence
+    start: int
+    num_tokens: int
+    samples: bool
+
+
+def plain_items(items: list[ScheduledSequence]) -> list[PlainItem]:
+    return [PlainItem(PlainSequence(list(i.seq.token_ids), list(i.seq.block_table), i.seq.num_cached_tokens), i.start,
+                      i.num_tokens, i.samples) for i in items]
+
+
+class CountsOperations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
 def told(items, block_size: int) -> str:
     """The batch in words, for hints."""
     return f"blocks of {block_size}; " + "; ".join(
@@ -91,7 +137,7 @@ def check_prepare(prepare):
         block_size = (1, 4, 16)[seed % 3]
         items = random_items(seed, block_size, count=1 + seed % 5)
         right = Layout.of(items, block_size)
-        got = prepare(items, block_size)
+        got = prepare(plain_items(items), block_size)
         where = told(items, block_size)
         for name in NAMES:
             require(isinstance(got, dict) and name in got, f"prepare should return a dict with {', '.join(NAMES)}.")
@@ -190,7 +236,22 @@ def check_next_step(next_step):
                     hint += " What was drawn is what is fed in."
                 require(mine.tolist() == theirs, hint)
             positions, steps = torch.from_numpy(right.positions), steps + 1
-    return f"{steps} decode steps, over many block boundaries, without a look at a sequence"
+    counts = [_operations_without_numbers(next_step, rows) for rows in (3, 48)]
+    require(counts[0] == counts[1], f"for 3 rows it takes {counts[0]} operations, for 48 rows {counts[1]}: that is a loop over "
+                                    "the rows. One operation must do all of them.")
+    return f"{steps} decode steps, over many block boundaries, in {counts[0]} operations whatever the number of rows"
+
+
+def _operations_without_numbers(next_step, rows: int) -> int:
+    """How many operations it takes on tensors of the meta device, which have shapes and no numbers to look at."""
+    shapes = (((rows,), torch.int64), ((rows,), torch.int64), ((rows, 8), torch.int32))
+    with CountsOperations() as operations:
+        try:
+            next_step(*(torch.zeros(shape, dtype=dtype, device="meta") for shape, dtype in shapes), 4)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+            require(False, "the numbers are right, but it looks at them on the way (int(), .item(), .tolist() or a copy to the "
+                           f"host), and so waits for the device. On tensors without numbers: {str(error).splitlines()[0]}")
+    return operations.count
 
 
 def check_same_as_layout(lay_out, steps: int = 200) -> str:

@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ def block_tables(tables: list[list[int]]) -> np.ndarray:
     """[num_seqs, longest] int32, rows padded with 0."""
     lens = np.array([len(table) for table in tables])
     padded = np.zeros((len(tables), lens.max()), np.int32)
-    padded[np.arange(padded.shape[1]) < lens[:, None]] = [block for table in tables for block in table]
+    padded[np.arange(padded.shape[1]) < lens[:, None]] = np.fromiter(chain.from_iterable(tables), np.int32, int(lens.sum()))
     return padded
 
 

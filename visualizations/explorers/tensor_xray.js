@@ -235,7 +235,7 @@ export default explorer((context) => {
     const shown = shownRows(step, chosenRow), lines = Math.ceil(shown.length / wide), at = Math.max(0, shown.indexOf(chosenRow));
     const top = lines <= MOST_LINES ? 0 : clamp(Math.floor(at / wide) - 1, 0, lines - MOST_LINES);
     const part = shown.slice(top * wide, (top + MOST_LINES) * wide), hidden = t.input_ids.length - part.filter((row) => row !== null).length;
-    tokensHeading.textContent = `One entry a token: ${t.input_ids.length} rows` + (hidden > 0 ? `, ${hidden} of them not drawn` : "");
+    tokensHeading.textContent = `One entry per token: ${t.input_ids.length} rows` + (hidden > 0 ? `, ${hidden} of them not drawn` : "");
     cells.tokens = [];
     for (let line = 0; line * wide < part.length; line++) {
       draw.textAlign = "right";
@@ -279,7 +279,7 @@ export default explorer((context) => {
     const room = sequences.width - BLOCKS_AT - LAST_ROWS, wide = Math.max(1, Math.floor(room / (BLOCK + 4)));
     const longest = t.block_tables[0]?.length ?? 0, chosenBlock = entry.j ?? (about.rows.length ? Math.floor(t.positions[about.rows[0]] / size) : 0);
     const from = longest <= wide ? 0 : clamp(chosenBlock - Math.floor(wide / 2), 0, longest - wide), shown = Math.min(wide, longest);
-    sequencesHeading.textContent = `One entry a sequence: ${all} of them` + (last - first < all ? `, ${last - first} drawn` : "") + (shown < longest ? `; columns ${from} to ${from + shown - 1} of block_tables` : "");
+    sequencesHeading.textContent = `One entry per sequence: ${all} of them` + (last - first < all ? `, ${last - first} drawn` : "") + (shown < longest ? `; columns ${from} to ${from + shown - 1} of block_tables` : "");
     cells.sequences = [];
     const lastAt = BLOCKS_AT + Math.max(shown * (BLOCK + 4), 122) + 14;
     draw.font = font(11);

@@ -150,4 +150,5 @@ def _thinks_unasked(tokenizer: Tokenizer, variables: frozenset[str]) -> bool:
         except Exception:  # as above
             return None
 
-    return rendered() == rendered(**{SWITCH: True})
+    unasked = rendered()
+    return unasked is not None and unasked == rendered(**{SWITCH: True})

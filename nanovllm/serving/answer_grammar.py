@@ -14,6 +14,7 @@ from nanovllm.serving import thinking, tool_calls
 from nanovllm.serving.grammars import WHITESPACE
 from nanovllm.serving.thinking import Thinks
 from nanovllm.structured_outputs import StructuredOutputsParams
+from nanovllm.utils.numbers import shown
 
 MOST_CALLS = 16  # of one answer whose calls are held to a grammar: a model that must call has no other way to end
 _TIGHT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # how models are taught to write calls
@@ -84,9 +85,9 @@ def _inlined(shape: StructuredOutputsParams) -> str:
         return " | ".join(map(_quoted, shape.choice))
     if shape.regex is not None:
         return f"/{_DELIMITER.sub(_escaped, shape.regex)}/"
-    raise InvalidRequest("structured_outputs.grammar: must be left out when the model thinks or may call tools, as the whole "
-                         "answer would have to follow it; turn thinking off (chat_template_kwargs), or write it as json, "
-                         "regex or choice.")
+    raise InvalidRequest(f"structured_outputs.grammar={shown(shape.grammar)}: must be left out when the model thinks or may "
+                         "call tools, as the whole answer would have to follow it; turn thinking off (chat_template_kwargs), "
+                         "or write it as json, regex or choice.")
 
 
 def _json(schema: dict[str, Any], how: dict[str, Any]) -> str:

@@ -1,9 +1,11 @@
 """/v1/responses as the official client drives it: text, events, calls, thoughts, conversations that go on."""
 
 import json
+from typing import Annotated, Literal
 
 import openai
 import pytest
+from pydantic import BaseModel, Field
 
 from nanovllm.server.response_store import ResponseStore
 
@@ -244,3 +246,19 @@ def test_calls_that_must_be_made(ask, choice):
         assert (item.type, item.name) == ("function_call", "get_weather")
         if response.status == "completed":  # the string may run on until there is no room
             assert list(json.loads(item.arguments)) == ["city"]
+
+
+class Animal(BaseModel):
+    kind: Literal["hen", "fox"]
+    number: Annotated[int, Field(ge=0, le=99)]
+
+
+def test_text_that_has_a_shape(client, replay):
+    said = client.responses.parse(model="offline", input="Which animal?", text_format=Animal)
+    assert isinstance(said.output_parsed, Animal) and said.text.format.type == "json_schema"
+    with client.responses.stream(model="offline", input="Which animal?", text_format=Animal) as stream:
+        list(stream)
+        assert isinstance(stream.get_final_response().output_parsed, Animal)
+    thinking = {"chat_template_kwargs": {"enable_thinking": True}, "seed": replay.seed("Hm { .</think>", ends=False)}
+    said = client.responses.parse(model="offline", input="Which animal?", text_format=Animal, extra_body=thinking)
+    assert said.output[0].content[0].text == "Hm { ." and isinstance(said.output_parsed, Animal)

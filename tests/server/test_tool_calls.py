@@ -376,3 +376,29 @@ def test_schemas_that_no_arguments_fit_are_refused_where_they_would_hold(server,
         assert (reply.status_code, error["param"]) == (400, "tools"), error
         assert says in error["message"] and "start:" not in error["message"] and time.monotonic() - began < 2
     assert http.post(f"{server.url}/v1/chat/completions", json=body).status_code == 200  # nothing is held to it
+
+
+SHAPE = {"type": "json_schema", "json_schema": {"name": "animal", "schema": LOOK_UP["function"]["parameters"]}}
+
+
+def test_a_shape_after_thoughts_and_beside_tools(ask, replay):
+    thought = ask(response_format=SHAPE, seed=replay.seed("It is {a} hen.</think>", ends=False), temperature=1,
+                  chat_template_kwargs=THINKING).choices[0].message
+    assert thought.reasoning_content == "It is {a} hen."
+    check_look_up(thought.content)
+    for begun, calls in (('<tool_call>\n{"name": "look', 1), ('{"kind"', 0)):
+        message = ask(response_format=SHAPE, tools=[STRICT], seed=replay.seed(begun, ends=False), temperature=1,
+                      parallel_tool_calls=False).choices[0].message
+        assert len(message.tool_calls or []) == calls
+        if not calls:
+            check_look_up(message.content)
+
+
+def test_a_grammar_of_the_clients_own_leaves_no_room_for_thoughts(server):
+    body = {"messages": QUESTION, "structured_outputs": {"grammar": 'start: "yes" | "no"'}, "max_tokens": 5}
+    assert http.post(f"{server.url}/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"] in ("yes", "no")
+    for more in ({"chat_template_kwargs": THINKING}, {"tools": TOOLS}):
+        reply = http.post(f"{server.url}/v1/chat/completions", json=body | more)
+        error = reply.json()["error"]
+        assert (reply.status_code, error["param"]) == (400, "structured_outputs.grammar"), error
+        assert "turn thinking off" in error["message"]

@@ -87,5 +87,5 @@ def test_what_needs_no_grammar_of_its_own():
     assert answer_grammar(Thinks.MAYBE) is None and answer_grammar(Thinks.NO, shape=SHAPE) is SHAPE
     own = StructuredOutputsParams(grammar='start: "a"')
     assert answer_grammar(Thinks.NO, shape=own) is own
-    with pytest.raises(InvalidRequest, match=r"structured_outputs\.grammar: must be left out when the model thinks"):
+    with pytest.raises(InvalidRequest, match=r"structured_outputs\.grammar=.*: must be left out when the model thinks"):
         answer_grammar(Thinks.ALREADY, shape=own)

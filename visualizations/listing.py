@@ -39,8 +39,16 @@ def listing(thing: Any, *, docstring: bool = False, until: str | None = None, si
     rows = source.split("\n")
     begin = _place(rows, since, 0) if since else 0
     end = _place(rows, until, begin) + 1 if until else len(rows)
-    file = Path(inspect.getsourcefile(function) or "").resolve().relative_to(ROOT).as_posix()
-    return Listing(textwrap.dedent("\n".join(rows[begin:end])), file)
+    return Listing(textwrap.dedent("\n".join(rows[begin:end])), _in_the_repository(Path(inspect.getsourcefile(function) or "")))
+
+
+def _in_the_repository(file: Path) -> str:
+    """Where a file stands in the repository, also one of a copy of its chapters, which a reader may keep elsewhere."""
+    file = file.resolve()
+    if file.is_relative_to(ROOT):
+        return file.relative_to(ROOT).as_posix()
+    parts = file.parts
+    return "/".join(parts[parts.index("chapters"):]) if "chapters" in parts else file.name
 
 
 def _place(rows: list[str], words: str, begin: int) -> int:

@@ -25,6 +25,16 @@ def test_properties_and_parts():
         listing(LLMEngine.step, since="no such words")
 
 
+def test_a_copy_of_the_chapters_is_named_as_the_chapters(tmp_path, monkeypatch):
+    folder = tmp_path / "chapters" / "exercises"
+    folder.mkdir(parents=True)
+    (folder / "elsewhere_too.py").write_text("def halves(n):\n    return n / 2\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(folder))
+    import elsewhere_too
+
+    assert listing(elsewhere_too.halves).file == "chapters/exercises/elsewhere_too.py"
+
+
 def test_a_page_colours_it_and_leads_to_the_file():
     shown = listing(Sequence.num_uncomputed_tokens)._repr_markdown_()
     assert shown.startswith("[`nanovllm/engine/sequence.py`](../nanovllm/engine/sequence.py)\n\n```python\n@property")

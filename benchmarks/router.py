@@ -1,13 +1,15 @@
 """`python -m benchmarks router`: two engines behind the router, 64 conversations with four system prompts.
 
-Both engines run the offline model in this process, each in a thread of its own. The conversations, their times and lengths
-are the same for every policy, and the same again in the simulator, whose step times are fitted to the steps that the engines
-took here.
+The engines run the offline model in this process, each in a thread of its own. All policies are measured at the same time,
+each with two engines: whatever else the machine does, it does to all of them, so that their times can be compared with each
+other. The conversations, their times and lengths are the same for every policy, and the same again in the simulator, whose
+step times are fitted to the steps that the engines took here.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import time
 from collections.abc import Sequence as Ordered
@@ -28,7 +30,7 @@ from nanovllm.fleet.simulated_fleet import SimulatedFleet
 
 POLICIES = ("round_robin", "least_loaded", "prefix_aware")
 BLOCKS, BLOCK_SIZE, VOCAB = 640, 16, 2048
-TRAFFIC = Traffic(rate=4, num_conversations=64, system_prompts=4, system_tokens=512, prompt_tokens=32, output_tokens=24,
+TRAFFIC = Traffic(rate=1, num_conversations=64, system_prompts=4, system_tokens=512, prompt_tokens=32, output_tokens=24,
                   turns=3, think_seconds=2, seed=16)
 
 
@@ -90,17 +92,29 @@ async def converse(arrival: Arrival, engines: list[AsyncLLM], router: Router[int
         later = later.next_turn(time.perf_counter() - began, list(first.token_ids))
 
 
-async def run(policy: str, watch: Watch) -> list[Served]:
+async def start(watch: Watch) -> list[AsyncLLM]:
+    """Two engines, warm and watched."""
     engines = [AsyncLLM(device="cpu", num_kvcache_blocks=BLOCKS, kvcache_block_size=BLOCK_SIZE) for _ in range(2)]
-    await asyncio.gather(*(engine.generate([1, 2, 3], SamplingParams(max_tokens=4)) for engine in engines))  # warm
+    await asyncio.gather(*(engine.generate([1, 2, 3], SamplingParams(max_tokens=4)) for engine in engines))
     for engine in engines:
         engine.llm.engine.attach(watch)
+    return engines
+
+
+async def run(policy: str, engines: list[AsyncLLM], began: float) -> list[Served]:
     router, loads, served = Router[int](policy, max_blocks=BLOCKS), {0: 0, 1: 0}, []  # type: ignore[arg-type, var-annotated]
-    began = time.perf_counter()
     await asyncio.gather(*(converse(arrival, engines, router, loads, began, served) for arrival in TRAFFIC))
-    for engine in engines:
-        await engine.close()
     return served
+
+
+async def run_all(watch: Watch) -> dict[str, list[Served]]:
+    """What every policy served, all at the same time, each with engines of its own."""
+    engines = [await start(watch) for _ in POLICIES]
+    began = time.perf_counter()
+    served = await asyncio.gather(*(run(policy, own, began) for policy, own in zip(POLICIES, engines)))
+    for engine in (each for own in engines for each in own):
+        await engine.close()
+    return dict(zip(POLICIES, served))
 
 
 def row(policy: str, how: str, ttft: list[float], hit_rate: float, requests: int) -> dict[str, object]:
@@ -109,11 +123,11 @@ def row(policy: str, how: str, ttft: list[float], hit_rate: float, requests: int
 
 
 def measure(rounds: int) -> list[dict[str, object]]:
-    """A row per policy and way, the engines' figures over all rounds, which take the policies in turn."""
+    """A row per policy and way, the engines' figures over all rounds."""
     watch, measured = Watch(), {policy: list[Served]() for policy in POLICIES}
     for _ in range(rounds):
-        for policy in POLICIES:
-            measured[policy] += asyncio.run(run(policy, watch))
+        for policy, served in asyncio.run(run_all(watch)).items():
+            measured[policy] += served
     cost, rows = fit(watch.rows), []
     for policy in POLICIES:
         served = measured[policy]
@@ -126,7 +140,7 @@ def measure(rounds: int) -> list[dict[str, object]]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2, help="times that each policy is measured")
+    parser.add_argument("--rounds", type=int, default=2, help="times that all policies are measured")
     parser.add_argument("--json", type=Path, help="the results file")
     args = parser.parse_args(arguments)
     rows = measure(args.rounds)
@@ -135,6 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
     file = args.json or machine.RESULTS / "router-cpu.json"
     file.write_text(json.dumps({"device": machine.cpu(), "commit": machine.commit(), **machine.versions(),
                                 "work": "64 conversations of 3 turns, 4 system prompts of 512 tokens, 2 engines",
+                                "rounds": args.rounds, "load_average": os.getloadavg()[0],
                                 "router": rows}, indent=1) + "\n", encoding="utf-8")
 
 

@@ -124,13 +124,13 @@ def run_batch_on_ray(source: str | Path, target: str | Path, model: str | Path |
     require("fleet", "--ray", "ray")
     import ray.data
 
-    from nanovllm.fleet.cluster import connect
+    from nanovllm.fleet.cluster import connect, cores_for
 
     total, done = to_do(source, target)
     print(f"{total} requests, {done} answered before", flush=True)
     if done == total:
         return
-    connect()
+    connect(num_cpus=cores_for(replicas if isinstance(replicas, int) else replicas[1]))
     rows = ray.data.from_items([{"custom_id": row.custom_id, "url": row.url, "body": json.dumps(row.body)}
                                 for row in remaining(source, target)])
     mapped = _map(rows, _Answer, (_name(model), _engine_settings(num_gpus, settings)), replicas, num_gpus, num_cpus, batch_size)

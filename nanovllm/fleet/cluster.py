@@ -34,9 +34,26 @@ def patiently(start: Callable[[], T], attempts: int = STARTS) -> T:
     raise AssertionError("not reached")
 
 
-def gpus_per_engine(asked: int | None) -> int:
-    """`asked`, or 1 where the cluster has GPUs and 0 where it has none."""
+def gpus_per_engine(asked: int | None, num_engines: int) -> int:
+    """`asked`, or 1 where the cluster has GPUs and 0 where it has none; connects to it, ready for so many engines."""
     if asked is not None:
         return asked
-    connect()
+    connect(num_cpus=cores_for(num_engines))
     return int(ray.cluster_resources().get("GPU", 0) > 0)  # type: ignore[no-untyped-call]
+
+
+def cores_for(num_engines: int) -> int:
+    """How many cores a Ray that is started here is to believe in, so that engines on the CPU, which share what there is, can
+    all start: at least one each, and one for what is not an engine."""
+    return max(os.cpu_count() or 1, num_engines + 1)
+
+
+def num_engines_that_fit(num_cpus: float, num_gpus: int) -> int:
+    """How many more engines of this size the cluster has room for now, each on one node; 0 when not connected."""
+    if not ray.is_initialized():
+        return 0
+    from ray._private.state import available_resources_per_node
+
+    wanted = {name: amount for name, amount in (("CPU", num_cpus), ("GPU", num_gpus)) if amount}
+    nodes: dict[str, dict[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
+    return sum(min((int(free.get(name, 0) // amount) for name, amount in wanted.items()), default=1) for free in nodes.values())

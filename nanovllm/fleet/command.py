@@ -52,8 +52,8 @@ def batch(source: Path, target: Path, model: str | None, keep_order: bool, ray: 
         require("fleet", "--ray", "ray")
         from nanovllm.fleet.batch import run_batch_on_ray
         from nanovllm.fleet.cluster import gpus_per_engine
-        run_batch_on_ray(source, target, model, replicas=replicas, num_gpus=gpus_per_engine(num_gpus), keep_order=keep_order,
-                         **settings)
+        run_batch_on_ray(source, target, model, replicas=replicas, num_gpus=gpus_per_engine(num_gpus, replicas),
+                         keep_order=keep_order, **settings)
         return
     check(replicas == 1, "replicas", replicas, "1 without --ray", "add --ray")
     from nanovllm.async_llm import AsyncLLM

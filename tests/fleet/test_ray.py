@@ -82,6 +82,16 @@ def test_a_batch_file_on_ray_equals_the_one_in_process(tmp_path):
     assert told(there) == told(here) and there.read_text(encoding="utf-8").splitlines()[:4] == first
 
 
+def test_room_for_more_engines_is_counted_node_by_node(cluster):
+    """A rolling restart that starts new replicas where there is no room for them would wait for ever."""
+    from nanovllm.fleet.cluster import cores_for, num_engines_that_fit
+
+    wait_until(lambda: num_engines_that_fit(1, 0) == 4)  # what ran before has given its cores back
+    assert num_engines_that_fit(3, 0) == 1 and num_engines_that_fit(0.5, 0) == 8
+    assert num_engines_that_fit(5, 0) == num_engines_that_fit(1, 1) == 0  # too large; no GPUs
+    assert cores_for(100) == 101
+
+
 @pytest.fixture(scope="module")
 def address(cluster):
     from ray import serve
@@ -128,7 +138,7 @@ def unfinished() -> int:
 def test_answers_come_from_replicas_and_refusals_are_the_servers_own(address):
     answer = ask(address, "Hi")
     assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == 4
-    assert answer.headers["x-nanovllm-replica"]
+    assert answer.headers["x-nanovllm-replica"] and len(answer.headers.get_list("x-request-id")) == 1
     assert ask(address, "Hi", key="wrong").status_code == 401
     assert ask(address, "Hi", temperature=-1).status_code == 400
     assert ask(address, "x" * 200_000).status_code == 413

@@ -124,13 +124,14 @@ def run_batch_on_ray(source: str | Path, target: str | Path, model: str | Path |
     require("fleet", "--ray", "ray")
     import ray.data
 
-    from nanovllm.fleet.cluster import connect, cores_for
+    from nanovllm.fleet.cluster import connect, cores_for, least_and_most
 
+    _, most = least_and_most(replicas)
     total, done = to_do(source, target)
     print(f"{total} requests, {done} answered before", flush=True)
     if done == total:
         return
-    connect(num_cpus=cores_for(replicas if isinstance(replicas, int) else replicas[1]))
+    connect(num_cpus=cores_for(most))
     rows = ray.data.from_items([{"custom_id": row.custom_id, "url": row.url, "body": json.dumps(row.body)}
                                 for row in remaining(source, target)])
     mapped = _map(rows, _Answer, (_name(model), _engine_settings(num_gpus, settings)), replicas, num_gpus, num_cpus, batch_size)
@@ -145,8 +146,9 @@ def _map(dataset: "ray.data.Dataset", actor: type, arguments: tuple[Any, ...], r
          num_cpus: float, batch_size: int) -> "ray.data.Dataset":
     import ray.data
 
-    least, most = (replicas, replicas) if isinstance(replicas, int) else replicas
-    check(1 <= least <= most, "replicas", replicas, "a whole number, 1 or more, or (least, most)", "start at least one engine")
+    from nanovllm.fleet.cluster import least_and_most
+
+    least, most = least_and_most(replicas)
     check(batch_size >= 1, "batch_size", batch_size, "1 or more", "send at least one row at a time")
     pool = ray.data.ActorPoolStrategy(min_size=least, max_size=most, max_concurrent_calls_per_actor=2)
     return dataset.map_batches(actor, fn_constructor_args=arguments, batch_size=batch_size, compute=pool, num_cpus=num_cpus,

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import ray
 
+from nanovllm.utils.checks import check
+
 T = TypeVar("T")
 STARTS = 3
 
@@ -40,6 +42,13 @@ def gpus_per_engine(asked: int | None, num_engines: int) -> int:
         return asked
     connect(num_cpus=cores_for(num_engines))
     return int(ray.cluster_resources().get("GPU", 0) > 0)  # type: ignore[no-untyped-call]
+
+
+def least_and_most(replicas: int | tuple[int, int]) -> tuple[int, int]:
+    """How many engines there are at least and at most. Raises ValueError for none, and for a range that is empty."""
+    least, most = (replicas, replicas) if isinstance(replicas, int) else replicas
+    check(1 <= least <= most, "replicas", replicas, "a whole number, 1 or more, or (least, most)", "start at least one engine")
+    return least, most
 
 
 def cores_for(num_engines: int) -> int:

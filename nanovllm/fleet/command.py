@@ -51,7 +51,8 @@ def batch(source: Path, target: Path, model: str | None, keep_order: bool, ray: 
     if ray:
         require("fleet", "--ray", "ray")
         from nanovllm.fleet.batch import run_batch_on_ray
-        from nanovllm.fleet.cluster import gpus_per_engine
+        from nanovllm.fleet.cluster import gpus_per_engine, least_and_most
+        least_and_most(replicas)  # before Ray is started
         run_batch_on_ray(source, target, model, replicas=replicas, num_gpus=gpus_per_engine(num_gpus, replicas),
                          keep_order=keep_order, **settings)
         return

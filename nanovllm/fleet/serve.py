@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message
 from nanovllm.async_llm import AsyncLLM
 from nanovllm.config import OFFLINE_MODEL
 from nanovllm.fleet import asgi
-from nanovllm.fleet.cluster import connect, cores_for, gpus_per_engine, num_engines_that_fit
+from nanovllm.fleet.cluster import connect, cores_for, gpus_per_engine, least_and_most, num_engines_that_fit
 from nanovllm.fleet.ingress import Ingress
 from nanovllm.fleet.request_router import FleetRequestRouter
 from nanovllm.fleet.router import Policy
@@ -92,8 +92,7 @@ def build(model: str | None = None, *, replicas: int | tuple[int, int] = 1, rout
 
     Raises ValueError for a setting that cannot be served.
     """
-    least, most = (replicas, replicas) if isinstance(replicas, int) else replicas
-    check(1 <= least <= most, "replicas", replicas, "a whole number, 1 or more, or (least, most)", "start at least one engine")
+    least, most = least_and_most(replicas)
     check(num_gpus >= 0, "num_gpus", num_gpus, "0 or more", "use 0 to run on the CPU")
     settings = ({"tensor_parallel_size": num_gpus} if num_gpus > 1 else {} if num_gpus else {"device": "cpu"}) | settings
     scaling: dict[str, Any] = {"num_replicas": least} if least == most else {"autoscaling_config": AutoscalingConfig(
@@ -150,7 +149,7 @@ def run(model: str | None, engine_settings: dict[str, Any], *, replicas: int | t
                    shutdown_seconds=shutdown_seconds, served_model_name=served_model_name,
                    max_stored_responses=max_stored_responses)
     check(port >= 1, "port", port, "1 or more with --ray", "choose a port")
-    most = replicas if isinstance(replicas, int) else replicas[1]
+    _, most = least_and_most(replicas)
     connect(num_cpus=cores_for(2 * most))  # twice: a restart starts the new ones beside the old ones
 
     def application() -> serve.Application:

@@ -34,6 +34,16 @@ with LLM(kvcache_block_size=8, num_kvcache_blocks=24) as llm:
 JourneyExplorer(journey)"""
 
 
+FLEET = SETUP + """
+from nanovllm.fleet.arrivals import Traffic
+from nanovllm.fleet.fleet_config import FleetConfig
+from nanovllm.fleet.simulated_fleet import compare
+from visualizations import FleetExplorer
+chats = Traffic(rate=30, num_conversations=40, system_tokens=512, prompt_tokens=100, output_tokens=40)
+turns, aware = compare(FleetConfig(router="round_robin"), chats, router="prefix_aware")
+FleetExplorer({"round robin": turns, "prefix aware": aware})"""
+
+
 def through_its_paces(lab, lab_page, name: str, source: str):
     """What every explorer with steps must do; ends on the reopened notebook."""
     page = open_and_run(lab, lab_page, name, source)
@@ -69,6 +79,14 @@ def through_its_paces(lab, lab_page, name: str, source: str):
                          ids=["block_table", "tensor_xray", "graph_timeline", "journey"])
 def test_is_stepped_played_resized_and_reopened(lab, lab_page, source, request):
     through_its_paces(lab, lab_page, f"{request.node.callspec.id}.ipynb", source)
+
+
+@pytest.mark.timeout(300)
+def test_the_fleets_reasons_keep_their_lines_under_jupyterlabs_own_styles(lab, lab_page):
+    """JupyterLab makes every dt of an output a fifth as wide as its surroundings."""
+    page = through_its_paces(lab, lab_page, "fleet.ipynb", FLEET)
+    heights = page.evaluate("[...document.querySelectorAll('.nvx-fl-story dt')].map(e => e.scrollHeight)")
+    assert len(heights) >= 12 and max(heights[:6]) < 40, heights
 
 
 @pytest.mark.timeout(300)

@@ -18,7 +18,13 @@ def cluster() -> Iterator[None]:
 
     # Ray starts a dozen processes, and each would be measured for what the suite covers, which makes it slow.
     measured = os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
-    connect(num_cpus=4, attempts=5)
+    try:
+        connect(num_cpus=4, attempts=5)
+    except Exception as error:  # its agent has 15 seconds to start, which nothing can change
+        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+        if load < 3 * cores:
+            raise
+        pytest.skip(f"five times Ray did not start under a load of {load:.0f} on {cores} cores ({type(error).__name__})")
     if measured is not None:
         os.environ["COVERAGE_PROCESS_CONFIG"] = measured
     yield

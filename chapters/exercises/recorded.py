@@ -5,9 +5,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import nanovllm
+
 from .tables import Table
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+# Of the repository: beside these chapters, or, where they are a copy that a reader keeps elsewhere, beside the engine.
+ROOTS = (Path(__file__).parents[2], Path(nanovllm.__file__).parents[1])
+RESULTS = next((root / "benchmarks" / "results" for root in ROOTS if (root / "benchmarks" / "results").is_dir()),
+               ROOTS[0] / "benchmarks" / "results")
 
 
 def recorded_rows(subject: str, folder: Path = RESULTS) -> list[tuple[str, list]]:
@@ -27,11 +32,13 @@ def recorded_table(subject: str, columns: Mapping[str, str | tuple[str, float]],
     """The newest recorded run of `subject` as a small table with units, and below it where and when it was recorded.
 
     columns: {key of a row: what the column shows, with its unit, or (that, a factor to multiply with)}, in the table's order.
-    where: which rows. Raises LookupError when no results file has the subject, or no row is left.
+    where: which rows. Where no results file has the subject (chapters without the repository), a table without rows that says
+    so. Raises LookupError when no row is left.
     """
     found = recorded_rows(subject, folder)
     if not found:
-        raise LookupError(f"no recorded GPU run of {subject!r} is in {folder}; run benchmarks on a GPU first")
+        headers = [told if isinstance(told, str) else told[0] for told in columns.values()]
+        return Table(headers, [], f"No recorded GPU run of {subject!r} is here: the results stand in the repository.")
     source, rows = max(found, key=lambda one: one[0].partition(", ")[2])  # by date
     headers = {key: (told, 1) if isinstance(told, str) else told for key, told in columns.items()}
     cells = [[row.get(key) if isinstance(row.get(key), (str, type(None))) or factor == 1 else row[key] * factor

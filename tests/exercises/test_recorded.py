@@ -34,5 +34,6 @@ def test_a_table_has_units_and_its_origin_and_takes_the_newest_run(tmp_path):
     assert "1,024" in repr(table) and repr(table).endswith("commit abc1234.")
     one = recorded_table("step", columns, where=lambda row: row["what"] == "prefill", folder=tmp_path)
     assert len(one.rows) == 1
-    with pytest.raises(LookupError, match="no recorded GPU run of 'other'"):
-        recorded_table("other", columns, folder=tmp_path)
+    with pytest.raises(LookupError, match="no row"):
+        recorded_table("step", columns, where=lambda row: False, folder=tmp_path)
+    assert "No recorded GPU run of 'other' is here" in repr(recorded_table("other", columns, folder=tmp_path))

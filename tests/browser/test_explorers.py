@@ -202,7 +202,9 @@ def test_follows_a_change_of_theme_and_of_width(show):
 
 
 def test_a_live_explorer_without_a_kernel_scrubs_and_says_why_it_cannot_be_driven(show):
-    page = show(SchedulerExplorer(run()))
+    simulation = run()
+    simulation.add(5, 3)  # so that a step past the last one recorded is there to be taken
+    page = show(SchedulerExplorer(simulation))
     page.get_by_label("step forward").click()
     assert page.evaluate(STEP) == 1
     controls = page.locator(".nvx-live button, .nvx-live input")

@@ -22,6 +22,7 @@ from visualizations.explorers.sampler import SamplerExplorer
 from visualizations.explorers.scheduler import SchedulerExplorer
 from visualizations.explorers.tensor_record import watch_tensors
 from visualizations.explorers.tensor_xray import TensorXRay
+from visualizations.explorers.token_mask import RecordedMasks, TokenMaskExplorer
 
 STEP = "() => +document.querySelector('.nvx-root').dataset.step"
 SIDEWAYS = "() => document.documentElement.scrollWidth > document.documentElement.clientWidth"
@@ -111,11 +112,20 @@ def online_softmax() -> OnlineSoftmaxExplorer:
     return OnlineSoftmaxExplorer([1.0, 0.3, -1, 0.8, 0.2, 1.9, 0.1, 0.5, 0, 1.2, -0.5, 0.3, 2.8, 1, 0.4, 2.0], 4, step=2)
 
 
+def token_mask() -> TokenMaskExplorer:
+    """Masks that allow one token, some, and nearly all; words as long as tokens get."""
+    scores = np.exp(4 * np.cos(np.arange(1200).reshape(4, 300) ** 1.3))
+    allowed = np.arange(300) % np.array([[300], [40], [7], [1]]) == 0
+    probabilities = (scores / scores.sum(-1, keepdims=True)).astype(np.float32)
+    return TokenMaskExplorer(RecordedMasks(probabilities, allowed, [0, 40, 14, 9]),
+                             lambda i: f" word number {i}" if i % 3 else "\n", step=2)
+
+
 EXPLORERS = {"online_softmax": online_softmax, "scheduler": scheduler_explorer,
              "sampler": sampler_explorer, "block_table": block_table_explorer,
              "journey": journey_explorer, "tensor_xray": tensor_xray,
              "fleet": fleet_explorer, "graph_timeline": graph_timeline, "parallel_cost": ParallelCostExplorer,
-             "roofline": RooflineExplorer, "monitor": batch_monitor}
+             "roofline": RooflineExplorer, "token_mask": token_mask, "monitor": batch_monitor}
 every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
 
 

@@ -55,7 +55,7 @@ def record_logits(llm: Any, prompt: str | list[int], params: SamplingParams | No
         rows.append(_array(logits))
         return sampler(logits, batch)
 
-    request = Request(llm.engine, llm.tokenizer, prompt, params)
+    request = Request(llm.engine, llm.tokenizer, prompt, params, grammars=llm.grammars)
     runner.sampler = listen
     try:
         request.submit()

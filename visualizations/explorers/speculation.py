@@ -71,7 +71,7 @@ def record_speculation(llm: Any, prompt: str | list[int], params: SamplingParams
                 rows.clear()
 
     listener = Listener()
-    request = Request(engine, llm.tokenizer, prompt, params)
+    request = Request(engine, llm.tokenizer, prompt, params, grammars=llm.grammars)
     for name, runner in runners.items():
         runner.sampler = listening(name)
     engine.attach(listener)

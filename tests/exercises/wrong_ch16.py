@@ -1,0 +1,71 @@
+"""Plausible wrong answers to chapter 16: name of the check -> answers that must fail it, each with a hint of its own."""
+
+from chapters.exercises.solutions.ch16 import Matcher
+
+
+def takes_a_word_for_a_token(p, bits):
+    return float(sum(p[token] for token in range(len(bits)) if bits[token]))
+
+
+def reads_bits_from_the_top(p, bits):
+    return float(sum(p[token] for token in range(len(p)) if bits[token // 32] >> (31 - token % 32) & 1))
+
+
+def looks_at_the_first_character(moves, state, vocabulary):
+    return [i for i, text in enumerate(vocabulary) if text and text[0] in moves[state]]
+
+
+def wants_the_end(moves, state, vocabulary):
+    def ends_well(text):
+        here = state
+        for char in text:
+            here = moves[here].get(char)
+            if here is None:
+                return False
+        return bool(text) and here in (5, 7)
+
+    return [i for i, text in enumerate(vocabulary) if ends_well(text)]
+
+
+def allows_tokens_without_text(moves, state, vocabulary):
+    def survives(text):
+        here = state
+        for char in text:
+            here = moves[here].get(char)
+            if here is None:
+                return False
+        return True
+
+    return [i for i, text in enumerate(vocabulary) if survives(text)]
+
+
+class NeverRollsBack(Matcher):
+    def rollback(self, num_tokens):
+        pass
+
+
+class KeepsOldBits(Matcher):
+    def fill_bitmask(self, bitmask):
+        old = bitmask.copy()
+        super().fill_bitmask(bitmask)
+        bitmask |= old
+
+
+class NeverEnds(Matcher):
+    @property
+    def is_finished(self):
+        return False
+
+
+class ForgetsTheEndToken(Matcher):
+    def fill_bitmask(self, bitmask):
+        eos, self.eos = self.eos, ()
+        super().fill_bitmask(bitmask)
+        self.eos = eos
+
+
+WRONG = {
+    "check_kept": [takes_a_word_for_a_token, reads_bits_from_the_top],
+    "check_allowed_tokens": [looks_at_the_first_character, wants_the_end, allows_tokens_without_text],
+    "check_Matcher": [NeverRollsBack, KeepsOldBits, NeverEnds, ForgetsTheEndToken],
+}

@@ -8,8 +8,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
+import signal
+import threading
+
 import pytest
 import torch
+
+# What a script starts in the background ignores interrupts, and so would the tests that raise some.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Without a GPU the kernels run in Triton's interpreter, which must be chosen before any test file defines one.
 if not torch.cuda.is_available():

@@ -125,7 +125,7 @@ class Owning(RuleBasedStateMachine):
 
 def test_owners_blocks_and_contents_agree_after_every_step():
     seen.clear()
+    # So many, as what hypothesis draws depends on the constants of whatever modules are imported: 200 met 12 refusals once.
     run_state_machine_as_test(Owning, settings=settings(
-        max_examples=200, stateful_step_count=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)))
-    # How often each comes about depends on the constants that hypothesis finds in whatever modules are imported.
-    assert seen["steps"] >= 3000 and min(seen["hits"], seen["refusals"], seen["evictions"]) >= 5, seen
+        max_examples=1000, stateful_step_count=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)))
+    assert seen["steps"] >= 3000 and min(seen["hits"], seen["refusals"], seen["evictions"]) >= 30, seen

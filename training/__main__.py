@@ -51,7 +51,7 @@ MOE = Shape(hidden=192, layers=4, heads=6, kv_heads=2, intermediate=128, experts
 TINY = Shape(hidden=64, layers=1, heads=2, kv_heads=1, intermediate=64, vocab=384)
 TINY_MOE = Shape(hidden=64, layers=1, heads=2, kv_heads=1, intermediate=32, vocab=384, experts=4, active=2)
 RECIPES = {
-    "gpu": Recipe(MODEL, DRAFT, MOE, 400_000, 175, 30, 80, 131_072),
+    "gpu": Recipe(MODEL, DRAFT, MOE, 450_000, 250, 45, 120, 131_072),
     "cpu": Recipe(MODEL, DRAFT, MOE, 100_000, 9000, 1200, 6000, 8192, context=512),
     "minute": Recipe(TINY, TINY, TINY_MOE, 200, 60, 60, 60, 512, context=64, max_steps=6, requests=2, gate_requests=2,
                      gate_tokens=8),  # what the tests run

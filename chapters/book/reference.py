@@ -19,6 +19,7 @@ PAGES = {
     "engine": ("The engine", "The parts that chapters 01 to 12 build.", [
         "nanovllm.config.Config", "nanovllm.engine.sequence.Sequence", "nanovllm.engine.sequence.SequenceStatus",
         "nanovllm.engine.block_manager.BlockManager", "nanovllm.engine.scheduler.Scheduler",
+        "nanovllm.engine.sequence_queues.SequenceQueues",
         "nanovllm.engine.scheduled_batch.ScheduledBatch", "nanovllm.engine.scheduled_batch.ScheduledSequence",
         "nanovllm.engine.llm_engine.LLMEngine", "nanovllm.engine.listener.Listener", "nanovllm.engine.listener.Step",
         "nanovllm.engine.runner.Runner", "nanovllm.engine.model_runner.ModelRunner",

@@ -1,68 +1,31 @@
 """The loop: schedule, launch, collect, update."""
 
-import itertools
-import random
 import time
-from array import array
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
-
-import numpy as np
 
 from nanovllm.config import Config
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.drafts import Drafter
 from nanovllm.engine.drafts_control import Speculation
+from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.listener import Listener, Step
 from nanovllm.engine.runner import Runner
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
+from nanovllm.engine.step_in_flight import StepInFlight
 from nanovllm.engine.token_matcher import TokenMatcher
-from nanovllm.engine.turn import Turn
+from nanovllm.engine.turn import Turn, in_turn
 from nanovllm.errors import RequestFailed
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.speculative_config import SpeculativeConfig
-from nanovllm.utils.checks import check, check_request
-from nanovllm.utils.interrupts import interruptible, uninterrupted
+from nanovllm.utils.checks import check
+from nanovllm.utils.interrupts import uninterrupted
 from nanovllm.utils.numbers import as_token_ids, plain
 
-P = ParamSpec("P")
-T = TypeVar("T")
-CLOSED = "the engine was closed while it had requests; make a new one"
 # What one more token costs in a step of one: on an H200 with 8B parameters, on a CPU with the offline model.
 TOKEN_COST = {"cuda": 0.005, "mps": 0.005, "cpu": 0.03}
-
-
-@dataclass(slots=True)
-class _StepInFlight:
-    """timestamps: when its phases began so far; see `Step`. launched: what the runner's `collect` takes."""
-
-    batch: ScheduledBatch
-    launched: Any
-    timestamps: list[float]
-
-
-def _in_turn(step: Callable[Concatenate["LLMEngine", P], T]) -> Callable[Concatenate["LLMEngine", P], T]:
-    """Has `step` wait for the thread's turn, and do afterwards what was asked for in the middle of it."""
-    @wraps(step)
-    def wrapped(self: "LLMEngine", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with self.turn:
-            if self.is_closed:
-                raise RequestFailed(CLOSED)
-            self._is_stepping = True
-            try:
-                with interruptible():
-                    return step(self, *args, **kwargs)
-            finally:
-                self._is_stepping = False
-                while self._deferred:
-                    self._deferred.pop(0)()
-
-    return wrapped
 
 
 class LLMEngine:
@@ -90,6 +53,7 @@ class LLMEngine:
         self.scheduler = scheduler_cls(
             self.block_manager, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=config.max_model_len, eos_token_ids=config.eos_token_ids)
+        self.input_processor = InputProcessor(config, self.scheduler)
         # A scheduler with a `schedule` or `update` of its own may not know of pending tokens.
         own = all(getattr(type(self.scheduler), name, None) is getattr(Scheduler, name) for name in ("schedule", "update"))
         self._looks_ahead = config.async_scheduling and own
@@ -99,13 +63,10 @@ class LLMEngine:
                   "a schedule() of your own need not know of drafts: leave speculative_config and drafter out")
             self.speculation = Speculation(drafter, self.scheduler, config.speculative_config or SpeculativeConfig(),
                                            config.hf_config.vocab_size, TOKEN_COST[config.device.type], self._looks_ahead)
-        self._in_flight: deque[_StepInFlight] = deque()
+        self._in_flight: deque[StepInFlight] = deque()
         self.turn = Turn()
-        self.is_closed = self._is_stepping = False
-        self._deferred: list[Callable[[], Any]] = []  # what was asked for in the middle of a step, by its own thread
+        self.is_closed = False
         self.num_steps = self.num_ended = self.num_failed_steps = 0
-        self._ids = itertools.count()
-        self._seeds = random.Random(config.seed)  # for requests without one
         self._listeners: list[Listener] = []
 
     def __repr__(self) -> str:
@@ -122,15 +83,7 @@ class LLMEngine:
 
     def validate(self, prompt_token_ids: list[int], params: SamplingParams, priority: int = 0) -> None:
         """Raise InvalidRequest unless the request can be served to its end. Queues nothing."""
-        vocab_size = self.config.hf_config.vocab_size
-        self.scheduler.validate(len(prompt_token_ids), params.max_tokens, priority)
-        for token in _outside_vocabulary((*prompt_token_ids, *params.stop_token_ids, *(params.logit_bias or ())), vocab_size):
-            check_request(isinstance(token, int) and 0 <= token < vocab_size, "token id", token,
-                          f"a whole number in [0, {vocab_size}), the model's vocabulary",
-                          "encode the text with this model's tokenizer")
-        ending = params.ending_tokens(self.config.eos_token_ids) if params.min_tokens else ()
-        check_request(len(ending) < vocab_size, "stop_token_ids", params.stop_token_ids,
-                      "fewer than all tokens with min_tokens above 0", "leave one that may be drawn before min_tokens")
+        self.input_processor.validate(prompt_token_ids, params, priority)
 
     def add_request(self, prompt_token_ids: list[int], params: SamplingParams | None = None, priority: int = 0,
                     matcher: TokenMatcher | None = None) -> Sequence:
@@ -153,32 +106,25 @@ class LLMEngine:
         matcher: at the beginning of the grammar that `params.structured_outputs` stands for (see `serving.grammars`), the
         sequence's own from now on. Raises InvalidRequest when one of the two is there without the other.
         """
-        check_request((matcher is None) == (params.structured_outputs is None), "structured_outputs", params.structured_outputs,
-                      "what a matcher was made of, or None", "the engine knows no grammars: use LLM, or pass matcher")
-        seq = Sequence(next(self._ids), prompt_token_ids, params, priority)
-        seq.matcher = matcher
-        if params.seed is None:
-            seq.seed = self._seeds.getrandbits(63)
-        return seq
+        return self.input_processor.sequence(prompt_token_ids, params, priority, matcher)
 
     def enqueue(self, seq: Sequence) -> None:
         """Queue a sequence that `new_sequence` made; from now on `step` fills it."""
         with self.turn:
-            if self.is_closed:
-                raise RequestFailed(CLOSED)
+            self._check_open()
             self.scheduler.add(seq)
             for listener in self._listeners:
                 listener.joined(seq)
 
     def abort(self, seq_id: int, reason: str = "abort") -> Sequence | None:
         """End a request now and free its blocks; None when it has already ended. reason: see `Scheduler.abort`."""
-        return self._between_steps(lambda: self._abort(seq_id, reason))
+        return self.turn.between_steps(lambda: self._abort(seq_id, reason))
 
     def close(self) -> None:
         """Free the weights and the cache, after the step at hand; no other follows. May be called any number of times."""
-        self._between_steps(self._close)
+        self.turn.between_steps(self._close)
 
-    @_in_turn
+    @in_turn
     def step(self, batch: ScheduledBatch | None = None) -> list[Sequence]:
         """Take in the next step's tokens; returns the sequences that they end.
 
@@ -191,6 +137,7 @@ class LLMEngine:
 
         batch: what to run, from `scheduler.schedule()` or some of its items, while no step is in flight.
         """
+        self._check_open()
         try:
             while len(self._in_flight) < (self._depth if batch is None else 1):
                 timestamps = [time.perf_counter()]
@@ -207,7 +154,7 @@ class LLMEngine:
                     break
                 launched = self.model_runner.launch(scheduled)
                 timestamps.append(time.perf_counter())
-                self._in_flight.append(_StepInFlight(scheduled, launched, timestamps))
+                self._in_flight.append(StepInFlight(scheduled, launched, timestamps))
             if not self._in_flight:
                 return []
             oldest = self._in_flight[0]
@@ -215,7 +162,7 @@ class LLMEngine:
             oldest.timestamps.append(time.perf_counter())
             with uninterrupted():
                 finished = self.scheduler.update(oldest.batch, token_ids)
-                self._record_times(oldest)
+                oldest.record_times()
                 if self.speculation:
                     self.speculation.learn(oldest.batch)
                 oldest.timestamps.append(time.perf_counter())
@@ -235,13 +182,9 @@ class LLMEngine:
         self.num_steps += 1
         return finished
 
-    def _between_steps(self, call: Callable[[], T]) -> T | None:
-        """Call it when it is our turn; None when that is later: a finalizer may come in the middle of its thread's own step."""
-        with self.turn:
-            if self._is_stepping:
-                self._deferred.append(call)
-                return None
-            return call()
+    def _check_open(self) -> None:
+        if self.is_closed:
+            raise RequestFailed("the engine was closed while it had requests; make a new one")
 
     def _abort(self, seq_id: int, reason: str) -> Sequence | None:
         seq = self.scheduler.abort(seq_id, reason)
@@ -295,22 +238,3 @@ class LLMEngine:
         """Raise RuntimeError unless queues, block tables and reference counts agree."""
         with self.turn:
             self.scheduler.check_integrity()
-
-    @staticmethod
-    def _record_times(step: _StepInFlight) -> None:
-        """Record when sequences first ran and when their tokens arrived."""
-        for item in step.batch.items:
-            seq = item.seq
-            if seq.scheduled_at is None:
-                seq.scheduled_at, seq.num_hit_tokens = step.timestamps[0], seq.num_cached_tokens
-            if item.samples:  # of several tokens drawn together, all were there at once
-                seq.token_times += [step.timestamps[-1]] * (seq.num_output_tokens - len(seq.token_times))
-
-
-def _outside_vocabulary(tokens: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
-    """The tokens, if one of them may not be in the vocabulary. Prompts are long, so all are looked at in one go."""
-    try:
-        numbers = np.frombuffer(array("q", tokens), np.int64)
-    except (TypeError, OverflowError):
-        return tokens
-    return tokens if len(numbers) and (numbers.min() < 0 or numbers.max() >= vocab_size) else ()

@@ -7,16 +7,14 @@ from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.drafts import num_accepted, roll_back_refused
 from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence, SequenceStatus
-from nanovllm.utils.checks import check, check_request
-from nanovllm.utils.numbers import is_int
-
-STEPS_PER_PRIORITY = 64  # what one unit of priority is worth, in steps of waiting
+from nanovllm.engine.sequence_queues import SequenceQueues, queue_order
+from nanovllm.utils.checks import check
 
 
-class Scheduler:
+class Scheduler(SequenceQueues):
     """Decides which sequences run (Orca's iteration-level batching, Yu et al. 2022; chunked prefill, Agrawal et al. 2023).
 
-    Owns the waiting queue and the running list. It never sees a tensor and never asks how long anything took.
+    Owns the queues, and says of every step what runs in it. It never sees a tensor and never asks how long anything took.
 
     Each step has a budget of `max_num_batched_tokens`. Running sequences take their next token first, so a long prompt
     never stalls them; the rest goes to prompt chunks, first of admitted sequences, then of waiting ones in queue order.
@@ -24,9 +22,7 @@ class Scheduler:
     later. A sequence is admitted only while every running one still has a free block for its next token; this reserve is
     the watermark that keeps admission from causing preemption.
 
-    Queue order is fixed on arrival by `order_key`: the number of the step before which the request arrived, plus `priority`
-    times STEPS_PER_PRIORITY. A request that waits long enough therefore runs before any later one, whatever their
-    priorities, and none starves. For a policy of your own, subclass this and override `order_key`.
+    For a policy of your own, subclass this and override `order_key` (see `SequenceQueues`).
     """
 
     def __init__(self, block_manager: BlockManager, *, max_num_seqs: int = 512, max_num_batched_tokens: int = 16384,
@@ -34,59 +30,14 @@ class Scheduler:
         check(max_num_seqs >= 1, "max_num_seqs", max_num_seqs, "1 or more", "let at least one sequence run")
         check(max_num_batched_tokens >= 1, "max_num_batched_tokens", max_num_batched_tokens, "1 or more",
               "a step computes at least one token")
-        self.block_manager = block_manager
-        self.max_num_batched_tokens = max_num_batched_tokens
         # More sequences than budget could not all take a token each step, and someone would wait in the middle.
-        self.max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
-        self.max_model_len = max_model_len
+        super().__init__(block_manager, min(max_num_seqs, max_num_batched_tokens), max_model_len)
+        self.max_num_batched_tokens = max_num_batched_tokens
         self.eos_token_ids = frozenset(eos_token_ids)
-        self.waiting: list[Sequence] = []  # both in queue order
-        self.running: list[Sequence] = []
-        self.num_preemptions = 0
-        self.num_scheduled_steps = 0
 
     def __repr__(self) -> str:
         return (f"Scheduler(waiting={len(self.waiting)}, running={len(self.running)} of {self.max_num_seqs}, "
                 f"budget={self.max_num_batched_tokens} tokens, preemptions={self.num_preemptions})")
-
-    @property
-    def has_unfinished(self) -> bool:
-        return bool(self.waiting or self.running)
-
-    def validate(self, num_prompt_tokens: int, max_tokens: int, priority: int = 0) -> None:
-        """Raise InvalidRequest for a request that could never finish, before anything is queued.
-
-        The last generated token is never fed back, so a request needs cache for one token less than its length.
-        """
-        check_request(is_int(priority) and abs(priority) <= 100, "priority", priority, "a whole number in [-100, 100]",
-                      "use 0 for an ordinary request, less for one to be served sooner")
-        check_request(num_prompt_tokens >= 1, "prompt length", num_prompt_tokens, "at least 1 token", "pass a non-empty prompt")
-        check_request(num_prompt_tokens < self.max_model_len, "prompt length", num_prompt_tokens,
-                      f"below max_model_len={self.max_model_len} tokens", "shorten the prompt or raise max_model_len")
-        longest = min(num_prompt_tokens + max_tokens, self.max_model_len)
-        capacity = self.block_manager.num_blocks * self.block_manager.block_size
-        check_request(longest - 1 <= capacity, "prompt + max_tokens", longest,
-                      f"at most {capacity + 1} tokens, what a KV cache of {self.block_manager.num_blocks} blocks of "
-                      f"{self.block_manager.block_size} can hold",
-                      "lower max_tokens, shorten the prompt or raise num_kvcache_blocks")
-
-    def add(self, seq: Sequence) -> None:
-        """Queue a sequence. Raises InvalidRequest when it could never finish."""
-        self.validate(seq.num_prompt_tokens, seq.sampling_params.max_tokens, seq.priority)
-        seq.order_key = self.order_key(seq)
-        insort(self.waiting, seq, key=_queue_order)
-
-    def abort(self, seq_id: int, reason: str = "abort") -> Sequence | None:
-        """Take a sequence out of the engine and free its blocks; None when it is not there (it may just have ended).
-
-        reason: its finish_reason: "abort", "stop" (a stop string was found in its text) or "error".
-        """
-        for seq in (*self.running, *self.waiting):
-            if seq.seq_id == seq_id:
-                self._queue_of(seq).remove(seq)
-                self._finish(seq, reason)
-                return seq
-        return None
 
     def schedule(self) -> ScheduledBatch:
         """Pick the next step's work: decode, then chunks of admitted prompts, then new admissions.
@@ -147,7 +98,6 @@ class Scheduler:
             if seq.status is SequenceStatus.FINISHED:
                 continue
             if reason := self._append(item, tokens):
-                self._queue_of(seq).remove(seq)
                 self._finish(seq, reason)
                 finished.append(seq)
         return finished
@@ -158,17 +108,6 @@ class Scheduler:
             item.seq.num_pending_tokens = 0
             item.seq.draft_token_ids = []
             item.seq.num_computed_tokens = min(item.start, item.seq.num_computed_tokens)
-
-    def check_integrity(self) -> None:
-        """Raise RuntimeError unless queues, statuses and block references agree. Cheap enough for every step."""
-        for queue, allowed in ((self.running, {SequenceStatus.RUNNING}),
-                               (self.waiting, {SequenceStatus.WAITING, SequenceStatus.PREEMPTED})):
-            for seq in queue:
-                if seq.status not in allowed:
-                    raise RuntimeError(f"{seq!r} is in the wrong queue")
-        if len(self.running) > self.max_num_seqs:
-            raise RuntimeError(f"{len(self.running)} running sequences, cap {self.max_num_seqs}")
-        self.block_manager.check_integrity([*self.running, *self.waiting])
 
     def _schedule_running(self, seq: Sequence, budget: int, batch: ScheduledBatch) -> int:
         """Give `seq` its next tokens, preempting others for room; returns how many it got (0 if it was preempted itself)."""
@@ -225,7 +164,7 @@ class Scheduler:
             num_tokens = min(seq.num_uncomputed_tokens, budget)
             manager.append(seq, seq.num_computed_tokens + num_tokens)
             promised += manager.num_new_blocks(seq, len(seq))
-            insort(self.running, seq, key=_queue_order)
+            insort(self.running, seq, key=queue_order)
             seq.status = SequenceStatus.RUNNING
             item = ScheduledSequence(seq, seq.num_computed_tokens, num_tokens, self._admit_reason(seq, num_tokens))
             batch.items.append(item)
@@ -251,13 +190,6 @@ class Scheduler:
             roll_back_refused(item, right, self.block_manager)
         return reason
 
-    def order_key(self, seq: Sequence) -> int:
-        """What the queues are sorted by, lowest first; equal keys by arrival. Asked once, when the sequence is added."""
-        return self.num_scheduled_steps + STEPS_PER_PRIORITY * seq.priority
-
-    def _queue_of(self, seq: Sequence) -> list[Sequence]:
-        return self.running if seq.status is SequenceStatus.RUNNING else self.waiting
-
     def _is_full_length(self, seq: Sequence) -> bool:
         """Whether its length ends it, once a pending token has arrived."""
         length = len(seq.token_ids) + seq.num_pending_tokens
@@ -271,21 +203,6 @@ class Scheduler:
             return set()
         size = self.block_manager.block_size
         return set(item.seq.block_hashes(size)[item.start // size:(item.start + item.num_tokens) // size])
-
-    def _preempt(self, seq: Sequence, batch: ScheduledBatch, reason: str) -> None:
-        self.running.remove(seq)
-        self.block_manager.free(seq)
-        seq.status, seq.draft_token_ids = SequenceStatus.PREEMPTED, []
-        seq.num_preemptions += 1
-        self.num_preemptions += 1
-        insort(self.waiting, seq, key=_queue_order)
-        batch.preempted.append(seq)
-        batch.preemption_reasons[seq.seq_id] = reason
-
-    def _finish(self, seq: Sequence, reason: str) -> None:
-        seq.finish_reason, seq.matcher = reason, None
-        seq.status = SequenceStatus.FINISHED  # last: another thread may look at it, and then takes all the rest
-        self.block_manager.free(seq)
 
     def _finish_reason(self, seq: Sequence) -> str | None:
         if seq.error is not None:
@@ -312,7 +229,3 @@ class Scheduler:
         hit = f", {seq.num_cached_tokens} of {len(seq)} tokens found cached" if seq.num_cached_tokens else ""
         left = seq.num_uncomputed_tokens - num_tokens
         return f"{what}{hit}" + (f", chunked: {left} tokens wait for budget" if left else "")
-
-
-def _queue_order(seq: Sequence) -> tuple[int, int]:
-    return seq.order_key, seq.seq_id

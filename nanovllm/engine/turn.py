@@ -1,8 +1,14 @@
 """One engine, several threads: who is inside. Imports no torch."""
 
 import threading
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from nanovllm.utils.interrupts import interruptible, uninterrupted
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Turn:
@@ -16,6 +22,8 @@ class Turn:
     def __init__(self) -> None:
         self._lock, self._next = threading.RLock(), threading.RLock()
         self._guards: list[uninterrupted] = []  # of who is inside, outermost first
+        self.is_stepping = False
+        self._deferred: list[Callable[[], Any]] = []  # what was asked for in the middle of a step, by its own thread
 
     @property
     def is_ours(self) -> bool:
@@ -43,6 +51,45 @@ class Turn:
         guard = self._guards.pop()
         self._lock.release()
         guard.__exit__()
+
+    def between_steps(self, call: Callable[[], T]) -> T | None:
+        """Call it when it is our turn; None when that is later: a finalizer may come in the middle of its thread's own step."""
+        with self:
+            if self.is_stepping:
+                self._deferred.append(call)
+                return None
+            return call()
+
+    def call_deferred(self) -> None:
+        """Do what `between_steps` put off."""
+        while self._deferred:
+            self._deferred.pop(0)()
+
+
+class TakesTurns(Protocol):
+    turn: Turn
+
+
+Self = TypeVar("Self", bound=TakesTurns)
+
+
+def in_turn(step: Callable[Concatenate[Self, P], T]) -> Callable[Concatenate[Self, P], T]:
+    """Has a method wait for the thread's turn; what `between_steps` is asked for meanwhile comes after it.
+
+    An interrupt gets through to the method, unlike to other calls in a turn.
+    """
+    @wraps(step)
+    def wrapped(self: Self, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self.turn:
+            self.turn.is_stepping = True
+            try:
+                with interruptible():
+                    return step(self, *args, **kwargs)
+            finally:
+                self.turn.is_stepping = False
+                self.turn.call_deferred()
+
+    return wrapped
 
 
 def _is_ours(lock: threading.RLock) -> bool:

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanovllm.engine.scheduler import STEPS_PER_PRIORITY, Scheduler
+from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
+from nanovllm.engine.sequence_queues import STEPS_PER_PRIORITY
 from nanovllm.sampling_params import SamplingParams
 
 from .fake_model import make, step

@@ -14,6 +14,7 @@ from nanovllm.fleet.router import Choice
 from nanovllm.fleet.simulated_fleet import SimulatedFleet
 
 from .recorded import RESULTS
+from .tables import Table
 from .verdict import check, require
 
 # An estimate, not a measurement: 32 billion bf16 parameters on one H200. 64 GB are read in 15 ms, a prompt token's 64 GFLOP
@@ -50,25 +51,31 @@ def serve(router: object, arrivals: Iterable[Arrival] = CHATS, num_replicas: int
     return SimulatedFleet(config, cost=LARGER, router=own).run(arrivals)
 
 
-def table(runs: dict[str, FleetReport]) -> str:
-    """The figures that this chapter compares, a row per run."""
-    rows = [f"{'':24}{'TTFT p50':>10}{'p99':>9}{'ITL p99':>10}{'cached':>9}"]
-    for name, run in runs.items():
-        rows.append(f"{name:24}{run.ttft(50) * 1e3:7.0f} ms{run.ttft(99) * 1e3:6.0f} ms{run.itl(99) * 1e3:7.1f} ms"
-                    f"{run.hit_rate:9.0%}")
-    return "\n".join(rows)
+def table(runs: dict[str, FleetReport], *, per_engine: bool = False) -> Table:
+    """The figures that this chapter compares, a row per run; with `per_engine` how many requests each replica got, too."""
+    header = ["", "TTFT p50 (ms)", "TTFT p99 (ms)", "ITL p99 (ms)", "found cached (%)"]
+    rows = [[name, *(_rounded(seconds * 1e3) for seconds in (run.ttft(50), run.ttft(99), run.itl(99))),
+             round(100 * run.hit_rate)] for name, run in runs.items()]
+    if per_engine:
+        header.append("requests per engine")
+        for row, run in zip(rows, runs.values()):
+            counts = [int((run.requests["replica"] == i).sum()) for i in range(run.config.num_replicas)]
+            row.append(", ".join(map(str, counts)))
+    return Table(header, rows)
 
 
-def measured() -> str:
+def _rounded(ms: float) -> float | int:
+    return round(ms) if ms >= 100 else round(ms, 1)
+
+
+def measured() -> Table:
     """The router's figures of two real engines, as benchmarks/results keeps them."""
     file = RESULTS / "router-cpu.json"
     result = json.loads(file.read_text(encoding="utf-8"))
-    lines = [f"{result['work']}; {result['device']}, commit {result['commit']}",
-             f"{'policy':16}{'how':14}{'found cached':>14}{'TTFT median':>14}{'mean':>9}"]
-    for row in result["router"]:
-        lines.append(f"{row['policy']:16}{row['how']:14}{row['hit rate']:14.0%}{row['TTFT p50 s'] * 1e3:11.0f} ms"
-                     f"{row['TTFT mean s'] * 1e3:6.0f} ms")
-    return "\n".join(lines)
+    rows = [[row["policy"].replace("_", " "), row["how"], round(100 * row["hit rate"]), round(row["TTFT p50 s"] * 1e3),
+             round(row["TTFT mean s"] * 1e3)] for row in result["router"]]
+    return Table(["policy", "how", "found cached (%)", "TTFT, median (ms)", "TTFT, mean (ms)"], rows,
+                 f"{result['work']}; {result['device']}, commit {result['commit']}.")
 
 
 def ray_fleet(replicas: int):

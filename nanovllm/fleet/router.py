@@ -75,8 +75,8 @@ class Router(Generic[R]):
         best = min(allowed, key=lambda replica: (-matches[replica], order[replica]))
         wished = min(loads, key=lambda replica: (-matches[replica], order[replica]))
         if matches[wished] > matches[best]:
-            reason = (f"{wished} holds {matches[wished]} blocks of it but has {loads[wished]} unfinished requests, over "
-                      f"{self.max_imbalance} more than the least loaded")
+            reason = (f"replica {wished} holds {matches[wished]} of its blocks but has {loads[wished]} unfinished requests, "
+                      f"over {self.max_imbalance} more than the least loaded")
         elif matches[best]:
             reason = f"holds {matches[best]} of its {len(hashes)} blocks"
         else:

@@ -61,7 +61,7 @@ def test_an_overloaded_replica_is_passed_over_and_the_reason_says_so():
     assert router.choose(hashes(*SYSTEM), {0: 3, 1: 1}).replica == 0
     choice = router.choose(hashes(*SYSTEM), {0: 4, 1: 1})
     assert choice.replica == 1
-    assert "0 holds 3 blocks of it but has 4 unfinished requests, over 2 more" in choice.reason
+    assert "replica 0 holds 3 of its blocks but has 4 unfinished requests, over 2 more" in choice.reason
 
 
 def test_the_note_is_bounded_and_forgets_tails_before_beginnings():

@@ -63,8 +63,6 @@ def test_chapter_keeps_the_measure(chapter):
 
 
 COLUMNS = 90  # of code: what fits JupyterLab and the book on a small screen
-NOT_YET = ("17")
-# Chapters still in their first edition's form. The list only shrinks.
 
 
 def screens(notebook) -> list[str]:
@@ -94,7 +92,5 @@ def screens(notebook) -> list[str]:
 @pytest.mark.parametrize("chapter", sorted(CHAPTERS[0].parent.glob("[0-9A]*.ipynb")), ids=lambda path: path.stem)
 def test_a_page_shows_its_question_and_no_machinery(chapter):
     problems = screens(nbformat.read(chapter, 4))
-    if chapter.name.startswith(NOT_YET):
-        pytest.xfail(f"first edition: {len(problems)} places")
     if problems:
         pytest.fail("\n".join([chapter.name, *problems]), pytrace=False)

@@ -1,43 +1,28 @@
 """The public face: text in, text out."""
 
-import logging
-import traceback
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, overload
 
-from tqdm.auto import tqdm
-
 from nanovllm.config import Config
-from nanovllm.engine.drafts import Drafter
-from nanovllm.engine.drafts_model import DraftModel
-from nanovllm.engine.drafts_ngram import NgramDrafter
-from nanovllm.engine.llm_engine import LLMEngine
-from nanovllm.engine.model_runner import ModelRunner
-from nanovllm.engine.runner import Runner
+from nanovllm.engine_parts import make_engine
 from nanovllm.errors import EngineError
-from nanovllm.layers.sampler import Sample
 from nanovllm.outputs import RequestOutput
-from nanovllm.parallel.parallel_runner import ParallelRunner
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.serving.chat import render_chat
 from nanovllm.serving.grammars import GrammarCompiler
 from nanovllm.serving.request import Request
+from nanovllm.serving.run_requests import run_requests, stream_requests
 from nanovllm.serving.sampling_defaults import SamplingDefaults
-from nanovllm.serving.stepping import step
 from nanovllm.serving.tokenizer import load_tokenizer, require_tokenizer
 from nanovllm.tracing.profiling import profiled
 from nanovllm.tracing.recorder import Recorder
 from nanovllm.tracing.trace import Trace
 from nanovllm.utils.checks import check, check_keywords, check_request
-from nanovllm.utils.interrupts import uninterrupted
 from nanovllm.utils.numbers import plain
-from nanovllm.utils.torch_state import own_torch_state
-
-logger = logging.getLogger("nanovllm")
 
 CONFIG_FIELDS = [f.name for f in fields(Config) if f.init]
 ENGINE_PARTS = ("scheduler_cls", "block_manager_cls")
@@ -50,7 +35,7 @@ Messages = list[dict[str, Any]]
 class LLM:
     """An engine with a tokenizer. Drop-in for nano-vllm's class of this name.
 
-    Owns the tokenizer and one LLMEngine, which it puts together. `LLM()` runs the model that ships with the package; the
+    Owns the tokenizer and one LLMEngine. `LLM()` runs the model that ships with the package; the
     settings are those of `nanovllm.config.Config`. Parts of your own: `scheduler_cls` and `block_manager_cls` (see
     `LLMEngine`), a `drafter` (see `nanovllm.engine.drafts.Drafter`), and `sampler`, which turns (logits [num_rows,
     vocab_size], SamplingBatch) into token ids [num_rows] int64.
@@ -71,13 +56,7 @@ class LLM:
         config = Config(model, **settings)
         self.tokenizer = load_tokenizer(config.model)
         config.add_eos_token(getattr(self.tokenizer, "eos_token_id", None))
-        try:
-            with own_torch_state(config.device):
-                runner = _make_runner(config, sampler)
-                self.engine = LLMEngine(config, runner, drafter=_make_drafter(config, drafter, runner.num_blocks), **parts)
-        except BaseException as error:
-            _forget_locals(error)
-            raise
+        self.engine = make_engine(config, sampler, drafter, **parts)
         self.config = config
         self.grammars = GrammarCompiler(self.tokenizer, config.hf_config.vocab_size, config.eos_token_ids)
         # No atexit hook and no __del__: nothing but your own variables keeps an engine alive.
@@ -121,16 +100,7 @@ class LLM:
         model's scores hold a NaN or an infinity, and what the step raised when it is this request that makes steps fail.
         """
         requests = self._requests(prompts, sampling_params, priority)
-        with uninterrupted():  # a step lets interrupts through, what lies between does not: threads share tqdm's locks
-            try:
-                with self.engine.turn:
-                    for request in requests:
-                        request.submit()
-                self._run(requests, use_tqdm)
-            finally:
-                self._abort(requests)
-        _report_failures(requests)
-        return [request.output() for request in requests]
+        return run_requests(self.engine, requests, use_tqdm)
 
     @overload
     def stream(self, prompts: str, sampling_params: SamplingParams | PerPrompt | None = None) -> Iterator[str]: ...
@@ -152,7 +122,7 @@ class LLM:
         for request in requests:
             check_request(request.params.n == 1, "n", request.params.n, "1 in stream",
                           "pass the prompt n times, with a seed each, and follow the pieces by their index")
-        pieces = self._stream(requests)
+        pieces = stream_requests(self.engine, requests)
         return (piece for _, piece in pieces) if isinstance(prompts, str) else pieces
 
     def chat(self, messages: Messages | list[Messages], sampling_params: SamplingParams | PerPrompt | None = None,
@@ -203,51 +173,6 @@ class LLM:
             recorder.close()
             trace.close()
 
-    def _run(self, requests: list[Request], use_tqdm: bool) -> None:
-        """Step the engine until all of them have ended."""
-        watched = any(request.watches_text for request in requests)
-        generated, seen, num_ended = 0, self.engine.num_steps, -1
-        with tqdm(total=len(requests), desc="Generating", unit=" requests", disable=not use_tqdm, dynamic_ncols=True) as bar:
-            while requests:
-                seen = step(self.engine, seen)
-                if not watched and num_ended == self.engine.num_ended:
-                    continue  # no request ended: text is made once, at the end, unless it may end the request
-                num_ended = self.engine.num_ended
-                for request in requests:
-                    if request.watches_text or request.has_run:
-                        request.advance()
-                    if request.is_finished and use_tqdm:
-                        generated += sum(seq.num_output_tokens for seq in request.sequences)
-                        bar.set_postfix_str(f"{generated / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
-                        bar.update()
-                requests = [request for request in requests if not request.is_finished]
-
-    def _stream(self, requests: list[Request]) -> Iterator[tuple[int, str]]:
-        seen = self.engine.num_steps
-        try:
-            with self.engine.turn:
-                for request in requests:
-                    request.submit()
-            open_ = dict(enumerate(requests))
-            while open_:
-                if not all(request.has_run for request in open_.values()):
-                    seen = step(self.engine, seen)
-                for i, request in list(open_.items()):
-                    pieces = [delta.text for delta in request.advance() if delta.text]
-                    if request.is_finished:
-                        del open_[i]
-                    yield from ((i, piece) for piece in pieces)
-        finally:
-            self._abort(requests)
-        if errors := _errors(requests):
-            raise errors[0]
-
-    def _abort(self, requests: list[Request]) -> None:
-        """None of them stays behind in the engine, however the call that queued them ends."""
-        with self.engine.turn, ExitStack() as stack:  # which goes on when one of them raises
-            for request in requests:
-                stack.callback(request.abort)
-
     def _requests(self, prompts: str | Prompts, sampling_params: SamplingParams | PerPrompt | None,
                   priority: int | list[int] = 0) -> list[Request]:
         """A request for every prompt, each checked before any is queued, so that a bad one harms no other."""
@@ -266,55 +191,3 @@ class LLM:
             check_request(len(values) == len(prompts), f"len({name})", len(values), f"{len(prompts)}, one for each prompt",
                           f"pass one {name} for all, or a list as long as prompts")
         return [Request(self.engine, self.tokenizer, *each, self.grammars) for each in zip(prompts, sampling_params, priority)]
-
-
-def _make_runner(config: Config, sampler: Sample | None) -> Runner:
-    """The model on its device, or on several."""
-    if config.tensor_parallel_size > 1:
-        check(sampler is None, "sampler", sampler, "None with tensor_parallel_size > 1",
-              "the ranks draw in processes of their own; try it at size 1")
-        return ParallelRunner(config)
-    runner = ModelRunner(config)
-    if sampler is not None:
-        runner.sampler = sampler
-    return runner
-
-
-def _make_drafter(config: Config, own: Drafter | None, num_blocks: int) -> Drafter | None:
-    """What guesses tokens, if anything is to: `own`, or what the configuration names."""
-    settings = config.speculative_config
-    method = settings.method if settings else None
-    if own is not None:
-        check(method is None, "drafter", own, f"left out beside speculative_config's method {method!r}", "pass one of the two")
-        check(callable(getattr(own, "propose", None)), "drafter", own, "an object with a `propose` method",
-              "subclass nanovllm.engine.drafts.Drafter")
-        return own
-    check(settings is None or method is not None, "speculative_config['method']", method, "named",
-          "pass 'ngram' or 'draft_model', or a drafter of your own: LLM(drafter=...)")
-    if settings and method == "ngram":
-        return NgramDrafter(*settings.lookup_lengths)
-    if config.draft:
-        return DraftModel(config.draft, config.hf_config, num_blocks)
-    return None
-
-
-def _report_failures(requests: list[Request]) -> None:
-    """Raise when all of them failed; warn when some did."""
-    errors = _errors(requests)
-    if errors and len(errors) == len(requests):
-        raise errors[0]
-    if errors:
-        logger.warning("%d of %d requests failed; their outputs have finish_reason 'error'. The first: %s", len(errors),
-                       len(requests), errors[0])
-
-
-def _errors(requests: list[Request]) -> list[BaseException]:
-    """What failed, of each that did: of a step that raised, the exception itself."""
-    return [request.error.__cause__ or request.error for request in requests if request.error is not None]
-
-
-def _forget_locals(error: BaseException | None) -> None:
-    """An exception keeps alive every local variable of the functions it came through: here, weights."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__

@@ -23,6 +23,7 @@ FLOORS = [
     {"nanovllm.config"},  # a family of models knows what its config.json means
     {"nanovllm.engine"},
     {"nanovllm.tracing", "nanovllm.parallel", "nanovllm.serving"},
+    {"nanovllm.engine_parts"},
     {"nanovllm.llm"},
     {"nanovllm.async_llm"},
     {"nanovllm.server"},

@@ -24,6 +24,7 @@ from visualizations.explorers.token_mask import RecordedMasks, TokenMaskExplorer
 from visualizations.figures.ablation import plot_ablation
 from visualizations.figures.acceptance import plot_acceptance
 from visualizations.figures.attention_mask import plot_attention_mask
+from visualizations.figures.automaton import plot_automaton
 from visualizations.figures.batch_composition import plot_batch_composition
 from visualizations.figures.block_table import plot_block_tables
 from visualizations.figures.by_position import plot_by_position
@@ -77,20 +78,20 @@ from visualizations.listing import Listing, listing
 
 __all__ = [
     "BatchMonitor", "BlockTableExplorer", "FleetExplorer", "GraphTimelineExplorer", "JourneyExplorer", "Listing",
-    "Measured", "OnlineSoftmaxExplorer", "ParallelCostExplorer", "RecordedLogits", "RecordedMasks",
-    "RecordedSpeculation", "RooflineExplorer", "SamplerExplorer", "SchedulerExplorer", "Simulation",
-    "SpeculationExplorer", "TensorXRay", "TokenMaskExplorer", "listing", "name_map", "plot_ablation", "plot_acceptance",
-    "plot_attention_mask", "plot_batch_composition", "plot_bits", "plot_block_tables", "plot_by_position",
-    "plot_cache_occupancy", "plot_checkpoint_file", "plot_curves", "plot_exponential_race", "plot_exponents",
-    "plot_fleet", "plot_found_tokens", "plot_fragmentation", "plot_gpu_timeline", "plot_head_groups", "plot_heat_maps",
-    "plot_journey", "plot_latencies", "plot_life_of_request", "plot_lines", "plot_load_test", "plot_matrices",
-    "plot_memory_budget", "plot_memory_hierarchy", "plot_name_map", "plot_next_token", "plot_online_softmax",
-    "plot_operations", "plot_overlap", "plot_padding_waste", "plot_parity", "plot_part_shares", "plot_places",
-    "plot_prefix_tree", "plot_request_timeline", "plot_reuse_order", "plot_ring", "plot_roofline", "plot_rope",
-    "plot_rounds", "plot_routing", "plot_sampling_filters", "plot_shape_flow", "plot_side_by_side", "plot_slot_scatter",
-    "plot_step_parts", "plot_step_tensors", "plot_stretches", "plot_tensor_split", "plot_wheel", "plot_work",
-    "plot_work_shares", "record_flow", "record_journey", "record_logits", "record_masks", "record_routing",
-    "record_speculation", "sampling_stages", "standalone_html", "trace_latencies", "watch_tensors", "x_ray",
+    "Measured", "OnlineSoftmaxExplorer", "ParallelCostExplorer", "RecordedLogits", "RecordedMasks", "RecordedSpeculation",
+    "RooflineExplorer", "SamplerExplorer", "SchedulerExplorer", "Simulation", "SpeculationExplorer", "TensorXRay",
+    "TokenMaskExplorer", "listing", "name_map", "plot_ablation", "plot_acceptance", "plot_attention_mask",
+    "plot_automaton", "plot_batch_composition", "plot_bits", "plot_block_tables", "plot_by_position",
+    "plot_cache_occupancy", "plot_checkpoint_file", "plot_curves", "plot_exponential_race", "plot_exponents", "plot_fleet",
+    "plot_found_tokens", "plot_fragmentation", "plot_gpu_timeline", "plot_head_groups", "plot_heat_maps", "plot_journey",
+    "plot_latencies", "plot_life_of_request", "plot_lines", "plot_load_test", "plot_matrices", "plot_memory_budget",
+    "plot_memory_hierarchy", "plot_name_map", "plot_next_token", "plot_online_softmax", "plot_operations", "plot_overlap",
+    "plot_padding_waste", "plot_parity", "plot_part_shares", "plot_places", "plot_prefix_tree", "plot_request_timeline",
+    "plot_reuse_order", "plot_ring", "plot_roofline", "plot_rope", "plot_rounds", "plot_routing", "plot_sampling_filters",
+    "plot_shape_flow", "plot_side_by_side", "plot_slot_scatter", "plot_step_parts", "plot_step_tensors", "plot_stretches",
+    "plot_tensor_split", "plot_wheel", "plot_work", "plot_work_shares", "record_flow", "record_journey", "record_logits",
+    "record_masks", "record_routing", "record_speculation", "sampling_stages", "standalone_html", "trace_latencies",
+    "watch_tensors", "x_ray",
 ]
 
 

@@ -110,6 +110,9 @@ FIGURES = {
     "ablation": lambda ax=None: v.plot_ablation({"everything": [4100, 4210, 4180], "no CUDA graphs": [1900, 1850, 1960],
                                                  "no prefix cache": [3300, 3350, 3310], "no fused kernels": [3600, 3610, 3655]},
                                                 unit="tokens/s", ax=ax),
+    "automaton": lambda ax=None: v.plot_automaton(  # a loop, a way back, an arrow within a column, several characters
+        [{"f": 1, "h": 3}, {"o": 2}, {"x": 5}, {"e": 4}, {"n": 5}, {"!": 5, "i": 6, "o": 6, "&": 0}, {"n": 7, "a": 4}, {}],
+        {5, 7}, marked={5}, ax=ax),
     "attention_mask": lambda ax=None: v.plot_attention_mask([0, 1, 2, 8, 20], [14, 9, 16, 12], ax=ax),
     "batch_composition": lambda ax=None: v.plot_batch_composition(shared()[0], ax=ax),
     "bits": lambda ax=None: v.plot_bits(range(16), [(i * 2654435761) % 2**32 for i in range(16)], names=("token id", "bits"),

@@ -43,8 +43,9 @@ UNITS = {
     "step_parts": ("milliseconds", ""), "work": ("position of the token", "round"),
     "work_shares": ("keys read, one after the other", "8 programs at once"),
 }
-MAPS = {"block_tables", "head_groups", "journey", "matrices", "memory_hierarchy", "name_map", "operations", "prefix_tree",
-        "reuse_order", "ring", "rope", "shape_flow", "slot_scatter", "step_tensors", "tensor_split"}  # place has no unit there
+MAPS = {"automaton", "block_tables", "head_groups", "journey", "matrices", "memory_hierarchy", "name_map", "operations",
+        "prefix_tree", "reuse_order", "ring", "rope", "shape_flow", "slot_scatter", "step_tensors", "tensor_split"}
+# In them place has no unit.
 every_figure = pytest.mark.parametrize("name", FIGURES)
 
 

@@ -7,7 +7,7 @@ import pytest
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 
 import visualizations as v
 from tests.visualizations.test_figures import artists, caption, texts
@@ -58,6 +58,20 @@ def test_an_operation_stands_to_the_right_of_what_it_needs():
     assert given.get_x() < first.get_x() < second.get_x() and "2 operations from 1 tensors" in caption(fig)
     with pytest.raises(ValueError, match="inputs of 'y'"):
         v.plot_operations([("y", "exp", ("x",))])
+
+
+def test_an_automaton_has_a_circle_per_state_and_an_arrow_per_pair():
+    fig = v.plot_automaton([{"a": 1, "b": 1, "c": 1, " ": 1, "x": 2}, {"z": 1, "y": 0}, {}], {1}, marked={0})
+    begin, second, third = artists(fig, Circle, "state-")
+    assert begin.center[0] < second.center[0] == third.center[0] and begin.get_facecolor() != second.get_facecolor()
+    assert [ring.get_gid() for ring in artists(fig, Circle, "end-")] == ["end-1"]
+    assert {"0", "1", "2", "blank, a–c", "x", "y", "z"} <= set(texts(fig)) and "two rings" in caption(fig)
+    # a state that no text leads to is left out
+    assert len(artists(v.plot_automaton([{}, {}], ()), Circle, "state-")) == 1
+    with pytest.raises(ValueError, match="moves of state 1"):
+        v.plot_automaton([{"a": 1}, {"b": 2}], {1})
+    with pytest.raises(ValueError, match="states"):
+        v.plot_automaton([], ())
 
 
 def test_the_parts_of_a_step_add_up_to_it():

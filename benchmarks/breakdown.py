@@ -66,7 +66,7 @@ class Watch:
 
     @contextmanager
     def on(self, engine: LLMEngine) -> Iterator["Watch"]:
-        """Wrap the engine's four phases while the block runs."""
+        """Wrap the engine's phases while the block runs; "draw" is that of late masks, see `Runner.draw`."""
         runner: Any = engine.model_runner
         scheduler: Any = engine.scheduler
 
@@ -89,13 +89,14 @@ class Watch:
             return launched
 
         launch = timed("launch", runner.launch)
-        runner.launch, runner.collect = marked, timed("collect", runner.collect)
+        runner.launch, runner.collect, runner.draw = marked, timed("collect", runner.collect), timed("draw", runner.draw)
         scheduler.schedule, scheduler.update = timed("schedule", scheduler.schedule), timed("update", scheduler.update)
         try:
             yield self
         finally:
-            for owner, name in ((runner, "launch"), (runner, "collect"), (scheduler, "schedule"), (scheduler, "update")):
-                delattr(owner, name)
+            for owner, names in ((runner, ("launch", "collect", "draw")), (scheduler, ("schedule", "update"))):
+                for name in names:
+                    delattr(owner, name)
             torch.cuda.synchronize()
 
     @property

@@ -28,6 +28,7 @@ from nanovllm.kernels import linear, paged_decode, row_state
 from nanovllm.kernels.filtered_draw import filtered_draw
 from nanovllm.kernels.paged_decode import Tuning
 from nanovllm.kernels.sample import draw
+from nanovllm.kernels.token_bitmask import apply_bitmask
 from nanovllm.layers.attention import select_backend
 from nanovllm.models.fused import FusedModel
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
@@ -55,7 +56,8 @@ def compile_variant(index: int) -> None:
     backend = select_backend("triton", device="cuda", dtype=torch.bfloat16, head_dim=shape.head_dim, block_size=256)
     model = FusedModel(Qwen3ForCausalLM(shape, backend, device="cuda", dtype=torch.bfloat16))
     cache = torch.zeros(1, 2, 8, 256, shape.num_key_value_heads, shape.head_dim, dtype=torch.bfloat16, device="cuda")
-    graphs = DecodeGraphs(model, draw, filtered_draw, row_state, cache, max_num_seqs=256, max_model_len=4096, capture=False)
+    graphs = DecodeGraphs(model, draw, filtered_draw, apply_bitmask, row_state, cache, max_num_seqs=256, max_model_len=4096,
+                          capture=False)
     if index < len(DECODE):
         choose(decode=DECODE[index])
     else:

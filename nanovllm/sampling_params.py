@@ -119,8 +119,9 @@ class SamplingParams:
 
     @property
     def draws_from_logits(self) -> bool:
-        """Whether logits, temperature, filters and a random number are all that a draw takes, and nothing else is reported."""
-        return not (self.changes_scores or self.logprobs is not None)
+        """Whether logits, a mask, temperature, filters and a random number are all that a draw takes; none is reported."""
+        waits_for_min_tokens = self.min_tokens > 0 and self.structured_outputs is None  # else the mask says it
+        return not (self.penalized or self.logit_bias is not None or waits_for_min_tokens or self.logprobs is not None)
 
     def ending_tokens(self, eos_token_ids: Iterable[int]) -> set[int]:
         """The tokens that end this request, given the model's own."""

@@ -256,25 +256,58 @@ def test_each_gets_what_it_gets_alone_under_cache_pressure(work, setup):
             assert 0 < counts.accepted < counts.drafted
 
 
-def test_with_a_shape_a_sequence_waits_for_its_token_and_others_go_on():
-    """Where the engine looks ahead, the others are in every step, and the one with the shape in every second."""
+def test_with_a_shape_only_the_draw_waits_for_the_token_before_it():
+    """Where the engine looks ahead, a step with shapes is launched before the one before it is collected, as any other is. Its
+    draws come once that step's tokens are taken in."""
     with LLM(device="cpu", num_kvcache_blocks=200, kvcache_block_size=16, async_scheduling=True) as llm:
         shape = StructuredOutputsParams(regex="[a-z]{40}")
-        llm.grammars.matcher(shape)
-        launch, taken = llm.engine.model_runner.launch, []
-        llm.engine.model_runner.launch = lambda batch: (taken.append({i.seq.seq_id for i in batch.items}), launch(batch))[1]
+        runner, told, batches, in_flight = llm.engine.model_runner, [], [], []
+        launch, draw, collect = runner.launch, runner.draw, runner.collect
+
+        def launching(batch):
+            told.append(("launch", len(batches)))
+            batches.append(batch)
+            in_flight.append(launch(batch))
+            return in_flight[-1]
+
+        runner.launch = launching
+        runner.draw = lambda launched: (told.append(("draw", in_flight.index(launched))), draw(launched))[1]
+        runner.collect = lambda launched: (told.append(("collect", in_flight.index(launched))), collect(launched))[1]
         llm.generate([PROMPT] * 2, [SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, structured_outputs=s)
                                     for s in (None, shape)], use_tqdm=False)
-        both = next(i for i, ids in enumerate(taken) if len(ids) == 2)
-        assert all(0 in ids for ids in taken[both:both + 15])
-        assert [1 in ids for ids in taken[both:both + 8]] == [True, False] * 4
+        both = [i for i, batch in enumerate(batches) if len(batch.items) == 2]
+        assert len(both) >= 18 and both == list(range(both[0], both[-1] + 1)), "one of them sat a step out"
+        waited = [i for i in both if batches[i].masks_wait]
+        assert len(waited) >= 17
+        for i in waited:
+            assert told.index(("launch", i)) < told.index(("collect", i - 1)) < told.index(("draw", i)) < told.index(
+                ("collect", i))
+
+
+def test_a_draw_that_fails_loses_no_sequence_that_the_step_before_it_ended(llm, monkeypatch):
+    """The two steps are the same call's affair, but not the same step's."""
+    with LLM(device="cpu", num_kvcache_blocks=200, kvcache_block_size=16, async_scheduling=True) as llm:
+        shapes = [StructuredOutputsParams(regex=f"[a-z]{{{n}}}") for n in (3, 4, 5, 30)]
+        params = [SamplingParams(temperature=0, max_tokens=25, structured_outputs=shape) for shape in shapes]
+        expected = summary(generate(llm, params))
+        draw, calls = llm.engine.model_runner.draw, []
+
+        def fails_often(launched):
+            calls.append(1)
+            if len(calls) % 2:
+                raise RuntimeError("now and then")
+            draw(launched)
+
+        monkeypatch.setattr(llm.engine.model_runner, "draw", fails_often)
+        assert summary(generate(llm, params)) == expected
+        assert llm.engine.num_failed_steps == (len(calls) + 1) // 2 > 3
 
 
 def test_rows_without_a_shape_cost_no_mask(llm, monkeypatch):
     """No mask is made, and nothing that masks is called."""
-    from nanovllm.engine import model_runner
-    masks, bitmasks_of = [], model_runner.bitmasks_of
-    monkeypatch.setattr(model_runner, "bitmasks_of", lambda *args: masks.append(bitmasks_of(*args)) or masks[-1])
+    from nanovllm.engine import device_masks
+    masks, bitmasks_of = [], device_masks.bitmasks_of
+    monkeypatch.setattr(device_masks, "bitmasks_of", lambda *args: masks.append(bitmasks_of(*args)) or masks[-1])
     generate(llm, SamplingParams(temperature=1, seed=1, max_tokens=5))
     assert masks and all(mask is None for mask in masks)
     generate(llm, [SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, structured_outputs=shape)

@@ -42,7 +42,7 @@ class DecodeRows:
         """Take every row from its sequence, after a step that failed, perhaps within `assign`: all will be written anew."""
         self.row_of: dict[int, int] = {}  # by seq_id; replaced, never changed in place: the runner keeps the last one
         self.rows = np.zeros(0, np.int64)  # of the batch's items, in their order
-        self.resampled: list[int] = []  # items whose draw takes more than temperature and filters: they are drawn again
+        self.resampled: list[int] = []  # items whose draw takes more than a mask, temperature and filters
         self.any_filtered = False
         self._seq_ids: list[int] = []
         self._is_draft = np.zeros(0, bool)

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 from nanovllm.config import Config
 from nanovllm.engine.drafts import Drafter, num_accepted
-from nanovllm.engine.model_runner import Launched, ModelRunner
+from nanovllm.engine.launched import Launched
+from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence
 

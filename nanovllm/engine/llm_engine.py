@@ -34,8 +34,8 @@ class LLMEngine:
     Owns one scheduler, one block manager and the runner it is given, and gives every request its id. It knows token ids
     only: text is `LLM`'s business. `scheduler_cls` and `block_manager_cls` take your own classes in place of ours.
 
-    With `async_scheduling` it looks ahead: step n + 1 is scheduled and launched while step n runs. A scheduler with a
-    `schedule` or `update` of its own is always given one step at a time.
+    With `async_scheduling` it looks ahead: step n + 1 is scheduled and launched while step n runs, but for draws by masks that
+    need a token of step n. A scheduler with a `schedule` or `update` of its own is always given one step at a time.
 
     Any thread may call it: one is inside at a time (see `Turn`), and a step advances everybody's requests.
 
@@ -165,8 +165,9 @@ class LLMEngine:
                 oldest.record_times()
                 if self.speculation:
                     self.speculation.learn(oldest.batch)
-                oldest.timestamps.append(time.perf_counter())
                 self._in_flight.popleft()
+                self._draw_late()
+                oldest.timestamps.append(time.perf_counter())
         except BaseException as error:
             with uninterrupted():
                 self._roll_back()
@@ -181,6 +182,20 @@ class LLMEngine:
             listener.stepped(ended)
         self.num_steps += 1
         return finished
+
+    def _draw_late(self) -> None:
+        """Have the step in flight draw, if its masks waited for the tokens that have just been taken in.
+
+        The device computes its logits meanwhile. A draw that fails is not this step's affair, whose sequences must be returned:
+        the step in flight is rolled back, and the next call launches it again with nothing before it, and raises.
+        """
+        try:
+            for step in self._in_flight:
+                if step.batch.masks_wait:
+                    self.model_runner.draw(step.launched)
+        except Exception:
+            self._roll_back()
+            self.num_failed_steps += 1
 
     def _check_open(self) -> None:
         if self.is_closed:

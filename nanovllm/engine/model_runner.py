@@ -1,6 +1,8 @@
 """From scheduled sequences to the exact tensors of a step, through the model, to sampled tokens."""
 
 import gc
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,14 +11,14 @@ import torch
 from nanovllm.config import Config
 from nanovllm.engine.cache_size import CacheShape, fit_blocks
 from nanovllm.engine.cuda_graphs import DecodeGraphs, RowKernels
+from nanovllm.engine.device_masks import DeviceMasks, MaskMaker
 from nanovllm.engine.draft_rows import one_token_each
+from nanovllm.engine.launched import Drawn, Launched
 from nanovllm.engine.logprobs import LogprobReport, prompt_reports, sampled_report
-from nanovllm.engine.scheduled_batch import ScheduledBatch
+from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.step_graphs import StepGraphs
 from nanovllm.engine.step_inputs import Layout, StepInputs, to_device
-from nanovllm.engine.token_bitmasks import bitmasks_of
-from nanovllm.engine.token_matcher import TokenBitmasks
 from nanovllm.errors import EngineError
 from nanovllm.layers import row_state
 from nanovllm.layers.attention import select_backend
@@ -31,33 +33,6 @@ from nanovllm.models.registry import model_class
 from nanovllm.utils.context import Context
 from nanovllm.utils.loader import load_weights, random_weights
 from nanovllm.utils.torch_state import in_own_torch_state
-
-
-class Launched:
-    """A step in flight. Its results are on their way to the host from the moment they exist, behind nothing later.
-
-    token_ids: [num_rows] int64, on the device. reports: log-probabilities that sequences asked for. rows: where each
-        token of the batch stands, in the batch's order; None when they stand in it.
-    """
-
-    def __init__(self, token_ids: torch.Tensor, reports: list[LogprobReport], rows: np.ndarray | None = None):
-        self._token_ids = token_ids.to("cpu", non_blocking=token_ids.is_cuda, copy=True)  # to pinned memory
-        self._reports, self._rows = reports, rows
-        for report in reports:
-            report.fetch()
-        self._arrived: torch.cuda.Event | None = None
-        if token_ids.is_cuda:
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
-
-    def wait(self) -> list[int]:
-        """The tokens drawn, once they are here; the reports are delivered."""
-        if self._arrived:
-            self._arrived.synchronize()
-        for report in self._reports:
-            report.deliver()
-        token_ids: list[int] = (self._token_ids if self._rows is None else self._token_ids.numpy()[self._rows]).tolist()
-        return token_ids
 
 
 class ModelRunner:
@@ -85,6 +60,7 @@ class ModelRunner:
         self.step_graphs: StepGraphs | None = None
         self._drawn: torch.Tensor | None = None  # the tokens last drawn
         self._drawn_by: dict[int, int] = {}      # by seq_id, where its token stands among them
+        self._masks = MaskMaker(self.device, self.vocab_size, self.eos_token_ids)
         first_layer: Any = model.model.layers[0]
         num_kv_heads = first_layer.self_attn.attn.num_kv_heads
         self.cache_shape = CacheShape(hf.num_hidden_layers, self.block_size, num_kv_heads, hf.head_dim, self.dtype)
@@ -132,42 +108,66 @@ class ModelRunner:
     @in_own_torch_state
     @torch.inference_mode()
     def launch(self, batch: ScheduledBatch) -> Launched:
-        """Enqueue a step and return at once."""
+        """Enqueue a step and return at once. See `Runner.launch` for what is left to `draw`."""
+        launched = Launched(batch, self._launch_forward(batch))
+        if not batch.masks_wait:
+            launched.draw()
+        return launched
+
+    @in_own_torch_state
+    @torch.inference_mode()
+    def draw(self, launched: Launched) -> None:
+        """Enqueue the draws of a step whose masks had to wait."""
+        launched.draw()
+
+    def _launch_forward(self, batch: ScheduledBatch) -> Callable[[], Drawn]:
+        """Enqueue a step up to its logits; returns what enqueues the draws."""
         if self.graphs:
             if all(item.samples and item.num_tokens == 1 + item.num_drafts for item in batch.items):
-                return self._launch_decode(self.graphs, batch)
+                items = one_token_each(batch.items)
+                logits = self.graphs.launch(items, self._drawn, self._drawn_by)
+                self._drawn, self._drawn_by = self.graphs.state.drawn, self.graphs.rows.row_of
+                return partial(self._draw_decodes, self.graphs, batch, items, logits)
             self.graphs.rows.invalidate()
         inputs = self.prepare(batch)
         hidden = self.forward(inputs)
         reports = prompt_reports(batch, hidden, self.model.compute_logits)
         if inputs.sampling is None:  # nothing but unfinished prompt chunks
-            return Launched(hidden.new_empty(0, dtype=torch.int64), reports)
+            return partial(Drawn, hidden.new_empty(0, dtype=torch.int64), reports)
         logits = self.model.compute_logits(hidden[inputs.context.last_rows])
-        self._mask(inputs.sampling, self._bitmasks(batch))
-        token_ids = self._draw(logits, inputs.sampling)
+        return partial(self._draw_rows, batch, logits, inputs.sampling, reports)
+
+    def _draw_rows(self, batch: ScheduledBatch, logits: torch.Tensor, sampling: SamplingBatch, reports: list[LogprobReport]
+                   ) -> Drawn:
+        """Draws from logits whose rows are the batch's draws."""
+        self._add_mask(sampling, self._masks.masks_of(batch))
+        token_ids = self._draw(logits, sampling)
         self._drawn = token_ids
         self._drawn_by = {seq.seq_id: row for row, (seq, _) in enumerate(batch.draws)}
-        return Launched(token_ids, reports + sampled_report(batch, logits, token_ids))
+        return Drawn(token_ids, reports + sampled_report(batch, logits, token_ids))
 
-    def _launch_decode(self, graphs: DecodeGraphs, batch: ScheduledBatch) -> Launched:
-        """A step of one token each: the graph draws for all, and rows that ask for more draw again from its logits."""
-        items = one_token_each(batch.items)
-        logits = graphs.launch(items, self._drawn, self._drawn_by)
+    def _draw_decodes(self, graphs: DecodeGraphs, batch: ScheduledBatch, items: list[ScheduledSequence], logits: torch.Tensor
+                      ) -> Drawn:
+        """Of a step of one token each: the graphs draw for all, and rows that ask for more draw again from its logits."""
         state, rows = graphs.state, graphs.rows
-        self._drawn, self._drawn_by = state.drawn, rows.row_of
         resampled = rows.resampled if self.sampler is self._own_sampler else list(range(len(items)))
+        masks = self._masks.masks_of(batch)
+        plainly = masks and masks.besides(resampled)
+        if plainly:
+            at, = to_device([rows.rows[plainly.draws]], self.device)
+            graphs.draw_masked(logits, at, plainly.bits)
+        graphs.draw_filtered(logits)
         reports = []
         if resampled:
             some = [items[i] for i in resampled]
             at, = to_device([rows.rows[resampled]], self.device)
             asked = logits[at]
             sampling = self._sampling(ScheduledBatch(some).draws, state.input_ids[at])
-            bitmasks = self._bitmasks(batch)
-            self._mask(sampling, bitmasks and bitmasks.among(resampled))
+            self._add_mask(sampling, masks and masks.among(resampled))
             token_ids = self._draw(asked, sampling)
             state.drawn[at] = token_ids
             reports = sampled_report(ScheduledBatch(some), asked, token_ids)
-        return Launched(state.drawn[:len(logits)], reports, rows.rows)
+        return Drawn(state.drawn[:len(logits)], reports, rows.rows)
 
     def collect(self, launched: Launched) -> list[int]:
         """Wait for the step that `launch` enqueued; its log-probabilities go to the sequences that asked for them."""
@@ -209,15 +209,11 @@ class ModelRunner:
         sampling = self._sampling(draws, input_ids[context.last_rows]) if draws else None
         return StepInputs(input_ids, positions, context, sampling, size)
 
-    def _bitmasks(self, batch: ScheduledBatch) -> TokenBitmasks | None:
-        """Asked for once the device has the step's forward pass to do: the host makes the masks meanwhile."""
-        return batch.bitmasks or bitmasks_of(batch, self.vocab_size, self.eos_token_ids)
-
-    def _mask(self, sampling: SamplingBatch, bitmasks: TokenBitmasks | None) -> None:
-        if bitmasks is not None:
-            rows, bits = to_device((bitmasks.rows, bitmasks.bits), self.device)
+    def _add_mask(self, sampling: SamplingBatch, masks: DeviceMasks | None) -> None:
+        if masks is not None:
+            rows, = to_device([masks.draws], self.device)
             sampling.processors = sampling.processors or LogitsProcessors()
-            sampling.processors.bitmask = TokenBitmask(rows, bits, self._apply_bitmask)
+            sampling.processors.bitmask = TokenBitmask(rows, masks.bits, self._apply_bitmask)
 
     def _draw(self, logits: torch.Tensor, sampling: SamplingBatch) -> torch.Tensor:
         finite = None if self.sampler is self._own_sampler else finite_rows(logits)
@@ -263,8 +259,8 @@ class ModelRunner:
         if config.speculative_config:
             most += config.speculative_config.disable_by_batch_size  # each draft takes a row
         sampler = self._own_sampler
-        return DecodeGraphs(self.model, sampler.draw, sampler.filtered_draw, self._row_kernels, self.kv_cache,
-                            max_num_seqs=most, max_model_len=config.max_model_len, capture=capture)
+        return DecodeGraphs(self.model, sampler.draw, sampler.filtered_draw, self._apply_bitmask, self._row_kernels,
+                            self.kv_cache, max_num_seqs=most, max_model_len=config.max_model_len, capture=capture)
 
     def mixed_step_graphs(self, config: Config, capture: bool = True) -> StepGraphs:
         """For the `triton` backend, whose tiles of queries they list."""

@@ -17,7 +17,13 @@ class Runner(Protocol):
     def failure(self) -> str | None: ...
 
     def launch(self, batch: ScheduledBatch) -> Any:
-        """Enqueue a step and return at once, with what `collect` takes. Tokens drawn stay where the next step needs them."""
+        """Enqueue a step and return at once, with what `collect` takes. Tokens drawn stay where the next step needs them.
+
+        Where `batch.masks_wait`, the forward pass alone: `draw` comes after it, before anything else is launched.
+        """
+
+    def draw(self, launched: Any) -> None:
+        """Enqueue the draws of a step whose masks had to wait, now that the sequences hold the tokens of the step before."""
 
     def collect(self, launched: Any) -> list[int]:
         """Wait for a step: what was drawn for each item that samples, in the batch's order: a token at each of its

@@ -45,6 +45,8 @@ class ScheduledBatch:
     """What one step runs. Pure data: the model runner turns it into tensors, the trace into a record.
 
     items: sequences with one token first (the decode kernel takes those), then the longer prompt chunks.
+    masks_wait: some sequence's next mask needs the token that the step in flight draws for it. The runner then enqueues the
+        forward pass, which takes that token from the device, and `Runner.draw` enqueues the draws once the host knows it.
     bitmasks: what masked rows may draw, where the runner cannot ask the matchers itself: in another process.
     """
 
@@ -54,6 +56,7 @@ class ScheduledBatch:
     left_waiting: dict[int, str] = field(default_factory=dict)  # seq_id -> why it was not admitted
     preemption_reasons: dict[int, str] = field(default_factory=dict)
     is_advanced: bool = False  # see Scheduler.advance
+    masks_wait: bool = False
     bitmasks: TokenBitmasks | None = None
 
     @property

@@ -42,9 +42,8 @@ class Scheduler(SequenceQueues):
     def schedule(self) -> ScheduledBatch:
         """Pick the next step's work: decode, then chunks of admitted prompts, then new admissions.
 
-        While a step is in flight, three kinds of sequences wait for its end and all others go on: those whose last token it
-        draws, those whose drafts it checks, and those with a grammar, whose next mask needs the token that it draws. With
-        grammars in every sequence there is thus one step at a time; in a mixed batch they take part in every second one.
+        While a step is in flight, two kinds of sequences wait for its end and all others go on: those whose last token it
+        draws, and those whose drafts it checks. One with a grammar goes on, too: only its draw waits, see `masks_wait`.
         """
         self.num_scheduled_steps += 1
         batch = ScheduledBatch()
@@ -53,7 +52,7 @@ class Scheduler(SequenceQueues):
         for seq in self.running:
             if seq.num_uncomputed_tokens > 1:
                 prefilling.append(seq)
-            elif not (seq.num_pending_tokens and (seq.draft_token_ids or seq.matcher is not None or self._is_full_length(seq))):
+            elif not (seq.num_pending_tokens and (seq.draft_token_ids or self._is_full_length(seq))):
                 decoding.append(seq)
         for seq in decoding + prefilling:
             if budget and seq.status is SequenceStatus.RUNNING:  # an earlier turn may have preempted it
@@ -128,6 +127,7 @@ class Scheduler(SequenceQueues):
         drafts = f" and {num_tokens - 1} drafts" if num_tokens > 1 else ""
         reason = "its next token" + drafts if seq.num_uncomputed_tokens == 1 else self._chunk_reason(seq, num_tokens)
         batch.items.append(ScheduledSequence(seq, seq.num_computed_tokens, num_tokens, reason))
+        batch.masks_wait |= seq.matcher is not None and seq.num_pending_tokens > 0
         return num_tokens
 
     def _admit(self, budget: int, batch: ScheduledBatch) -> None:

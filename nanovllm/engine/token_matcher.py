@@ -4,11 +4,14 @@ The engine knows token ids, and neither text nor grammars. It is given a matcher
 was drawn, and asks it for a mask before each draw.
 """
 
+from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nanovllm.errors import RequestFailed
 
 
 class TokenMatcher(Protocol):
@@ -38,6 +41,38 @@ class TokenMatcher(Protocol):
         """Forget the last tokens taken in."""
 
 
+class BatchMatcher(TokenMatcher, Protocol):
+    """A matcher whose class fills the masks of many at once, by several threads."""
+
+    @classmethod
+    def fill_bitmasks(cls, matchers: ListLike[Self], bitmasks: NDArray[np.int32], rows: ListLike[int]
+                      ) -> dict[int, RequestFailed]:
+        """As `fill_bitmask` for each of them, into its row of `bitmasks`, [num_rows, ceil(vocab_size / 32)].
+
+        Returns, by row, what `fill_bitmask` would have raised.
+        """
+        ...
+
+
+def fill_together(matchers: ListLike[TokenMatcher], bitmasks: NDArray[np.int32], rows: ListLike[int]
+                  ) -> dict[int, RequestFailed]:
+    """As `BatchMatcher.fill_bitmasks`, for matchers of any kinds."""
+    kinds: dict[type, list[int]] = {}
+    for i, matcher in enumerate(matchers):
+        kinds.setdefault(type(matcher), []).append(i)
+    errors: dict[int, RequestFailed] = {}
+    for kind, chosen in kinds.items():
+        if fill_all := getattr(kind, "fill_bitmasks", None):
+            errors |= fill_all([matchers[i] for i in chosen], bitmasks, [rows[i] for i in chosen])
+            continue
+        for i in chosen:
+            try:
+                matchers[i].fill_bitmask(bitmasks[rows[i]])
+            except RequestFailed as error:
+                errors[rows[i]] = error
+    return errors
+
+
 @dataclass(slots=True)
 class TokenBitmasks:
     """What the masked rows of a step may draw.
@@ -48,7 +83,3 @@ class TokenBitmasks:
 
     rows: NDArray[np.int64]
     bits: NDArray[np.int32]
-
-    def among(self, draws: list[int]) -> "TokenBitmasks":
-        """The same, for a step of these draws only, which must hold all masked ones. draws: in rising order."""
-        return TokenBitmasks(np.searchsorted(np.array(draws, np.int64), self.rows), self.bits)

@@ -10,6 +10,7 @@ from nanovllm.config import Config
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.token_bitmasks import bitmasks_of
+from nanovllm.engine.token_matcher import TokenBitmasks
 from nanovllm.layers.attention_backends import TorchBackend
 from nanovllm.layers.tensor_parallel import TensorParallel
 from nanovllm.models.registry import model_class
@@ -23,6 +24,7 @@ class LaunchedStep:
     """A step that the workers were told to run. sequences: those that its log-probabilities go to, by seq_id."""
 
     step: int
+    batch: ScheduledBatch
     sequences: dict[int, Sequence]
 
 
@@ -81,8 +83,12 @@ class ParallelRunner:
         return self.collect(self.launch(batch))
 
     def launch(self, batch: ScheduledBatch) -> LaunchedStep:
-        """Tell every rank to run a step, and return at once. Masks go with it, so the ranks wait until they are made."""
-        batch.bitmasks = bitmasks_of(batch, self._vocab_size, self._eos_token_ids)
+        """Tell every rank to run a step, and return at once. Masks go with it, so the ranks wait until they are made.
+
+        But for those that have to wait themselves: `draw` sends them after it, and the ranks run the forward pass meanwhile.
+        """
+        if not batch.masks_wait:
+            batch.bitmasks = self._bitmasks(batch)
         with uninterrupted():  # the ranks must get what the writer takes them to know
             self._step += 1
             # With async scheduling the caller then collects the step before this one, otherwise this one.
@@ -91,7 +97,14 @@ class ParallelRunner:
             report = wanted if wanted in self._unreported else None
             self.workers.send("step", self._step, (self._writer.write(batch), report))
             self._unreported.discard(report)
-        return LaunchedStep(self._step, {item.seq.seq_id: item.seq for item in batch.items})
+        return LaunchedStep(self._step, batch, {item.seq.seq_id: item.seq for item in batch.items})
+
+    def draw(self, launched: LaunchedStep) -> None:
+        """Send every rank the masks that a step waits for."""
+        self.workers.send("draw", launched.step, self._bitmasks(launched.batch))
+
+    def _bitmasks(self, batch: ScheduledBatch) -> TokenBitmasks | None:
+        return bitmasks_of(batch, self._vocab_size, self._eos_token_ids)
 
     def collect(self, launched: LaunchedStep) -> list[int]:
         """Wait for a step; its log-probabilities go to the sequences that asked for them."""

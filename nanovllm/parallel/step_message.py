@@ -15,13 +15,14 @@ class StepMessage:
     joined: sequences that the ranks have not met, (seq_id, number of prompt tokens, seed, params). ended: those they may
     forget. items: for each scheduled sequence, in order, (seq_id, start, num_tokens, cached tokens, pending tokens, token
     ids that are new since the last message, drafts, block table or None when it is still the same). bitmasks: what masked
-    rows may draw; the ranks know no grammars.
+    rows may draw; the ranks know no grammars. masks_wait: they follow in a message of their own.
     """
 
     joined: list[tuple[int, int, int, SamplingParams]] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
     items: list[tuple[int, int, int, int, int, list[int], list[int], list[int] | None]] = field(default_factory=list)
     bitmasks: TokenBitmasks | None = None
+    masks_wait: bool = False
 
 
 class StepWriter:
@@ -35,7 +36,7 @@ class StepWriter:
 
     def write(self, batch: ScheduledBatch) -> StepMessage:
         message = StepMessage(ended=[seq_id for seq_id, (seq, *_) in self._known.items() if seq.is_finished],
-                              bitmasks=batch.bitmasks)
+                              bitmasks=batch.bitmasks, masks_wait=batch.masks_wait)
         for seq_id in message.ended:
             del self._known[seq_id]
         for item in batch.items:
@@ -62,7 +63,7 @@ class StepReader:
         for seq_id, num_prompt_tokens, seed, params in message.joined:
             seq = self._sequences[seq_id] = Sequence(seq_id, [], params)
             seq.num_prompt_tokens, seq.seed = num_prompt_tokens, seed
-        batch = ScheduledBatch(bitmasks=message.bitmasks)
+        batch = ScheduledBatch(bitmasks=message.bitmasks, masks_wait=message.masks_wait)
         for seq_id, start, num_tokens, num_cached, num_pending, token_ids, drafts, table in message.items:
             seq = self._sequences[seq_id]
             seq.token_ids += token_ids

@@ -21,7 +21,7 @@ from nanovllm.parallel.step_message import StepReader
 
 if TYPE_CHECKING:  # they import torch: see `_start`
     from nanovllm.config import Config
-    from nanovllm.engine.model_runner import Launched
+    from nanovllm.engine.launched import Launched
 
 BEAT_INTERVAL = 0.25  # seconds
 BUSY_SHARE = 0.01  # of that time on a CPU makes a process busy; one that waits for a message uses none
@@ -75,6 +75,10 @@ class Worker:
             self.in_flight[step] = self.runner.launch(batch), batch
             if collect is not None:
                 self._collect(collect)
+        elif what == "draw":
+            launched, batch = self.in_flight[step]
+            batch.bitmasks = message
+            self.runner.draw(launched)
         elif what == "collect":
             self._collect(step)
         elif what == "reset":

@@ -7,6 +7,7 @@ next, it walks the tree of all tokens' bytes and leaves out a branch at its firs
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence as ListLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,24 +18,25 @@ from nanovllm.structured_outputs import StructuredOutputsParams
 from nanovllm.utils.numbers import shown
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
     from nanovllm.serving.tokenizer import Tokenizer
 
 # What one answer may cost. With llguidance's own limits, compiling may take more than a second.
 LEXER_FUEL = 300_000
 WHITESPACE = r"( |\n[ \t]{0,16})"  # between two tokens of JSON: a pattern without a limit lets a model write blanks for ever
+FEWEST_FOR_THREADS = 4  # matchers: below, waking threads takes longer than a mask
 MAX_CACHED = 128  # compiled grammars; those last used stay
 
 
 class GrammarMatcher:
     """One answer's place in its grammar: the engine's `TokenMatcher`, by llguidance.
 
-    Owns a matcher, which has taken in the tokens of the answer so far.
+    Owns a matcher, which has taken in the tokens of the answer so far. executor: threads that fill masks, the compiler's.
     """
 
-    def __init__(self, matcher: "LLMatcher", vocab_size: int):
-        self._matcher, self._vocab_size = matcher, vocab_size
+    def __init__(self, matcher: "LLMatcher", vocab_size: int, executor: "LLExecutor"):
+        self._matcher, self._vocab_size, self._executor = matcher, vocab_size, executor
 
     def __repr__(self) -> str:
         return f"GrammarMatcher({self._matcher.stop_reason()}, is_accepting={self.is_accepting})"
@@ -58,11 +60,30 @@ class GrammarMatcher:
         self._matcher.unsafe_compute_mask_ptr(bitmask.ctypes.data, bitmask.nbytes)
         self._check()
 
+    @classmethod
+    def fill_bitmasks(cls, matchers: ListLike["GrammarMatcher"], bitmasks: NDArray[np.int32], rows: ListLike[int]
+                      ) -> dict[int, RequestFailed]:
+        """See `BatchMatcher`: by llguidance's threads, and without Python's lock."""
+        if len(matchers) >= FEWEST_FOR_THREADS:
+            matchers[0]._executor.unsafe_compute_mask_ptr([(matcher._matcher, row) for matcher, row in zip(matchers, rows)],
+                                                          bitmasks.ctypes.data, bitmasks.strides[0], len(bitmasks))
+        errors = {}
+        for matcher, row in zip(matchers, rows):
+            try:
+                if len(matchers) >= FEWEST_FOR_THREADS:
+                    matcher._check()
+                else:
+                    matcher.fill_bitmask(bitmasks[row])
+            except RequestFailed as error:
+                errors[row] = error
+        return errors
+
     def advance(self, token_id: int) -> bool:
         """Take in the answer's next token. False, with nothing changed, when it may not come next."""
-        taken = self._matcher.try_consume_tokens([token_id]) == 1
+        if self._matcher.try_consume_tokens([token_id]) == 1:
+            return True
         self._check()
-        return taken
+        return False
 
     def num_allowed(self, token_ids: list[int]) -> int:
         """How many of these tokens may follow, one after the other. Takes none of them in."""
@@ -76,7 +97,7 @@ class GrammarMatcher:
 
     def copy(self) -> "GrammarMatcher":
         """Another one at the same place, which goes its own way from here."""
-        return GrammarMatcher(self._matcher.deep_copy(), self._vocab_size)
+        return GrammarMatcher(self._matcher.deep_copy(), self._vocab_size, self._executor)
 
     def _check(self) -> None:
         if self._matcher.is_error():
@@ -86,6 +107,8 @@ class GrammarMatcher:
 
 class GrammarCompiler:
     """Compiles shapes for one model's vocabulary. Owns the grammars it has compiled, of which the last used stay.
+
+    Owns the threads that fill the masks of its grammars, too.
 
     Any thread may call it. Nobody waits for a grammar that another thread compiles, nor does the interpreter: llguidance
     lets go of Python's lock meanwhile.
@@ -97,6 +120,7 @@ class GrammarCompiler:
         self._tokenizer, self._vocab_size, self._eos_token_ids = tokenizer, vocab_size, eos_token_ids
         self._lock = threading.Lock()
         self._vocabulary: LLTokenizer | None = None
+        self._executor: LLExecutor | None = None
         self._compiled: OrderedDict[StructuredOutputsParams, GrammarMatcher] = OrderedDict()
         self.num_compiled = 0
 
@@ -107,7 +131,7 @@ class GrammarCompiler:
         """Read the vocabulary, which a first request would pay for: with 49,000 tokens a third of a second of Python's lock."""
         try:
             with self._lock:
-                self._vocabulary = self._vocabulary or self._read_vocabulary()
+                self._get_ready()
         except InvalidRequest:  # a request with a shape is told
             pass
 
@@ -120,8 +144,8 @@ class GrammarCompiler:
             if known := self._compiled.get(shape):
                 self._compiled.move_to_end(shape)
                 return known.copy()
-            vocabulary = self._vocabulary = self._vocabulary or self._read_vocabulary()
-        compiled = self._compile(shape, vocabulary)
+            vocabulary, executor = self._get_ready()
+        compiled = self._compile(shape, vocabulary, executor)
         with self._lock:
             self.num_compiled += 1
             self._compiled[shape] = compiled
@@ -129,14 +153,14 @@ class GrammarCompiler:
                 self._compiled.popitem(last=False)
             return compiled.copy()
 
-    def _compile(self, shape: StructuredOutputsParams, vocabulary: "LLTokenizer") -> GrammarMatcher:
+    def _compile(self, shape: StructuredOutputsParams, vocabulary: "LLTokenizer", executor: "LLExecutor") -> GrammarMatcher:
         from llguidance import LLMatcher, LLParserLimits
 
         limits = LLParserLimits(initial_lexer_fuel=LEXER_FUEL, verbose_errors=False)
         matcher = LLMatcher(vocabulary, grammar_of(shape), log_level=0, limits=limits)
         if matcher.is_error():
             raise _refused(shape, matcher.get_error())
-        compiled = GrammarMatcher(matcher, self._vocab_size)
+        compiled = GrammarMatcher(matcher, self._vocab_size, executor)
         first = np.zeros(-(-self._vocab_size // 32), np.int32)
         try:
             compiled.fill_bitmask(first)
@@ -147,6 +171,13 @@ class GrammarCompiler:
         if not first.any():
             raise _refused(shape, "no text has this shape, or none that the model's tokens can write")
         return compiled
+
+    def _get_ready(self) -> tuple["LLTokenizer", "LLExecutor"]:
+        from llguidance import LLExecutor
+
+        self._vocabulary = self._vocabulary or self._read_vocabulary()
+        self._executor = self._executor or LLExecutor()
+        return self._vocabulary, self._executor
 
     def _read_vocabulary(self) -> "LLTokenizer":
         from llguidance import LLTokenizer

@@ -63,6 +63,9 @@ class FakeRunner:
     def launch(self, batch):
         return self.run(batch)
 
+    def draw(self, token_ids):
+        pass
+
     def collect(self, token_ids):
         return token_ids
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from math import ceil
+from textwrap import wrap
 from typing import Any, ParamSpec, cast
 
 import matplotlib.pyplot as plt
@@ -18,6 +20,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.textpath import TextPath
 from matplotlib.typing import ColorType
 
 from visualizations.both_modes import TwoModeFigure
@@ -30,6 +33,8 @@ WASTE_HATCH = "...."
 GREY = "#7b8794"  # whatever belongs to no sequence in particular
 STRIKE_HATCH = "\\\\"
 ROUNDING = 0.14  # of a block one unit wide
+CAPTION_SIZE, BESIDE_CAPTION = 9.5, 1.1  # points; inches that the axis may take to the left of a caption
+WIDEST = 7.8  # inches: at 0.72 of its size (both_modes.READABLE) a figure then fits JupyterLab in a window of 700 pixels
 
 
 @dataclass(frozen=True)
@@ -110,13 +115,16 @@ def text_on(colour: ColorType) -> str:
     return "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.56 else "#1b1e22"
 
 
-def canvas(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
+def canvas(ax: Axes | None, width: float, height: float, *, widest: float = WIDEST) -> tuple[Figure, Axes]:
     """The figure and axes to draw on: those of `ax`, or new ones of `width` x `height` inches.
+
+    widest: a wider figure is drawn this wide. Only a picture whose words would lie on each other may ask for more.
 
     A new figure is taken out of pyplot's hands at once, so that a notebook shows it once (as the cell's value) and
     keeps no reference to it.
     """
     if ax is None:
+        width = min(width, widest)
         fig, ax = plt.subplots(figsize=(width, height), dpi=100, layout="constrained", FigureClass=TwoModeFigure)
         plt.close(fig)
         fig.set_facecolor(mode().paper)
@@ -131,10 +139,22 @@ def canvas(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def title(ax: Axes, text: str, caption: str) -> None:
-    """A title, and under it the one line that says what to notice."""
-    ax.set_title(text, loc="left", color=mode().ink, fontsize=11.5, fontweight="bold", pad=23)
-    ax.annotate(caption, (0, 1), (0, 9), xycoords="axes fraction", textcoords="offset points", color=mode().muted,
-                fontsize=9.5, ha="left", va="bottom", gid="caption")
+    """A title, and under it the sentence that says what to notice: one line, or two where the figure is too narrow for it."""
+    fig = cast(Figure, ax.get_figure(root=True))
+    lines = _in_lines(caption, max(3.0, fig.get_figwidth() - BESIDE_CAPTION))
+    more = len(lines) - 1
+    if isinstance(fig, TwoModeFigure):
+        fig.set_figheight(fig.get_figheight() + 0.19 * more)
+    ax.set_title(text, loc="left", color=mode().ink, fontsize=11.5, fontweight="bold", pad=23 + 13.5 * more)
+    ax.annotate("\n".join(lines), (0, 1), (0, 9), xycoords="axes fraction", textcoords="offset points", color=mode().muted,
+                fontsize=CAPTION_SIZE, ha="left", va="bottom", gid="caption")
+
+
+def _in_lines(caption: str, width: float) -> list[str]:
+    """A caption in as many lines of about one length as it needs at `width` inches."""
+    inches = TextPath((0, 0), caption, size=CAPTION_SIZE).get_extents().width / 72
+    count = ceil(inches / width)
+    return [caption] if count <= 1 else wrap(caption, ceil(len(caption) / count * 1.08))
 
 
 def legend(ax: Axes, **where: Any) -> None:

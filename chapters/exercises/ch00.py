@@ -19,7 +19,7 @@ def check_bytes_per_token(bytes_per_token):
                         ("one layer, one head", (1, 1, 64, 2))):
         layers, heads, dim, width = shape
         right, got = layers * 2 * heads * dim * width, bytes_per_token(*shape)
-        hint = f"{name}, {layers} layers, {heads} key/value heads of {dim}, {width} bytes a number: {right:,}, not {got:,}."
+        hint = f"{name}, {layers} layers, {heads} key/value heads of {dim}, {width} bytes per number: {right:,}, not {got:,}."
         if 2 * got == right:
             hint += " A token leaves a key and a value."
         elif got * layers == right:

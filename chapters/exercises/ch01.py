@@ -1,6 +1,7 @@
 """Chapter 01: what a KV cache saves, the cached loop, and when a request ends."""
 
 import random
+from dataclasses import fields
 
 from nanovllm.engine.sequence import Sequence
 from nanovllm.sampling_params import SamplingParams
@@ -83,6 +84,12 @@ def check_cached_loop(generate):
     return "20 random prompts: the tokens of the naive loop, each fed once"
 
 
+def _asked(params):
+    """What a request asks for beyond the defaults; all of `SamplingParams` would hide it."""
+    asked = {f.name: value for f in fields(params) if (value := getattr(params, f.name)) != f.default}
+    return ", ".join(f"{name}={value}" for name, value in asked.items()) or "nothing asked for"
+
+
 @check("when it ends")
 def check_finish_reason(finish_reason):
     """finish_reason(seq, eos_token_ids, max_model_len) -> "stop", "length" or None, asked after each drawn token."""
@@ -104,7 +111,7 @@ def check_finish_reason(finish_reason):
         for token in output:
             seq.append_token(token)
         got = finish_reason(seq, eos, 12)
-        require(got == right, f"prompt {prompt}, output {output}, {params}: {right!r}, not {got!r}; {why}")
+        require(got == right, f"prompt {prompt}, output {output}, {_asked(params)}: {right!r}, not {got!r}; {why}")
     return f"{len(cases)} endings"
 
 

@@ -69,4 +69,5 @@ def described(value: Any) -> str:
     text = repr(value)
     text = text if len(text) <= SHOWN else text[:SHOWN - 1] + "…"
     length = f" of {len(value)}" if isinstance(value, (list, tuple, dict, set)) else ""
-    return f"{text} (a {type(value).__name__}{length})"
+    kind = type(value).__name__
+    return f"{text} ({'an' if kind[0] in 'aeiou' else 'a'} {kind}{length})"

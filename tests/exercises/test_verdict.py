@@ -52,7 +52,7 @@ exec(compile(CHECK_PAIR, str(ROOT / "chapters" / "exercises" / "pairs.py"), "exe
 
 
 @pytest.mark.parametrize(("answer", "said"), [
-    (lambda n: None, "returned None"), (lambda n: n, "returned 3 (a int)"), (lambda n: [1, 2, 3], "[1, 2, 3] (a list of 3)")])
+    (lambda n: None, "returned None"), (lambda n: n, "returned 3 (an int)"), (lambda n: [1, 2, 3], "[1, 2, 3] (a list of 3)")])
 def test_what_cannot_be_used_is_named_with_what_is_wanted(answer, said):
     text = room["check_pair"](answer).text
     assert said in text and "Wanted is pair(n) -> (n, n + 1)." in text and "line" not in text, text

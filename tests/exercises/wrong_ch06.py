@@ -2,8 +2,12 @@
 
 import torch
 
-from chapters.exercises.ch06 import LeanNorm
+from chapters.exercises.ch06 import LeanNorm, parameters_by_kind
 from chapters.exercises.solutions.ch06 import MyNorm, num_parameters
+
+
+def built_and_counted(config):
+    return sum(parameters_by_kind(config).values())
 
 
 def heads_share_the_hidden_size(config):
@@ -66,7 +70,7 @@ def untouched(weight, head_dim):
 
 
 WRONG = {
-    "check_num_parameters": (heads_share_the_hidden_size, always_two_tables, without_head_norms),
+    "check_num_parameters": (built_and_counted, heads_share_the_hidden_size, always_two_tables, without_head_norms),
     "check_norm": (LeanNorm, CopiesTooEarly, NeverWidens, StaysWide),
     "check_to_halves": (the_way_back, heads_forgotten, columns, untouched),
 }

@@ -55,3 +55,23 @@ def test_a_curve_has_its_points_and_its_name_and_names_keep_apart():
     assert high - low >= 0.5
     with pytest.raises(ValueError, match="curves"):
         v.plot_curves({"a": {}}, knob="k", outcome="o", title="T", caption="C.")
+
+
+def test_on_a_log_axis_curves_of_very_different_height_both_show_their_slope():
+    curves = {"scores": {256: 4.0, 512: 16.0, 1024: 64.0}, "keys": {256: 0.5, 512: 1.0, 1024: 2.0}}
+    words = dict(knob="tokens", outcome="MiB", title="Two curves", caption="One is steeper.")
+    (ax,) = v.plot_curves(curves, log=True, log_outcome=True, **words).axes
+    assert ax.get_yscale() == "log" and ax.get_ylim()[0] < 0.5 and ax.get_ylim()[1] > 64
+    with pytest.raises(ValueError, match="smallest outcome=0: must be above 0 on a log axis"):
+        v.plot_curves({"a": {1: 0}}, log_outcome=True, **words)
+
+
+def test_a_long_caption_takes_two_lines_and_the_figure_grows_by_one():
+    words = dict(knob="x", outcome="y", title="A title")
+    short = v.plot_curves({"a": {1: 1}}, caption="One thing to see.", **words)
+    long = v.plot_curves({"a": {1: 1}}, caption="One thing to see, which takes so many words to say that they find no "
+                         "room beside each other on a page of 700 pixels.", **words)
+    captions = [next(t for t in fig.axes[0].texts if t.get_gid() == "caption").get_text() for fig in (short, long)]
+    assert [caption.count("\n") for caption in captions] == [0, 1]
+    assert max(map(len, captions[1].split("\n"))) < 1.2 * min(map(len, captions[1].split("\n")))  # no word alone
+    assert long.get_figheight() > short.get_figheight() and long.get_figwidth() == short.get_figwidth() <= 7.8

@@ -12,7 +12,7 @@ def artists(fig, kind, prefix):
 
 
 def texts(fig):
-    return " | ".join(t.get_text() for t in fig.axes[0].findobj(plt.Text) if t.get_text())
+    return " | ".join(t.get_text().replace("\n", " ") for t in fig.axes[0].findobj(plt.Text) if t.get_text())
 
 
 def test_the_first_to_arrive_is_drawn_and_those_who_wait_for_ever_are_not_shown():

@@ -9,7 +9,7 @@ from nanovllm.tracing.step_record import StepRecord
 from nanovllm.tracing.trace import Trace
 from visualizations import theme
 
-BLOCKS_IN_A_ROW = 20
+BLOCKS_IN_A_ROW = 14
 
 
 @theme.in_both_modes
@@ -23,7 +23,7 @@ def plot_block_tables(trace: Trace, record: StepRecord | None = None, *, physica
     record = record or trace[-1]
     num_rows = -(-len(record.blocks) // BLOCKS_IN_A_ROW) if physical else 0
     height = len(record.block_tables) + num_rows + (0.3 if physical else 0)
-    fig, ax = theme.canvas(ax, 10.4, 0.425 * height + 0.72)
+    fig, ax = theme.canvas(ax, 7.8, 0.425 * height + 0.72)
     owner = {block: seq_id for seq_id, table in reversed(record.block_tables.items()) for block in table}
     blocks = {b: _look(trace, record, b, owner.get(b)) for b in range(len(record.blocks))}
 
@@ -72,7 +72,7 @@ def _caption(record: StepRecord, physical: bool) -> str:
     if shared:
         return f"Hatched: {shared} blocks that several sequences share; ×n counts them. Each is stored once."
     if record.block_tables:
-        return "Dark is prompt, light is generated, white inside an outline is room for tokens to come."
+        return "Dark is prompt, light is generated, an empty outline is room for tokens to come."
     if record.blocks.count("c"):
         return "Nobody runs. Outlined blocks are free to take, yet keep their contents until someone does."
     return "Nobody runs, and nothing is cached."

@@ -12,15 +12,19 @@ from visualizations import theme
 
 @theme.in_both_modes
 def plot_curves(curves: Mapping[str, Mapping[float, float]], *, knob: str, outcome: str, title: str, caption: str,
-                log: bool = False, ax: Axes | None = None) -> Figure:
+                log: bool = False, log_outcome: bool = False, ax: Axes | None = None) -> Figure:
     """A line with a mark at each setting, its name at its end.
 
     curves: {name: {setting: outcome}}. knob, outcome: what the axes show, with units. log: settings by doublings, each
-    written out. Raises ValueError without curves or for an empty one.
+    written out. log_outcome: outcomes by powers of ten, for curves of very different heights. Raises ValueError without
+    curves, for an empty one, and for an outcome of 0 or less on a log axis.
     """
     check(bool(curves) and all(curves.values()), "curves", {name: dict(c) for name, c in curves.items()},
           "one point or more in each",
           "leave out a curve that was not measured")
+    if log_outcome:
+        least = min(y for curve in curves.values() for y in curve.values())
+        check(least > 0, "smallest outcome", least, "above 0 on a log axis", "leave out log_outcome")
     fig, ax = theme.canvas(ax, 9, 2.9)
     settings = sorted({x for curve in curves.values() for x in curve})
     highest = max(y for curve in curves.values() for y in curve.values())
@@ -36,12 +40,19 @@ def plot_curves(curves: Mapping[str, Mapping[float, float]], *, knob: str, outco
         ax.plot(xs, [curve[x] for x in xs], color=theme.sequence_colour(place), linewidth=2, marker="o", markersize=4.5,
                 gid=name)
         ends[name] = xs[-1], curve[xs[-1]], place
-    spread = highest * 0.09  # names that would lie on each other move apart, in the order of their lines
-    at = -float(spread)
+    lowest = min(y for curve in curves.values() for y in curve.values())
+    # Names that would lie on each other move apart, in the order of their lines: by a share of the axis, linear or log.
+    spread = (highest / lowest) ** 0.1 if log_outcome else highest * 0.09
+    at = 0.0 if log_outcome else -float(spread)
     for name, (x, y, place) in sorted(ends.items(), key=lambda end: end[1][1]):
-        at = max(at + spread, y)
+        at = max(at * spread if log_outcome else at + spread, y)
         ax.annotate(name, (x, at), (8, 0), textcoords="offset points", va="center", fontsize=9.5, annotation_clip=False,
                     color=theme.sequence_colour(place), fontweight="bold", parse_math=False)
-    ax.set(xlabel=knob, ylabel=outcome, ylim=(0, max(highest * 1.08, at * 1.02) or 1))
+    ax.set(xlabel=knob, ylabel=outcome)
+    if log_outcome:
+        ax.set(yscale="log", ylim=(lowest / 1.3, max(highest, at) * 1.3))
+        ax.yaxis.set_major_formatter("{x:,g}")
+    else:
+        ax.set(ylim=(0, max(highest * 1.08, at * 1.02) or 1))
     theme.title(ax, title, caption)
     return fig

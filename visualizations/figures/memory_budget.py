@@ -41,7 +41,7 @@ def plot_memory_budget(budgets: Mapping[str, Mapping[str, int]], total: int, *, 
             texts = [f"{size:.1f} GiB", f"{size:.1f}"]
             if part == cache and bytes_per_token and part in budget:
                 texts.insert(0, f"{size:.1f} GiB: {budget[part] // bytes_per_token:,} tokens")
-            text = next((t for t in texts if size > total / GIB * (0.0095 * len(t) + 0.008)), "")  # the longest that fits
+            text = next((t for t in texts if size > total / GIB * (0.0122 * len(t) + 0.01)), "")  # the longest that fits
             ax.text(left + size / 2, -y, text, ha="center", va="center", fontsize=9, color=theme.text_on(shades[part]))
             left += size
         ax.barh(-y, total / GIB - left, 0.66, left, color=m.free, gid="rest", label=rest if y == 0 else None)

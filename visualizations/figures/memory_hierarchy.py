@@ -57,7 +57,7 @@ def plot_memory_hierarchy(levels: Sequence[Level] = HOPPER, *, arithmetic: str =
     indent = 0.42 * top
     ax.add_patch(FancyBboxPatch((indent, top + 0.1), 9.6 - 2 * indent, 0.68, boxstyle="round,pad=0,rounding_size=0.1",
                                 facecolor=m.paper, edgecolor=theme.HUES[1], linewidth=1.6))
-    ax.text(4.8, top + 0.44, arithmetic, fontsize=10.5, fontweight="bold", color=m.ink, ha="center", va="center")
+    ax.text(4.8, top + 0.44, arithmetic, fontsize=9.5, fontweight="bold", color=m.ink, ha="center", va="center")
     for row in range(top):
         ax.add_patch(FancyArrowPatch((4.8, row + 0.74), (4.8, row + 1.13), arrowstyle="-|>", mutation_scale=13,
                                      color=m.ink, linewidth=1.4))

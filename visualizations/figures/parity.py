@@ -12,7 +12,7 @@ from visualizations import theme
 @theme.in_both_modes
 def plot_parity(differences: Mapping[str, float], *, tolerance: float, against: str = "transformers",
                 title: str | None = None, caption: str | None = None, ax: Axes | None = None) -> Figure:
-    """A bar a layer, in the model's order: the largest absolute difference of its outputs, on a log scale.
+    """A bar per layer, in the model's order: the largest absolute difference of its outputs, on a log scale.
 
     differences: {name of the layer: largest difference, 0 or more}. tolerance: what still counts as equal. An exact
     layer has no bar and says so; one above the tolerance is orange. title, caption: for what is compared but no layers.
@@ -30,7 +30,8 @@ def plot_parity(differences: Mapping[str, float], *, tolerance: float, against: 
                     gid="equal" if good else "different")
         label = f"{difference:.1e}" if difference > 0 else "exactly equal"
         ax.annotate(label, (max(difference, left), -place), (4, 0), textcoords="offset points", va="center", fontsize=8.5,
-                    color=m.muted if good else m.ink, fontweight="normal" if good else "bold")
+                    color=m.muted if good else m.ink, fontweight="normal" if good else "bold",
+                    bbox=dict(facecolor=m.paper, edgecolor="none", pad=0.8), zorder=3)
     ax.axvline(tolerance, color=m.ink, linewidth=1.1, linestyle=(0, (5, 3)), gid="tolerance")
     ax.set_xscale("log")
     ax.set_yticks([-i for i in range(len(differences))], list(differences), color=m.ink, parse_math=False)
@@ -40,5 +41,6 @@ def plot_parity(differences: Mapping[str, float], *, tolerance: float, against: 
     bad = [name for name, d in differences.items() if not d <= tolerance]
     theme.title(ax, title or f"Layer by layer against {against}", caption or (
                 f"The first layer that differs is {bad[0]}: look there, all that follows inherits it." if bad else
-                f"Largest: {max(differences.values()):.1e}. Rounding grows layer by layer; a wrong layer would jump."))
+                f"Largest: {max(differences.values()):.1e}. Rounding grows layer by layer; a wrong layer would jump."
+                if any(differences.values()) else "Every number is equal to its last bit. A wrong layer would have a bar."))
     return fig

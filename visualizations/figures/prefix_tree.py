@@ -43,7 +43,8 @@ def plot_prefix_tree(block_manager: BlockManager, sequences: Iterable[Sequence],
     nodes: list[_Node] = []
     num_rows = _place(root, 0, nodes)
     depth = max((node.depth for node in nodes), default=0)
-    fig, ax = theme.canvas(ax, max(6.5, min(12.4, SCALE * (depth * COLUMN + 2.1))), SCALE * 1.35 * max(num_rows, 1) + 0.75)
+    fig, ax = theme.canvas(ax, max(6.5, min(12.4, SCALE * (depth * COLUMN + 2.1))), SCALE * 1.35 * max(num_rows, 1) + 0.75,
+                           widest=12.4)
     for node in nodes:
         _draw(ax, block_manager, node, decode)
     theme.no_axes(ax)
@@ -75,7 +76,7 @@ def _draw(ax: Axes, block_manager: BlockManager, node: _Node,
     owner = node.seq_ids[0]
     for child in node.children.values():
         middle, bottom, end = y + 0.43, -child.row * ROW + 0.43, child.depth * COLUMN
-        bend = x + 0.86 + 0.3 * (COLUMN - 0.86)
+        bend = x + 0.86 + 0.8 * (COLUMN - 0.86)  # beyond the end of its text
         ax.plot([x + 0.86, bend, bend, end], [middle, middle, bottom, bottom], color=m.muted, linewidth=1.2, zorder=0,
                 gid=f"edge-{node.block}-{child.block}", solid_joinstyle="round")
     theme.draw_block(ax, x, y, node.block, state=block_manager.block_state(node.block), colour=theme.prompt_colour(owner),

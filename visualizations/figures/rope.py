@@ -24,7 +24,7 @@ def plot_rope(head_dim: int, theta: float, *, positions: Iterable[int] = range(8
     check(all(0 <= i < half for i in pairs), "pairs", pairs, f"0 to {half - 1}, for a head of {head_dim} channels",
           "pass the numbers of channel pairs")
     positions = list(positions)
-    fig, ax = theme.canvas(ax, min(11, 1.75 * len(pairs) + 0.4), 3.0)
+    fig, ax = theme.canvas(ax, min(11, 1.75 * len(pairs) + 0.4), 2.6)
     m = theme.mode()
     for place, pair in enumerate(pairs):
         frequency = theta ** (-2 * pair / head_dim)

@@ -77,7 +77,7 @@ def plot_shape_flow(stops: Sequence[Stop], *, ax: Axes | None = None) -> Figure:
     """
     check(len(stops) > 0 and stops[0].reads, "stops", [s.name for s in stops], "a list that begins by reading the stream",
           "pass record_flow(layer, run)")
-    fig, ax = theme.canvas(ax, 12.4, 4.6)
+    fig, ax = theme.canvas(ax, 7.8, 4.6)
     m = theme.mode()
     widest = max(sum(map(_channels, s.parts.values())) for s in stops)
     starts = [i for i, s in enumerate(stops) if s.reads]
@@ -102,7 +102,8 @@ def plot_shape_flow(stops: Sequence[Stop], *, ax: Axes | None = None) -> Figure:
             shapes = [f"[{next(iter(stop.parts.values()))[0]}, {sum(map(_channels, stop.parts.values()))}]"]
         ax.text(i, bottom + 0.08, "\n".join(dict.fromkeys(reversed(shapes))), ha="center", va="bottom", fontsize=8, color=m.ink,
                 linespacing=1.15, gid=f"shape-{i}", bbox=dict(facecolor=m.paper, edgecolor="none", pad=0.6), zorder=3)
-        ax.text(i, -0.12, stop.name.replace(", ", "\n").replace("_proj", "\n_proj").replace("_layernorm", "\n_layernorm"),
+        ax.text(i, -0.12, stop.name.replace(", ", "\n").replace("_proj", "\n_proj").replace("_attention", "\n_attention")
+                .replace("_layernorm", "\n_layernorm"),
                 ha="center", va="top", fontsize=8, color=m.muted, family="DejaVu Sans Mono", linespacing=1.2)
         if i not in starts:
             ax.add_patch(_arrow((i - 1 + WIDTH / 2, 0.2), (i - WIDTH / 2, 0.2), m.muted))
@@ -122,7 +123,7 @@ def plot_shape_flow(stops: Sequence[Stop], *, ax: Axes | None = None) -> Figure:
         ax.plot([i + WIDTH / 2, j], [middle, middle], color=hue, linewidth=1.3, gid=f"detour-{part}")
         ax.add_patch(_arrow((j, middle), (j, top), hue))
     theme.no_axes(ax)
-    ax.set(xlim=(-0.8, len(stops) - 0.2), ylim=(-0.72, STREAM + 0.55))
+    ax.set(xlim=(-0.8, len(stops) - 0.2), ylim=(-0.95, STREAM + 0.55))
     theme.title(ax, "One layer, operation by operation",
                 f"The higher the bar, the wider a token: {_channels(stops[0].parts[next(iter(stops[0].parts))])} channels in "
                 f"the stream, up to {widest} on the way. Each branch ends in a plus.")

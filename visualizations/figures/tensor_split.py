@@ -22,7 +22,7 @@ def plot_tensor_split(hidden_size: int, intermediate_size: int, size: int = 2, *
     """
     check(size >= 1 and intermediate_size % size == 0, "intermediate_size", intermediate_size, f"divisible by size={size}",
           "choose a number of ranks that divides it")
-    fig, ax = theme.canvas(ax, 11.5, 1.5 + 1.75 * size)
+    fig, ax = theme.canvas(ax, 11.5, 1.5 + 1.75 * size, widest=11.5)
     m = theme.mode()
     share = intermediate_size // size
     longest = max(hidden_size, share)

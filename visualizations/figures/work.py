@@ -10,7 +10,7 @@ from visualizations import theme
 
 @theme.in_both_modes
 def plot_work(num_prompt: int, num_output: int, *, seq_id: int = 0, ax: Axes | None = None) -> Figure:
-    """A row a round, a square a token that is fed in it: everything again (left), or only what is new (right).
+    """A row per round, a square per token that is fed in it: everything again (left), or only what is new (right).
 
     num_prompt, num_output: tokens. Dark squares are prompt tokens, light ones generated tokens.
     """
@@ -29,7 +29,8 @@ def plot_work(num_prompt: int, num_output: int, *, seq_id: int = 0, ax: Axes | N
     total = [sum(end - start for start, end in spans) for spans in (naive, cached)]
     for left, name, count in ((0, "without a cache", total[0]), (shift, "with a cache", total[1])):
         ax.text(left, num_output + 0.6, f"{name}: {count:,} tokens", color=theme.mode().ink, fontsize=10, va="top")
-    ax.set(xlim=(-0.5, shift + width + 0.5), ylim=(num_output + 1.8, -0.5), xlabel="position of the token", ylabel="round")
+    ax.set(xlim=(-0.5, shift + width + 0.5), ylim=(1.1 * num_output + 0.8, -0.5), xlabel="position of the token",
+           ylabel="round")
     middle = [p for p in range(0, width, max(1, width // 4 // 10 * 10 or 5))]
     ax.set_xticks([p + 0.5 for p in middle] + [shift + p + 0.5 for p in middle], [str(p) for p in middle] * 2)
     theme.title(ax, "What goes through the model", f"{num_prompt} prompt tokens (dark) and {num_output} generated ones "

@@ -4,6 +4,7 @@ import traceback
 from typing import Any
 
 from nanovllm.config import Config
+from nanovllm.engine.draft_on_device import draft_on_device
 from nanovllm.engine.drafts import Drafter
 from nanovllm.engine.drafts_model import DraftModel
 from nanovllm.engine.drafts_ngram import NgramDrafter
@@ -31,7 +32,10 @@ def make_engine(config: Config, sampler: Sample | None = None, drafter: Drafter 
 
 def _put_together(config: Config, sampler: Sample | None, drafter: Drafter | None, parts: dict[str, Any]) -> LLMEngine:
     runner = _make_runner(config, sampler)
-    return LLMEngine(config, runner, drafter=_make_drafter(config, drafter, runner.num_blocks), **parts)
+    drafter = _make_drafter(config, drafter, runner.num_blocks)
+    if drafter is not None and isinstance(runner, ModelRunner):
+        draft_on_device(runner, drafter, config)
+    return LLMEngine(config, runner, drafter=drafter, **parts)
 
 
 def _make_runner(config: Config, sampler: Sample | None) -> Runner:

@@ -68,7 +68,7 @@ class DecodeRows:
         entries: list[tuple[int, int]] = []
         for i in np.flatnonzero(fresh).tolist():
             row = int(rows[i])
-            records.append(self._record(row, items[i], drawn_by))
+            records.append(self.record(row, items[i], drawn_by))
             entries += enumerate(items[i].seq.block_table, row * self.max_blocks)
         for i in np.flatnonzero(grown).tolist():
             block = items[i].start // self.block_size
@@ -110,7 +110,7 @@ class DecodeRows:
         self._cached[row] = UNKNOWN
 
     @staticmethod
-    def _record(row: int, item: ScheduledSequence, drawn_by: dict[int, int]) -> tuple[int, ...]:
+    def record(row: int, item: ScheduledSequence, drawn_by: dict[int, int]) -> tuple[int, ...]:
         """In the order of `utils.row_state.RECORD`."""
         seq = item.seq
         token = -1 - drawn_by[seq.seq_id] if seq.num_pending_tokens else seq.token_ids[-1]

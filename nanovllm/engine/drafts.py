@@ -12,6 +12,7 @@ is the one that would have been drawn there without drafts. The text is the same
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as ListLike
+from typing import Any
 
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduled_batch import ScheduledSequence
@@ -32,6 +33,19 @@ class Drafter(ABC):
     @abstractmethod
     def propose(self, sequences: list[Sequence], limits: list[int]) -> ListLike[list[int]]:
         """For each sequence the tokens that may follow its last one: at most as many as its limit, or none at all."""
+
+    def on_device(self) -> Any:
+        """A form of it that proposes without the host (see `device_drafters.DeviceDrafter`); None where there is none."""
+        return None
+
+    def catch_up(self, sequences: list[Sequence]) -> None:  # noqa: B027
+        """The device's rows are about to draft for these sequences, and have not seen them before."""
+
+    def overwrite(self, blocks: list[int]) -> None:  # noqa: B027
+        """They are about to write to these blocks of the cache."""
+
+    def follow(self, seq: Sequence) -> None:  # noqa: B027
+        """They have drafted for it, and the outcome stands in its tokens."""
 
     def forget(self, seq_id: int) -> None:  # noqa: B027 (nothing to do, unless notes were kept)
         """The sequence has ended."""
@@ -63,4 +77,5 @@ def roll_back_refused(item: ScheduledSequence, num_kept: int, manager: BlockMana
         seq.num_computed_tokens = before + num_kept
         if seq.error is None:
             manager.commit(seq, before)
-        manager.trim(seq, seq.num_computed_tokens)
+        if not seq.drafts_on_device:  # a step may be under way that goes on from here
+            manager.trim(seq, seq.num_computed_tokens)

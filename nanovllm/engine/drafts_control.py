@@ -1,12 +1,16 @@
 """Who drafts, and how many tokens: as many as pay, down to none. Imports no torch."""
 
+import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from nanovllm.engine.drafts import Drafter
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
+from nanovllm.engine.step_times import StepTimes
 from nanovllm.errors import InvalidArgument
 from nanovllm.speculative_config import SpeculativeConfig
 from nanovllm.utils.interrupts import uninterrupted
@@ -39,7 +43,7 @@ class DraftCounts:
 
 
 @dataclass(slots=True)
-class _Record:
+class Record:
     """What a sequence's drafts were worth: right ones and looked-at ones, fading; and until which length it rests."""
 
     right: float = 0.0
@@ -48,17 +52,17 @@ class _Record:
     num_misses: int = 0
 
 
-def best_length(acceptance: float, cost: float, most: int) -> int:
+def best_length(acceptance: float, cost: float | Callable[[int], float], most: int) -> int:
     """How many drafts give the most tokens for the time: 0 when even one does not pay.
 
     With k drafts, each right with probability a if those before it were, a step gives (1 - a**(k + 1)) / (1 - a) tokens
-    (Leviathan et al. 2023, eq. 1) and takes 1 + k * cost of the time of a step without.
+    (Leviathan et al. 2023, eq. 1) and takes 1 + k * cost of the time of a step without; or cost(k), where that is measured.
     """
     best, best_speed, tokens, likely = 0, 1.0, 1.0, 1.0
     for k in range(1, most + 1):
         likely *= acceptance
         tokens += likely
-        if (speed := tokens / (1 + k * cost)) > best_speed:
+        if (speed := tokens / (cost(k) if callable(cost) else 1 + k * cost)) > best_speed:
             best, best_speed = k, speed
     return best
 
@@ -76,17 +80,19 @@ class Speculation:
     token_cost: what one more token costs in a step, as a share of a step of one token. With n sequences a draft of each makes
         n more, so drafts cost more in a large batch.
 
-    Everything it decides follows from tokens, never from a clock: a run can be repeated step by step.
+    times: where given, step times overrule what counting tokens says (see `StepTimes`). Where even right drafts would not pay,
+        there are none, but for a few now and then to look again. Without it everything follows from tokens, never from a
+        clock: a run can be repeated step by step.
     """
 
     def __init__(self, drafter: Drafter, scheduler: Scheduler, settings: SpeculativeConfig, vocab_size: int,
-                 token_cost: float = 0.03, looks_ahead: bool = False):
+                 token_cost: float = 0.03, looks_ahead: bool = False, times: StepTimes | None = None):
         self.drafter, self.counts = drafter, DraftCounts()
         self.most, self.most_in_step = settings.num_speculative_tokens, settings.disable_by_batch_size
-        self.token_cost, self.num_failures = token_cost, 0
+        self.token_cost, self.num_failures, self.times = token_cost, 0, times
         self._scheduler, self._vocab_size, self._looks_ahead = scheduler, vocab_size, looks_ahead
         self._drafting: list[Sequence] = []
-        self._records: dict[int, _Record] = {}
+        self._records: dict[int, Record] = {}
         self._given_up: set[int] = set()  # sequences for which the drafter raised
         self._right, self._tried = 0.7 * PRIOR, PRIOR  # of all sequences, fading slowly
 
@@ -103,7 +109,9 @@ class Speculation:
         second step.
         """
         running = self._scheduler.running
-        return len(running) < self.most_in_step and any(self._length(seq) for seq in running)
+        if len(running) >= self.most_in_step or (self.times and self.times.lacks_plain(len(running))):
+            return False
+        return any(self._length(seq) for seq in running)
 
     def propose(self) -> None:
         """Give running sequences drafts, where they pay and there is room."""
@@ -111,7 +119,7 @@ class Speculation:
             if not seq.num_pending_tokens:  # they are not under way: left over from a step that failed before its launch
                 seq.draft_token_ids = []
         running, self._drafting = self._scheduler.running, []
-        if len(running) >= self.most_in_step:
+        if len(running) >= self.most_in_step or (self.times and self.times.lacks_plain(len(running))):
             return
         with uninterrupted():
             limits = self._reserve([seq for seq in running if seq.num_uncomputed_tokens == 1 and not seq.num_pending_tokens])
@@ -126,10 +134,11 @@ class Speculation:
 
     def learn(self, batch: ScheduledBatch) -> None:
         """Take in the outcome of a step, and forget the sequences that it ended."""
+        self._time(batch)
         for item in batch.items:
             if item.num_accepted is not None:
                 self.counts.add(item.num_drafts, item.num_accepted)
-                record = self._records.setdefault(item.seq.seq_id, _Record())
+                record = self._records.setdefault(item.seq.seq_id, Record())
                 for i in range(min(item.num_accepted + 1, item.num_drafts)):  # behind the first wrong one nothing is learned
                     right = i < item.num_accepted
                     record.right, record.tried = MEMORY * record.right + right, MEMORY * record.tried + 1
@@ -145,18 +154,27 @@ class Speculation:
         if self._records.pop(seq_id, None):
             self.drafter.forget(seq_id)
 
-    def _acceptance(self, record: _Record) -> float:
+    def _acceptance(self, record: Record) -> float:
         """How likely the sequence's next draft is right; that of all sequences for one that has no record yet."""
         return (record.right + PRIOR * self._right / self._tried) / (record.tried + PRIOR)
 
-    def _cost(self) -> float:
-        """Of drafting and checking one more token of every sequence, as a share of a step without drafts."""
+    def _cost(self) -> float | Callable[[int], float]:
+        """Of drafting and checking one more token of every sequence, as a share of a step without drafts; or, where steps are
+        timed, what one with so many drafts takes, as a multiple of that."""
         n = max(1, len(self._scheduler.running))
-        return self.drafter.cost + n * self.token_cost / (1 + (n - 1) * self.token_cost)
+        cost = self.drafter.cost + n * self.token_cost / (1 + (n - 1) * self.token_cost)
+        return cost if self.times is None else partial(self.times.ratio, n, cost=cost)
+
+    def _time(self, batch: ScheduledBatch) -> None:
+        """Take in when a step ended."""
+        if self.times and batch.items and all(item.is_decode for item in batch.items):
+            self.times.note(len(batch.items), max(item.num_reserved for item in batch.items), time.perf_counter())
+        elif self.times:
+            self.times.interrupt()
 
     def _length(self, seq: Sequence) -> int:
         """How many drafts would pay for a sequence, room aside."""
-        record = self._records.get(seq.seq_id) or _Record()
+        record = self._records.get(seq.seq_id) or Record()
         if seq.seq_id in self._given_up or len(seq) < record.rests_until:
             return 0
         # The last token of a request is never fed back, and a draft behind it would be for nothing.
@@ -164,7 +182,10 @@ class Speculation:
         most = min(self.most, params.max_tokens - seq.num_output_tokens - 1, room - 1)
         if most < 1:
             return 0
-        return best_length(self._acceptance(record), self._cost(), most) or 1  # once more, after a rest
+        cost = self._cost()
+        if best := best_length(self._acceptance(record), cost, most):
+            return best
+        return int(best_length(1.0, cost, most) > 0)  # once more, after a rest; not where even a right draft would not pay
 
     def _reserve(self, decoding: list[Sequence]) -> dict[int, int]:
         """How many drafts each may have; their blocks are in its table by then."""
@@ -190,24 +211,31 @@ class Speculation:
 
     def _fill_in(self, sequences: list[Sequence], limits: list[int]) -> None:
         for seq in sequences:
-            self._records.setdefault(seq.seq_id, _Record())
+            self._records.setdefault(seq.seq_id, Record())
         try:
             proposals = self.drafter.propose(sequences, limits)
             self._check(proposals, sequences, limits)
         except Exception as error:
-            self.num_failures += 1
-            self._given_up.update(seq.seq_id for seq in sequences)
-            warnings.warn(f"{self.drafter!r} raised {type(error).__name__}: {error} The {len(sequences)} requests it was "
-                          "to draft for go on without drafts.", RuntimeWarning, stacklevel=2)
+            self._give_up(sequences, error)
             return
         for seq, drafts in zip(sequences, proposals):
             if seq.matcher is not None:  # what the grammar does not allow cannot be drawn
                 drafts = drafts[:seq.matcher.num_allowed(list(drafts))]
             seq.draft_token_ids = list(drafts)
-            record = self._records[seq.seq_id]
-            record.num_misses = 0 if drafts else min(record.num_misses + 1, 5)
-            if self._looks_ahead and record.num_misses:  # nothing found: look ahead for a while, which gains something, too
-                record.rests_until = len(seq) + 2 ** record.num_misses
+            self._note_miss(seq, bool(drafts))
+
+    def _note_miss(self, seq: Sequence, has_drafts: bool = False) -> None:
+        """Nothing found: look ahead for a while, which gains something, too."""
+        record = self._records[seq.seq_id]
+        record.num_misses = 0 if has_drafts else min(record.num_misses + 1, 5)
+        if self._looks_ahead and record.num_misses:
+            record.rests_until = len(seq) + 2 ** record.num_misses
+
+    def _give_up(self, sequences: list[Sequence], error: Exception) -> None:
+        self.num_failures += 1
+        self._given_up.update(seq.seq_id for seq in sequences)
+        warnings.warn(f"{self.drafter!r} raised {type(error).__name__}: {error} The {len(sequences)} requests it was to draft "
+                      "for go on without drafts.", RuntimeWarning, stacklevel=2)
 
     def _check(self, proposals: object, sequences: list[Sequence], limits: list[int]) -> None:
         """Raise InvalidArgument unless a drafter's proposals are what `Drafter.propose` promises."""

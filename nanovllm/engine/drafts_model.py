@@ -6,6 +6,7 @@ from math import sqrt
 from types import SimpleNamespace
 
 from nanovllm.config import Config
+from nanovllm.engine.device_drafters import DeviceDrafter, DraftChain
 from nanovllm.engine.drafts import Drafter, num_accepted
 from nanovllm.engine.launched import Launched
 from nanovllm.engine.model_runner import ModelRunner
@@ -62,18 +63,47 @@ class DraftModel(Drafter):
         try:
             self._draft(drafting)
         except BaseException:
-            self._copies.clear()
-            self._contents.clear()
-            self.runner.reset()
+            self._forget_all()
             raise
         guesses = {copy.seq.seq_id: copy.seq.token_ids[copy.num_known:] for copy, _ in drafting}
         return [guesses.get(seq.seq_id, []) for seq in sequences]
+
+    def on_device(self) -> DeviceDrafter:
+        runner, sampler = self.runner, self.runner.own_sampler
+        return DraftChain(runner.model, runner.kv_cache, sampler.draw, sampler.filtered_draw, self.config.max_model_len)
+
+    def catch_up(self, sequences: list[Sequence]) -> None:
+        """Compute all of each but its last token, which may still be pending."""
+        copies = [self._copy_of(seq).seq for seq in sequences]
+        try:
+            self._catch_up(copies, spared=0)
+        except BaseException:
+            self._forget_all()
+            raise
+
+    def follow(self, seq: Sequence) -> None:
+        copy = self._copies.get(seq.seq_id)
+        if copy is not None and copy.num_preemptions == seq.num_preemptions:
+            own = copy.seq
+            own.token_ids[copy.num_known:] = seq.token_ids[copy.num_known:]
+            copy.num_known = len(seq)
+            # The last draft, where all were right, is computed in the step after.
+            own.num_computed_tokens = max(own.num_computed_tokens, len(seq) - 2)
+
+    def overwrite(self, blocks: list[int]) -> None:
+        for block in blocks:
+            self._contents.pop(block, None)
 
     def forget(self, seq_id: int) -> None:
         self._copies.pop(seq_id, None)
 
     def close(self) -> None:
         self.runner.close()
+
+    def _forget_all(self) -> None:
+        self._copies.clear()
+        self._contents.clear()
+        self.runner.reset()
 
     def _copy_of(self, seq: Sequence) -> _Copy:
         """Its copy, brought up to date: the same tokens, and the count of those that lie in this cache."""
@@ -99,7 +129,8 @@ class DraftModel(Drafter):
         for block in seq.block_table[full:]:  # about to be written
             self._contents.pop(block, None)
         # The last token is computed even if its keys are there: only it says what follows.
-        own.num_computed_tokens = min(own.num_computed_tokens, len(own) - 1)
+        own.num_pending_tokens = seq.num_pending_tokens
+        own.num_computed_tokens = min(own.num_computed_tokens, len(own) + own.num_pending_tokens - 1)
         return copy
 
     def _draft(self, drafting: list[tuple[_Copy, int]]) -> None:
@@ -136,14 +167,13 @@ class DraftModel(Drafter):
             raise FloatingPointError("the draft model's scores are not finite; is this the right checkpoint?")
         return token_ids
 
-    def _catch_up(self, sequences: list[Sequence]) -> None:
+    def _catch_up(self, sequences: list[Sequence], spared: int = 1) -> None:
         """Compute what lacks before the last token of each, in steps no longer than the engine's own may be.
 
-        One token may be left: the first step of guessing takes it along, unless it runs in graphs, which take one each.
+        spared: so many may be left: the first step of guessing takes one along, unless it runs in graphs, which take one each.
         """
-        spared = 1
         if self.runner.graphs:
-            lagging = [seq for seq in sequences if len(seq) - 1 - seq.num_computed_tokens == 1]
+            lagging = [seq for seq in sequences if not seq.num_pending_tokens and len(seq) - 1 - seq.num_computed_tokens == 1]
             if lagging:  # their last draft was right, and never fed back: as a decode step, whose draw nobody wants
                 last = [seq.token_ids.pop() for seq in lagging]
                 self.runner.launch(self._batch([(seq, 1) for seq in lagging]))
@@ -154,7 +184,7 @@ class DraftModel(Drafter):
         while True:
             work, left = [], self.config.max_num_batched_tokens
             for seq in sequences:
-                missing = min(len(seq) - 1 - seq.num_computed_tokens, left)
+                missing = min(len(seq) + seq.num_pending_tokens - 1 - seq.num_computed_tokens, left)
                 if missing > spared:
                     work.append((seq, missing))
                     left -= missing

@@ -1,5 +1,7 @@
 """Guesses looked up in the text so far: what followed the last few tokens when they stood there before. Imports no torch."""
 
+from typing import Any
+
 from nanovllm.engine.drafts import Drafter
 from nanovllm.engine.sequence import Sequence
 
@@ -56,6 +58,11 @@ class NgramDrafter(Drafter):
                 index = self._indexes[seq.seq_id] = NgramIndex(self.shortest, self.longest)
             proposals.append(index.propose(seq.token_ids, limit))
         return proposals
+
+    def on_device(self) -> Any:
+        from nanovllm.engine.device_drafters import LookUp  # which needs torch
+
+        return LookUp(self.shortest, self.longest)
 
     def forget(self, seq_id: int) -> None:
         self._indexes.pop(seq_id, None)

@@ -50,12 +50,16 @@ class Launched:
 
     def wait(self) -> list[int]:
         """The tokens drawn, once they are here; the reports are delivered."""
+        token_ids, reports, rows = self.arrived()
+        for report in reports:
+            report.deliver()
+        tokens: list[int] = (token_ids if rows is None else token_ids.numpy()[rows]).tolist()
+        return tokens
+
+    def arrived(self) -> Drawn:
+        """What it drew, on the host, once it is here."""
         if self._drawn is None:
             raise RuntimeError("a step was collected before it could draw; this is a bug in the engine.")
         if self._arrived:
             self._arrived.synchronize()
-        for report in self._drawn.reports:
-            report.deliver()
-        token_ids, rows = self._drawn.token_ids, self._drawn.rows
-        tokens: list[int] = (token_ids if rows is None else token_ids.numpy()[rows]).tolist()
-        return tokens
+        return self._drawn

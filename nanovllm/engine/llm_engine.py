@@ -3,10 +3,12 @@
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from nanovllm.config import Config
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.drafts import Drafter
+from nanovllm.engine.drafts_ahead import SpeculationAhead
 from nanovllm.engine.drafts_control import Speculation
 from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.listener import Listener, Step
@@ -15,6 +17,7 @@ from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.step_in_flight import StepInFlight
+from nanovllm.engine.step_times import StepTimes
 from nanovllm.engine.token_matcher import TokenMatcher
 from nanovllm.engine.turn import Turn, in_turn
 from nanovllm.errors import RequestFailed
@@ -57,12 +60,15 @@ class LLMEngine:
         # A scheduler with a `schedule` or `update` of its own may not know of pending tokens.
         own = all(getattr(type(self.scheduler), name, None) is getattr(Scheduler, name) for name in ("schedule", "update"))
         self._looks_ahead = config.async_scheduling and own
-        self.speculation = None
+        self.speculation: Speculation | None = None
         if drafter is not None:
             check(own, "scheduler_cls", type(self.scheduler).__name__, "the engine's own with a drafter",
                   "a schedule() of your own need not know of drafts: leave speculative_config and drafter out")
-            self.speculation = Speculation(drafter, self.scheduler, config.speculative_config or SpeculativeConfig(),
-                                           config.hf_config.vocab_size, TOKEN_COST[config.device.type], self._looks_ahead)
+            rows = getattr(runner, "draft_graphs", None)
+            kind = partial(SpeculationAhead, rows=rows) if rows and self._looks_ahead else Speculation
+            self.speculation = kind(drafter, self.scheduler, config.speculative_config or SpeculativeConfig(),
+                                    config.hf_config.vocab_size, TOKEN_COST[config.device.type], self._looks_ahead,
+                                    StepTimes() if config.device.type == "cuda" else None)
         self._in_flight: deque[StepInFlight] = deque()
         self.turn = Turn()
         self.is_closed = False

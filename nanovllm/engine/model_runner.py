@@ -12,6 +12,7 @@ from nanovllm.config import Config
 from nanovllm.engine.cache_size import CacheShape, fit_blocks
 from nanovllm.engine.cuda_graphs import DecodeGraphs, RowKernels
 from nanovllm.engine.device_masks import DeviceMasks, MaskMaker
+from nanovllm.engine.draft_graphs import DraftGraphs
 from nanovllm.engine.draft_rows import one_token_each
 from nanovllm.engine.launched import Drawn, Launched
 from nanovllm.engine.logprobs import LogprobReport, prompt_reports, sampled_report
@@ -54,10 +55,11 @@ class ModelRunner:
             random_weights(model)
         else:
             load_weights(model, config.model)
-        self.model, self._own_sampler, self._row_kernels, self._apply_bitmask = self._fastest_form(model.eval())
-        self.sampler: Sample = self._own_sampler  # may be replaced
+        self.model, self.own_sampler, self.row_kernels, self._apply_bitmask = self._fastest_form(model.eval())
+        self.sampler: Sample = self.own_sampler  # may be replaced
         self.graphs: DecodeGraphs | None = None
         self.step_graphs: StepGraphs | None = None
+        self.draft_graphs: DraftGraphs | None = None  # see `draft_on_device`
         self._drawn: torch.Tensor | None = None  # the tokens last drawn
         self._drawn_by: dict[int, int] = {}      # by seq_id, where its token stands among them
         self._masks = MaskMaker(self.device, self.vocab_size, self.eos_token_ids)
@@ -96,7 +98,7 @@ class ModelRunner:
         self.reset()
         if self.graphs:
             gc.unfreeze()
-        for name in ("model", "kv_cache", "graphs", "step_graphs", "sampler", "_own_sampler"):
+        for name in ("model", "kv_cache", "graphs", "step_graphs", "draft_graphs", "sampler", "own_sampler"):
             setattr(self, name, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -109,6 +111,10 @@ class ModelRunner:
     @torch.inference_mode()
     def launch(self, batch: ScheduledBatch) -> Launched:
         """Enqueue a step and return at once. See `Runner.launch` for what is left to `draw`."""
+        if self.draft_graphs and all(item.seq.drafts_on_device for item in batch.items):
+            return self._launch_drafts(self.draft_graphs, batch)
+        if self.draft_graphs:
+            self.draft_graphs.invalidate()
         launched = Launched(batch, self._launch_forward(batch))
         if not batch.masks_wait:
             launched.draw()
@@ -119,6 +125,14 @@ class ModelRunner:
     def draw(self, launched: Launched) -> None:
         """Enqueue the draws of a step whose masks had to wait."""
         launched.draw()
+
+    def _launch_drafts(self, graphs: DraftGraphs, batch: ScheduledBatch) -> Launched:
+        """A step that the device's rows draft for: it is compared and drawn there, too."""
+        if self.graphs:
+            self.graphs.rows.invalidate()
+        launched = graphs.launch(batch, self._drawn, self._drawn_by)
+        self._drawn, self._drawn_by = graphs.state.last, graphs.row_of
+        return launched
 
     def _launch_forward(self, batch: ScheduledBatch) -> Callable[[], Drawn]:
         """Enqueue a step up to its logits; returns what enqueues the draws."""
@@ -150,7 +164,7 @@ class ModelRunner:
                       ) -> Drawn:
         """Of a step of one token each: the graphs draw for all, and rows that ask for more draw again from its logits."""
         state, rows = graphs.state, graphs.rows
-        resampled = rows.resampled if self.sampler is self._own_sampler else list(range(len(items)))
+        resampled = rows.resampled if self.sampler is self.own_sampler else list(range(len(items)))
         masks = self._masks.masks_of(batch)
         plainly = masks and masks.besides(resampled)
         if plainly:
@@ -178,6 +192,8 @@ class ModelRunner:
         self._drawn, self._drawn_by = None, {}
         if self.graphs:
             self.graphs.rows.reset()
+        if self.draft_graphs:
+            self.draft_graphs.reset()
 
     def forward(self, inputs: StepInputs) -> torch.Tensor:
         """The final hidden states, [num_tokens, hidden_size]; there may be rows of padding behind them."""
@@ -216,7 +232,7 @@ class ModelRunner:
             sampling.processors.bitmask = TokenBitmask(rows, masks.bits, self._apply_bitmask)
 
     def _draw(self, logits: torch.Tensor, sampling: SamplingBatch) -> torch.Tensor:
-        finite = None if self.sampler is self._own_sampler else finite_rows(logits)
+        finite = None if self.sampler is self.own_sampler else finite_rows(logits)
         token_ids = self.sampler(logits, sampling)
         if finite is not None:  # a sampler of your own need not look, and may have written to its scores
             token_ids = token_ids.masked_fill(~finite, NOT_FINITE)
@@ -258,8 +274,8 @@ class ModelRunner:
         most = min(config.max_num_seqs, config.max_num_batched_tokens)  # no step has room for more
         if config.speculative_config:
             most += config.speculative_config.disable_by_batch_size  # each draft takes a row
-        sampler = self._own_sampler
-        return DecodeGraphs(self.model, sampler.draw, sampler.filtered_draw, self._apply_bitmask, self._row_kernels,
+        sampler = self.own_sampler
+        return DecodeGraphs(self.model, sampler.draw, sampler.filtered_draw, self._apply_bitmask, self.row_kernels,
                             self.kv_cache, max_num_seqs=most, max_model_len=config.max_model_len, capture=capture)
 
     def mixed_step_graphs(self, config: Config, capture: bool = True) -> StepGraphs:

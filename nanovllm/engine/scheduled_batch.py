@@ -21,12 +21,14 @@ class ScheduledSequence:
     samples: bool = field(init=False)    # reaches the last token, so the next can be drawn; unfinished chunks do not
     is_decode: bool = field(init=False)  # feeds back one generated token, as against (re)computing a prompt
     draft_token_ids: list[int] = field(init=False)
+    num_reserved: int = field(init=False)  # drafts that there was room for; the device may make fewer
     num_accepted: int | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         left = self.start + self.num_tokens - len(self.seq.token_ids) - self.seq.num_pending_tokens
         self.samples = left >= 0
         self.draft_token_ids = self.seq.draft_token_ids[:max(0, left)]
+        self.num_reserved = len(self.draft_token_ids)
         self.is_decode = self.samples and self.num_tokens == 1 + self.num_drafts and self.start >= self.seq.num_prompt_tokens
 
     @property

@@ -43,7 +43,8 @@ class Scheduler(SequenceQueues):
         """Pick the next step's work: decode, then chunks of admitted prompts, then new admissions.
 
         While a step is in flight, two kinds of sequences wait for its end and all others go on: those whose last token it
-        draws, and those whose drafts it checks. One with a grammar goes on, too: only its draw waits, see `masks_wait`.
+        draws, and those whose drafts it checks, unless the device drafts for all (see `drafts_ahead`). One with a grammar goes
+        on, too: only its draw waits, see `masks_wait`.
         """
         self.num_scheduled_steps += 1
         batch = ScheduledBatch()
@@ -52,7 +53,7 @@ class Scheduler(SequenceQueues):
         for seq in self.running:
             if seq.num_uncomputed_tokens > 1:
                 prefilling.append(seq)
-            elif not (seq.num_pending_tokens and (seq.draft_token_ids or self._is_full_length(seq))):
+            elif not (seq.num_pending_tokens and self._must_wait(seq)):
                 decoding.append(seq)
         for seq in decoding + prefilling:
             if budget and seq.status is SequenceStatus.RUNNING:  # an earlier turn may have preempted it
@@ -75,8 +76,10 @@ class Scheduler(SequenceQueues):
         for item in batch.items:
             seq = item.seq
             if seq.status is SequenceStatus.RUNNING:
+                if seq.drafts_on_device:  # when it was scheduled, the step before it had not said where it begins
+                    item.start = seq.num_computed_tokens
                 seq.num_computed_tokens = upto = item.start + item.num_tokens - item.num_drafts
-                seq.num_pending_tokens = int(item.samples)
+                seq.num_pending_tokens, seq.num_pending_drafts = int(item.samples), item.num_drafts
                 if item.start // block_size != upto // block_size:
                     self.block_manager.commit(seq, item.start)
 
@@ -104,7 +107,7 @@ class Scheduler(SequenceQueues):
     def roll_back(self, batch: ScheduledBatch) -> None:
         """Undo `advance`, after a step that failed: its sequences keep their blocks and compute the same again."""
         for item in batch.items:
-            item.seq.num_pending_tokens = 0
+            item.seq.num_pending_tokens = item.seq.num_pending_drafts = 0
             item.seq.draft_token_ids = []
             item.seq.num_computed_tokens = min(item.start, item.seq.num_computed_tokens)
 
@@ -181,7 +184,7 @@ class Scheduler(SequenceQueues):
             if token >= 0:
                 seq.append_token(token)
             else:
-                seq.num_pending_tokens = 0
+                seq.num_pending_tokens = seq.num_pending_drafts = 0
                 seq.note_not_finite(len(seq))
             if reason := self._finish_reason(seq):
                 right = min(right, count)
@@ -189,6 +192,11 @@ class Scheduler(SequenceQueues):
         if item.num_drafts:
             roll_back_refused(item, right, self.block_manager)
         return reason
+
+    def _must_wait(self, seq: Sequence) -> bool:
+        """Whether a sequence with a pending token runs on only once that has come."""
+        unsettled = bool(seq.num_pending_drafts or seq.draft_token_ids) and not seq.drafts_on_device
+        return unsettled or self._is_full_length(seq)
 
     def _is_full_length(self, seq: Sequence) -> bool:
         """Whether its length ends it, once a pending token has arrived."""

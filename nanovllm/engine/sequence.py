@@ -34,6 +34,9 @@ class Sequence:
     draft_token_ids: guesses at the tokens that come next, which the next step checks; empty without a drafter. They count
         nowhere until the model has drawn the same (see `drafts`).
     num_drafted_tokens, num_accepted_tokens: how many guesses were checked so far, and how many of them were right.
+    num_pending_drafts: how many of them the step in flight checks, so that so many more tokens than the pending one may come.
+    drafts_on_device: whether its next step runs from the device's own rows, which know where it stands (see `draft_graphs`);
+        its draft_token_ids then say how many there may be, and not yet which.
     num_cached_tokens: leading tokens found in the prefix cache at admission. Their slots may be shared, so no step
         writes them: a fully cached prompt recomputes its last token to get logits, without storing it again.
     num_hit_tokens: the same of its first admission, where only other requests can have left them.
@@ -48,7 +51,8 @@ class Sequence:
     """
 
     __slots__ = ("seq_id", "priority", "order_key", "token_ids", "num_prompt_tokens", "num_computed_tokens",
-                 "num_pending_tokens", "draft_token_ids", "num_drafted_tokens", "num_accepted_tokens", "num_cached_tokens",
+                 "num_pending_tokens", "draft_token_ids", "num_pending_drafts", "drafts_on_device",
+                 "num_drafted_tokens", "num_accepted_tokens", "num_cached_tokens",
                  "num_hit_tokens", "block_table", "status", "sampling_params", "seed", "finish_reason", "stop_reason", "error",
                  "num_preemptions", "logprobs", "matcher", "arrived_at", "scheduled_at", "token_times",
                  "_block_hashes")
@@ -63,6 +67,8 @@ class Sequence:
         self.num_computed_tokens = 0
         self.num_pending_tokens = 0
         self.draft_token_ids: list[int] = []
+        self.num_pending_drafts = 0
+        self.drafts_on_device = False
         self.num_drafted_tokens = 0
         self.num_accepted_tokens = 0
         self.num_cached_tokens = 0
@@ -114,7 +120,7 @@ class Sequence:
     def append_token(self, token_id: int) -> None:
         """Add a sampled token. Its keys and values enter the cache in the step after the one that drew it."""
         self.token_ids.append(token_id)
-        self.num_pending_tokens = 0
+        self.num_pending_tokens = self.num_pending_drafts = 0
         if self.matcher is not None:
             self._follow(self.matcher, token_id)
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanovllm.layers.verify_attention import attend_queries
 from nanovllm.utils.context import Context
 
 
@@ -43,6 +44,8 @@ class TorchBackend:
         v_cache.view(-1, *v_cache.shape[2:]).index_copy_(0, slot_mapping, v)
 
     def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, context: Context, scale: float) -> Tensor:
+        if context.query_lens is not None:
+            return attend_queries(q, k_cache, v_cache, context.block_tables, context.context_lens, context.query_lens, scale)
         block_size, num_kv_heads = k_cache.shape[1:3]
         out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
         rows = pairwise(context.cu_seqlens_q.tolist())
@@ -86,10 +89,10 @@ class TritonBackend:
     name = "triton"
 
     def __init__(self) -> None:
-        from nanovllm.kernels import kv_store, paged_decode, paged_prefill
+        from nanovllm.kernels import kv_store, paged_decode, paged_prefill, paged_verify
 
         self.store = kv_store.store_kv
-        self._decode = paged_decode.paged_decode
+        self._decode, self._verify = paged_decode.paged_decode, paged_verify.paged_verify
         self._prefill, self.queries_per_tile = paged_prefill.paged_prefill, paged_prefill.queries_per_tile
         self._arrived: Tensor | None = None  # counters at zero, between any two launches
 
@@ -101,6 +104,9 @@ class TritonBackend:
             if self._arrived is None:
                 self._arrived = torch.zeros(4096, dtype=torch.int32, device=q.device)
             tables, lengths = context.block_tables[:n], context.context_lens[:n]
+            if context.query_lens is not None:
+                self._verify(q, k_cache, v_cache, tables, lengths, context.query_lens, scale, out, self._arrived)
+                return out
             self._decode(q[:n], k_cache, v_cache, tables, lengths, scale, out[:n], self._arrived)
         if q.shape[0] > n or context.tiles is not None:
             # Behind the decodes, which leave zeros in the rows of sequences that are empty.

@@ -24,8 +24,10 @@ class Context:
     slot_mapping: Tensor  # [num_tokens] int64, where each token's key goes; -1 = not stored
     max_seqlen_q: int
     max_seqlen_k: int
-    num_decodes: int  # the first num_decodes sequences have exactly one query token
+    num_decodes: int  # the first num_decodes sequences have exactly one query token; with query_lens see there
     last_rows: Tensor  # [num_sampled] int64, rows of the hidden states whose logits are wanted
     # [num_tiles, 2] int32: cut by the host, the chunks' tiles of queries, each as (sequence behind the decodes, first query);
     # -1 in one that is empty. None: the backend cuts them. Only the triton backend reads it; see `engine.step_graphs`.
     tiles: Tensor | None = None
+    # [num_seqs] int32, in a step that checks drafts: every sequence has the same number of rows, of which so many are queries.
+    query_lens: Tensor | None = None

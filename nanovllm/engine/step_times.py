@@ -1,0 +1,62 @@
+"""What steps with drafts cost here, measured while they run. Imports no torch."""
+
+from collections import deque
+from statistics import median
+
+ENOUGH = 6        # steps of a kind, and their median counts
+EXPIRES = 2048    # steps without drafts after which it is measured anew what drafts cost
+
+
+class StepTimes:
+    """The time from one step's end to the next one's, by how many sequences decode (in powers of two) and have drafts.
+
+    A count of weights says what a long step costs. A short one costs its launches, waits and bookkeeping, and those depend on
+    the machine: on a GPU a small model's step with drafts may take four times as long as one without. So both are timed. Only
+    a step that follows another of its kind counts, as then nothing but it lies between the two ends. The median of the last
+    ones is taken: an end may be late because somebody was slow to ask for the next step.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[int, int], deque[float]] = {}
+        self._last: tuple[tuple[int, int], float] | None = None
+        self._num_plain: dict[int, int] = {}  # steps since drafts were last timed
+
+    def note(self, num_seqs: int, num_drafts: int, now: float) -> None:
+        """A step of so many sequences has ended; num_drafts: the most that one of them had room for."""
+        group = num_seqs.bit_length()
+        kind = group, num_drafts
+        if self._last is not None and self._last[0] == kind:
+            self._seconds.setdefault(kind, deque(maxlen=16)).append(now - self._last[1])
+        self._last = kind, now
+        if num_drafts:
+            self._num_plain[group] = 0
+            return
+        self._num_plain[group] = self._num_plain.get(group, 0) + 1
+        if self._num_plain[group] == EXPIRES:
+            for other in [other for other in self._seconds if other[0] == group and other[1]]:
+                del self._seconds[other]
+
+    def interrupt(self) -> None:
+        """A step of another kind has ended: one with a prompt in it, or none at all."""
+        self._last = None
+
+    def lacks_plain(self, num_seqs: int) -> bool:
+        """Whether drafts have been timed, and what they are to be compared with has not: take a few steps without."""
+        group = num_seqs.bit_length()
+        timed = any(len(seconds) >= ENOUGH for (other, k), seconds in self._seconds.items() if other == group and k)
+        return timed and len(self._seconds.get((group, 0), ())) < ENOUGH
+
+    def ratio(self, num_seqs: int, num_drafts: int, cost: float) -> float:
+        """What a step with so many drafts of each sequence takes, as a multiple of one without.
+
+        cost: what one more draft is thought to add. It says all where nothing is measured, and else what lies between this
+        number of drafts and the nearest that was.
+        """
+        group = num_seqs.bit_length()
+        plain = self._seconds.get((group, 0), ())
+        timed = {k: seconds for (other, k), seconds in self._seconds.items()
+                 if other == group and k and len(seconds) >= ENOUGH}
+        if len(plain) < ENOUGH or not timed:
+            return 1 + num_drafts * cost
+        nearest = min(timed, key=lambda k: (abs(k - num_drafts), -k))
+        return median(timed[nearest]) / median(plain) + (num_drafts - nearest) * cost

@@ -13,7 +13,7 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 from visualizations.figures.shape_flow import HUE
 
-LEFT, RIGHT, WIDTH = 0.0, 3.4, 0.34  # where the lines begin and end, and the width of a parameter's bar
+LEFT, RIGHT, WIDTH = 0.0, 2.4, 0.34  # where the lines begin and end, and the width of a parameter's bar
 GAP = 0.45  # between parameters, in rows of the list
 
 
@@ -82,7 +82,7 @@ def plot_name_map(places: Sequence[Place], *, prefix: str = "", lost: Collection
             if packed:
                 ax.text(RIGHT + WIDTH + 0.08, (upper + lower) / 2, f"rows {part.start:,} to {part.stop - 1:,}", ha="left",
                         va="center", fontsize=8.5, color=m.muted)
-        ax.text(RIGHT + WIDTH + (1.6 if packed else 0.08), top - height / 2, name.removeprefix(prefix), ha="left",
+        ax.text(RIGHT + WIDTH + (2.05 if packed else 0.08), top - height / 2, name.removeprefix(prefix), ha="left",
                 va="center", fontsize=9, color=m.ink, fontweight="bold" if packed else "normal")
         top -= height + GAP * scale
     t = np.linspace(0, 1, 30)

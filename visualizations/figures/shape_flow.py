@@ -71,7 +71,7 @@ def record_flow(layer: Any, run: Callable[[], object]) -> list[Stop]:
 
 @theme.in_both_modes
 def plot_shape_flow(stops: Sequence[Stop], *, ax: Axes | None = None) -> Figure:
-    """A bar an operation, as high as one token is wide after it; above them the residual stream, which they read and add to.
+    """A bar per operation, as high as one token is wide after it; above them the residual stream, which they read and add to.
 
     stops: from `record_flow`, or by hand. A branch begins at a stop that reads the stream and is added to it at its end.
     """
@@ -100,8 +100,9 @@ def plot_shape_flow(stops: Sequence[Stop], *, ax: Axes | None = None) -> Figure:
         shapes = [_shape(s) for s in stop.parts.values()]
         if len(shapes) > 1 and len(next(iter(stop.parts.values()))) == 2:
             shapes = [f"[{next(iter(stop.parts.values()))[0]}, {sum(map(_channels, stop.parts.values()))}]"]
-        ax.text(i, bottom + 0.08, "\n".join(dict.fromkeys(reversed(shapes))), ha="center", va="bottom", fontsize=8, color=m.ink,
-                linespacing=1.15, gid=f"shape-{i}", bbox=dict(facecolor=m.paper, edgecolor="none", pad=0.6), zorder=3)
+        ax.text(i, bottom + 0.08, "\n".join(dict.fromkeys(reversed(shapes))), ha="center", va="bottom", fontsize=7.5,
+                color=m.ink, linespacing=1.15, gid=f"shape-{i}", bbox=dict(facecolor=m.paper, edgecolor="none", pad=0.6),
+                zorder=3)
         ax.text(i, -0.12, stop.name.replace(", ", "\n").replace("_proj", "\n_proj").replace("_attention", "\n_attention")
                 .replace("_layernorm", "\n_layernorm"),
                 ha="center", va="top", fontsize=8, color=m.muted, family="DejaVu Sans Mono", linespacing=1.2)

@@ -68,6 +68,8 @@ def check_engine(Engine):
     weights = Weights()
     alive = weakref.ref(weights)
     engine = Engine(weights)
+    require(getattr(engine, "weights", None) is weights, "an engine that is open has its weights: `Engine(weights).weights` is "
+            "the object that it was given.")
     del weights, engine
     gc.collect()
     require(alive() is None, "`engine = Engine(weights); del engine` leaves the weights in memory: somebody still holds it.")

@@ -58,6 +58,15 @@ def test_an_engine_that_nobody_closes_at_exit_is_no_repair(museum):
 
     assert "Python quits" in checks.check_engine(DropsAtexit).text
 
+    class KeepsNothing:
+        def __init__(self, weights):
+            pass
+
+        def close(self):
+            pass
+
+    assert "has its weights" in checks.check_engine(KeepsNothing).text
+
 
 @pytest.mark.parametrize(("code", "call"), BUGS, ids=[call.split("_", 1)[1].split("(")[0] for _, call in BUGS])
 def test_the_exhibit_fails_and_its_repair_passes(museum, code, call):

@@ -13,7 +13,7 @@ from visualizations import theme
 RADIUS = 0.25
 APART = 1.35  # columns; rows are 1 apart
 Point = tuple[float, float]
-WIDTH, INCHES = 8.8, 1.15  # of the figure in inches, and of a unit at most
+WIDTH, INCHES = theme.WIDEST - 0.2, 1.05  # of the figure in inches, and of a unit at most
 
 
 @theme.in_both_modes

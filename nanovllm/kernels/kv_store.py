@@ -9,12 +9,12 @@ from nanovllm.errors import InvalidArgument
 
 @triton.jit
 def _store_kernel(
-    k_ptr, v_ptr, k_cache_ptr, v_cache_ptr, slots_ptr,
-    k_stride_token, k_stride_head, v_stride_token, v_stride_head,
+    k_ptr: tl.tensor, v_ptr: tl.tensor, k_cache_ptr: tl.tensor, v_cache_ptr: tl.tensor, slots_ptr: tl.tensor,
+    k_stride_token: tl.tensor, k_stride_head: tl.tensor, v_stride_token: tl.tensor, v_stride_head: tl.tensor,
     WIDTH: tl.constexpr,  # num_kv_heads * head_dim: the numbers of one token in one cache
     HEAD_DIM: tl.constexpr,
     BLOCK: tl.constexpr,  # WIDTH rounded up to a power of two
-):  # fmt: skip
+) -> None:  # fmt: skip
     """One program copies one token: its key and its value, all heads."""
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + token)

@@ -22,10 +22,11 @@ WEIGHTS, NUM_WARPS = 4096, 2  # numbers of the weight that a program holds at on
 
 @triton.jit
 def _linear_kernel(
-    out_ptr, total_ptr, x_ptr, residual_ptr, norm_ptr, weight_ptr, in_features, out_features, eps,
+    out_ptr: tl.tensor, total_ptr: tl.tensor, x_ptr: tl.tensor, residual_ptr: tl.tensor, norm_ptr: tl.tensor,
+    weight_ptr: tl.tensor, in_features: tl.tensor, out_features: tl.tensor, eps: tl.tensor,
     TOKENS: tl.constexpr, NORM: tl.constexpr, ADD: tl.constexpr, GATED: tl.constexpr, PDL: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """One program computes ROWS outputs of every token. WIDTH: in_features rounded up to a power of two."""
     row, i = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
     inside = i < in_features

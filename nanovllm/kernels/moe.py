@@ -29,8 +29,9 @@ FEW_PAIRS = 32
 
 
 @triton.jit
-def _route_kernel(experts_ptr, weights_ptr, logits_ptr, num_experts,
-                  ACTIVE: tl.constexpr, NORMALIZE: tl.constexpr, BLOCK: tl.constexpr, CHOICES: tl.constexpr):  # fmt: skip
+def _route_kernel(experts_ptr: tl.tensor, weights_ptr: tl.tensor, logits_ptr: tl.tensor, num_experts: tl.tensor,
+                  ACTIVE: tl.constexpr, NORMALIZE: tl.constexpr, BLOCK: tl.constexpr,
+                  CHOICES: tl.constexpr) -> None:  # fmt: skip
     """One program takes one token. BLOCK, CHOICES: num_experts and ACTIVE, rounded up to powers of two."""
     token = tl.program_id(0).to(tl.int64)
     i, choice = tl.arange(0, BLOCK), tl.arange(0, CHOICES)
@@ -51,7 +52,8 @@ def _route_kernel(experts_ptr, weights_ptr, logits_ptr, num_experts,
 
 
 @triton.jit(do_not_specialize=["num_pairs"])
-def _group_kernel(pairs_ptr, starts_ptr, experts_ptr, num_pairs, BLOCK: tl.constexpr):
+def _group_kernel(pairs_ptr: tl.tensor, starts_ptr: tl.tensor, experts_ptr: tl.tensor, num_pairs: tl.tensor,
+                  BLOCK: tl.constexpr) -> None:
     """One program takes one expert, counts the pairs of those before it, and writes its own behind them, in their order."""
     expert = tl.program_id(0)
     i = tl.arange(0, BLOCK)
@@ -71,7 +73,8 @@ def _group_kernel(pairs_ptr, starts_ptr, experts_ptr, num_pairs, BLOCK: tl.const
 
 
 @triton.jit
-def _block_of_rows(block, starts_ptr, num_experts, EXPERTS: tl.constexpr, ROWS: tl.constexpr):
+def _block_of_rows(block: tl.tensor, starts_ptr: tl.tensor, num_experts: tl.tensor, EXPERTS: tl.constexpr,
+                   ROWS: tl.constexpr) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """(expert, first row, end of its rows) of a block; an expert that there is not when there are fewer blocks.
 
     EXPERTS: num_experts, rounded up to a power of two.
@@ -88,9 +91,10 @@ def _block_of_rows(block, starts_ptr, num_experts, EXPERTS: tl.constexpr, ROWS: 
 
 @triton.jit
 def _gate_up_kernel(
-    out_ptr, x_ptr, weight_ptr, pairs_ptr, starts_ptr, num_experts, in_features, out_features, ACTIVE: tl.constexpr,
+    out_ptr: tl.tensor, x_ptr: tl.tensor, weight_ptr: tl.tensor, pairs_ptr: tl.tensor, starts_ptr: tl.tensor,
+    num_experts: tl.tensor, in_features: tl.tensor, out_features: tl.tensor, ACTIVE: tl.constexpr,
     EXPERTS: tl.constexpr, ROWS: tl.constexpr, FEATURES: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Program (tile of features, block of rows): silu(gate) * up of a block's tokens, in the order of the experts."""
     expert, first, end = _block_of_rows(tl.program_id(1), starts_ptr, num_experts, EXPERTS, ROWS)
     if expert < num_experts:
@@ -115,9 +119,10 @@ def _gate_up_kernel(
 
 @triton.jit
 def _down_kernel(
-    out_ptr, x_ptr, weight_ptr, scale_ptr, pairs_ptr, starts_ptr, num_experts, in_features, out_features,
+    out_ptr: tl.tensor, x_ptr: tl.tensor, weight_ptr: tl.tensor, scale_ptr: tl.tensor, pairs_ptr: tl.tensor,
+    starts_ptr: tl.tensor, num_experts: tl.tensor, in_features: tl.tensor, out_features: tl.tensor,
     EXPERTS: tl.constexpr, ROWS: tl.constexpr, FEATURES: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """As `_gate_up_kernel`, of rows in the order of the experts; each goes, times its weight, to its pair's place."""
     expert, first, end = _block_of_rows(tl.program_id(1), starts_ptr, num_experts, EXPERTS, ROWS)
     if expert < num_experts:
@@ -139,7 +144,8 @@ def _down_kernel(
 
 
 @triton.jit
-def _sum_kernel(out_ptr, x_ptr, size, ACTIVE: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr):
+def _sum_kernel(out_ptr: tl.tensor, x_ptr: tl.tensor, size: tl.tensor, ACTIVE: tl.constexpr, ADD: tl.constexpr,
+                BLOCK: tl.constexpr) -> None:
     """Program (token, piece of the row): what its experts say, added up; ADD: to what stands there."""
     token = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -10,7 +10,8 @@ from nanovllm.kernels.rms_norm import rms_scale
 
 
 @triton.jit
-def _scaled(raw, factor, bias_ptr, offsets, inside, BIAS: tl.constexpr):
+def _scaled(raw: tl.tensor, factor: tl.tensor, bias_ptr: tl.tensor, offsets: tl.tensor, inside: tl.tensor,
+            BIAS: tl.constexpr) -> tl.tensor:
     """raw * factor + bias, in float32; offsets: of the heads' channels in the projection's output."""
     wide = raw.to(tl.float32) * factor
     if BIAS:
@@ -19,7 +20,8 @@ def _scaled(raw, factor, bias_ptr, offsets, inside, BIAS: tl.constexpr):
 
 
 @triton.jit
-def _norm_rope(wide1, wide2, weight_ptr, cos, sin, eps, dtype: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr):
+def _norm_rope(wide1: tl.tensor, wide2: tl.tensor, weight_ptr: tl.tensor, cos: tl.tensor, sin: tl.tensor, eps: tl.tensor,
+               dtype: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
     """Heads cut in the middle, `[heads, HALF]` each: their norm, then the turn of each pair (wide1[i], wide2[i])."""
     i = tl.arange(0, HALF)
     if NORM:
@@ -32,12 +34,13 @@ def _norm_rope(wide1, wide2, weight_ptr, cos, sin, eps, dtype: tl.constexpr, HAL
 
 @triton.jit
 def _norm_rope_store_kernel(
-    qkv_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, positions_ptr, cos_ptr, sin_ptr, q_weight_ptr, k_weight_ptr, eps,
-    bias_ptr, stream_ptr, stream_size, stream_eps,
+    qkv_ptr: tl.tensor, k_cache_ptr: tl.tensor, v_cache_ptr: tl.tensor, slots_ptr: tl.tensor, positions_ptr: tl.tensor,
+    cos_ptr: tl.tensor, sin_ptr: tl.tensor, q_weight_ptr: tl.tensor, k_weight_ptr: tl.tensor, eps: tl.tensor,
+    bias_ptr: tl.tensor, stream_ptr: tl.tensor, stream_size: tl.tensor, stream_eps: tl.tensor,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     Q_ROWS: tl.constexpr, KV_ROWS: tl.constexpr, STREAM_BLOCK: tl.constexpr, PDL: tl.constexpr,
     NORM: tl.constexpr, BIAS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """One program takes one token, all its heads. Q_ROWS, KV_ROWS: the numbers of heads, rounded up to powers of two."""
     dtype: tl.constexpr = qkv_ptr.dtype.element_ty
     HALF: tl.constexpr = HEAD_DIM // 2

@@ -12,12 +12,13 @@ from nanovllm.kernels.paged_tile import LOG2_E, fold_tile, key_offsets
 @triton.jit(do_not_specialize=["table_stride"],
             do_not_specialize_on_alignment=["tables_ptr", "lengths_ptr", "cu_seqlens_q_ptr", "tiles_ptr"])  # fmt: skip
 def _prefill_kernel(
-    out_ptr, q_ptr, k_ptr, v_ptr, tables_ptr, lengths_ptr, cu_seqlens_q_ptr, tiles_ptr, scale_log2,
-    out_stride_token, out_stride_head, q_stride_token, q_stride_head,
-    cache_stride_block, cache_stride_slot, cache_stride_head, table_stride,
+    out_ptr: tl.tensor, q_ptr: tl.tensor, k_ptr: tl.tensor, v_ptr: tl.tensor, tables_ptr: tl.tensor, lengths_ptr: tl.tensor,
+    cu_seqlens_q_ptr: tl.tensor, tiles_ptr: tl.tensor, scale_log2: tl.tensor,
+    out_stride_token: tl.tensor, out_stride_head: tl.tensor, q_stride_token: tl.tensor, q_stride_head: tl.tensor,
+    cache_stride_block: tl.tensor, cache_stride_slot: tl.tensor, cache_stride_head: tl.tensor, table_stride: tl.tensor,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     ROWS: tl.constexpr, TOKENS: tl.constexpr, TILE: tl.constexpr, LISTED: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Program (query tile, sequence, kv head): TOKENS queries times GROUP heads over every key they see.
 
     LISTED: program (tile, 0, kv head), and `tiles_ptr` says which sequence's queries the tile has.

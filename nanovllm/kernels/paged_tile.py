@@ -8,10 +8,10 @@ LOG2_E: float = 1.4426950408889634  # softmax in powers of two: the hardware has
 
 @triton.jit
 def key_offsets(
-    table_ptr, start, end,
-    stride_block, stride_slot,
+    table_ptr: tl.tensor, start: tl.tensor, end: tl.tensor,
+    stride_block: tl.tensor, stride_slot: tl.tensor,
     BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
+) -> tl.tensor:  # fmt: skip
     """Where keys `start .. start + TILE` of one sequence lie, as element offsets into the cache, `[TILE]` int64.
 
     Keys from `end` on get the offset of block 0: harmless to read, and masked by the caller. When tiles never
@@ -27,10 +27,10 @@ def key_offsets(
 
 @triton.jit
 def fold_tile(
-    q, highest, total, acc,
-    k_ptr, v_ptr, offsets, visible, in_range, scale_log2,
+    q: tl.tensor, highest: tl.tensor, total: tl.tensor, acc: tl.tensor,
+    k_ptr: tl.tensor, v_ptr: tl.tensor, offsets: tl.tensor, visible: tl.tensor, in_range: tl.tensor, scale_log2: tl.tensor,
     HEAD_DIM: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """One step of the online softmax (Milakov & Gimelshein, 2018, https://arxiv.org/abs/1805.02867).
 
     q: `[ROWS, HEAD_DIM]`; highest, total: `[ROWS]` float32, the running maximum (in units of log2) and sum; acc:

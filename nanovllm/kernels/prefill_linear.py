@@ -27,7 +27,8 @@ ROWS_IN_TURN = 8  # tiles of tokens that are worked on side by side, so that the
 
 # How many tokens there are changes from step to step, which must not mean compiling again.
 @triton.jit(do_not_specialize=["num_tokens"])
-def _inverse_rms_kernel(out_ptr, x_ptr, num_tokens, size, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def _inverse_rms_kernel(out_ptr: tl.tensor, x_ptr: tl.tensor, num_tokens: tl.tensor, size: tl.tensor, eps: tl.tensor,
+                        ROWS: tl.constexpr, BLOCK: tl.constexpr) -> None:
     """One program takes ROWS rows."""
     token, i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
     inside = token < num_tokens
@@ -36,7 +37,7 @@ def _inverse_rms_kernel(out_ptr, x_ptr, num_tokens, size, eps, ROWS: tl.constexp
 
 
 @triton.jit
-def _tile_position(tile, tiles_m, tiles_n, TURN: tl.constexpr):
+def _tile_position(tile: tl.tensor, tiles_m: tl.tensor, tiles_n: tl.tensor, TURN: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
     """Where a tile lies, in tiles: TURN rows of tiles, column by column, before the next TURN rows."""
     turn = tile // (TURN * tiles_n)
     rows = tl.minimum(tiles_m - turn * TURN, TURN)
@@ -46,9 +47,10 @@ def _tile_position(tile, tiles_m, tiles_n, TURN: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _gate_kernel(
-    out_ptr, x_desc, weight_desc, scale_ptr, num_tokens, in_features, out_features,
+    out_ptr: tl.tensor, x_desc: tl.tensor_descriptor, weight_desc: tl.tensor_descriptor, scale_ptr: tl.tensor,
+    num_tokens: tl.tensor, in_features: tl.tensor, out_features: tl.tensor,
     TOKENS: tl.constexpr, FEATURES: tl.constexpr, DEPTH: tl.constexpr, TURN: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """One program computes TOKENS x FEATURES outputs: as many of gate, as many of up, and the one times the other."""
     row, column = _tile_position(tl.program_id(0), tl.cdiv(num_tokens, TOKENS), out_features // FEATURES, TURN)
     gate = tl.zeros([TOKENS, FEATURES], tl.float32)
@@ -67,11 +69,13 @@ def _gate_kernel(
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _qkv_kernel(
-    q_ptr, k_cache_ptr, v_cache_ptr, x_desc, weight_desc, scale_ptr, positions_ptr, slots_ptr, cos_ptr, sin_ptr,
-    q_weight_ptr, k_weight_ptr, bias_ptr, num_tokens, in_features, eps,
+    q_ptr: tl.tensor, k_cache_ptr: tl.tensor, v_cache_ptr: tl.tensor, x_desc: tl.tensor_descriptor,
+    weight_desc: tl.tensor_descriptor, scale_ptr: tl.tensor, positions_ptr: tl.tensor, slots_ptr: tl.tensor,
+    cos_ptr: tl.tensor, sin_ptr: tl.tensor, q_weight_ptr: tl.tensor, k_weight_ptr: tl.tensor, bias_ptr: tl.tensor,
+    num_tokens: tl.tensor, in_features: tl.tensor, eps: tl.tensor,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     TOKENS: tl.constexpr, DEPTH: tl.constexpr, TURN: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """One program computes one head of TOKENS tokens: a query, a key or a value."""
     HALF: tl.constexpr = HEAD_DIM // 2
     dtype = q_ptr.dtype.element_ty

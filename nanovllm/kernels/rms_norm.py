@@ -8,16 +8,17 @@ from nanovllm.kernels.device import has_pdl
 
 
 @triton.jit
-def rms_scale(wide, size, eps):
+def rms_scale(wide: tl.tensor, size: tl.tensor, eps: tl.tensor) -> tl.tensor:
     """1 / rms of float32 numbers along their last axis; whatever pads them must be 0."""
     return tl.rsqrt(tl.sum(wide * wide, -1) / size + eps)
 
 
 @triton.jit
 def _norm_kernel(
-    out_ptr, total_ptr, x_ptr, residual_ptr, weight_ptr, size, eps,
+    out_ptr: tl.tensor, total_ptr: tl.tensor, x_ptr: tl.tensor, residual_ptr: tl.tensor, weight_ptr: tl.tensor,
+    size: tl.tensor, eps: tl.tensor,
     ADD: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """One program normalises one row, which it holds in registers."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)

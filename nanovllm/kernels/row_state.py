@@ -11,10 +11,12 @@ BLOCK = 128
 
 @triton.jit(do_not_specialize=["num_records", "num_entries"])
 def _write_rows_kernel(
-    cached_ptr, stored_from_ptr, num_prompt_ptr, seeds_ptr, temperatures_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
-    drawn_ptr, tables_ptr, records_ptr, entries_ptr, source_ptr, num_records, num_entries,
+    cached_ptr: tl.tensor, stored_from_ptr: tl.tensor, num_prompt_ptr: tl.tensor, seeds_ptr: tl.tensor,
+    temperatures_ptr: tl.tensor, top_k_ptr: tl.tensor, top_p_ptr: tl.tensor, min_p_ptr: tl.tensor,
+    drawn_ptr: tl.tensor, tables_ptr: tl.tensor, records_ptr: tl.tensor, entries_ptr: tl.tensor, source_ptr: tl.tensor,
+    num_records: tl.tensor, num_entries: tl.tensor,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """One program takes BLOCK records and BLOCK entries."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside, record_ptr = i < num_records, records_ptr + i * WIDTH
@@ -43,10 +45,12 @@ def _write_rows_kernel(
 
 @triton.jit(do_not_specialize=["num_rows", "table_stride"])
 def _advance_kernel(
-    input_ids_ptr, positions_ptr, slots_ptr, offsets_ptr, context_lens_ptr,
-    cached_ptr, stored_from_ptr, num_prompt_ptr, drawn_ptr, tables_ptr, table_stride, num_rows,
+    input_ids_ptr: tl.tensor, positions_ptr: tl.tensor, slots_ptr: tl.tensor, offsets_ptr: tl.tensor,
+    context_lens_ptr: tl.tensor,
+    cached_ptr: tl.tensor, stored_from_ptr: tl.tensor, num_prompt_ptr: tl.tensor, drawn_ptr: tl.tensor, tables_ptr: tl.tensor,
+    table_stride: tl.tensor, num_rows: tl.tensor,
     BLOCK_SIZE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """One program takes BLOCK rows."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < num_rows

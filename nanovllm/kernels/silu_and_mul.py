@@ -9,7 +9,7 @@ from nanovllm.kernels.rms_norm import rms_scale
 
 
 @triton.jit
-def silu(x):
+def silu(x: tl.tensor) -> tl.tensor:
     """x * sigmoid(x), in float32, rounded to x's dtype."""
     wide = x.to(tl.float32)
     return (wide / (1.0 + tl.exp(-wide))).to(x.dtype)
@@ -17,9 +17,9 @@ def silu(x):
 
 @triton.jit
 def _silu_and_mul_kernel(
-    out_ptr, x_ptr, size, stream_ptr, stream_size, stream_eps,
+    out_ptr: tl.tensor, x_ptr: tl.tensor, size: tl.tensor, stream_ptr: tl.tensor, stream_size: tl.tensor, stream_eps: tl.tensor,
     BLOCK: tl.constexpr, STREAM_BLOCK: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Program (token, piece of the row)."""
     token = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

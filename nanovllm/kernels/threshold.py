@@ -18,21 +18,21 @@ SHARE_BITS, SHARES = tl.constexpr(filters.SHARE_BITS), tl.constexpr(2**filters.S
 
 
 @triton.jit
-def sort_key(x):
+def sort_key(x: tl.tensor) -> tl.tensor:
     """uint32 in the order of the float32 x; both zeros are one."""
     bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.uint32, bitcast=True) ^ 0x80000000
 
 
 @triton.jit
-def key_value(key):
+def key_value(key: tl.tensor) -> tl.tensor:
     """The float32 whose `sort_key` it is."""
     bits = (key ^ 0x80000000).to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def softmax_weight(scores, highest):
+def softmax_weight(scores: tl.tensor, highest: tl.tensor) -> tl.tensor:
     """As `layers.filters.softmax_weights`, to the bit, if the kernel is compiled without fused multiply-adds."""
     power = tl.maximum((scores - highest) * LOG2_E, -64.0)
     whole = tl.floor(power)
@@ -44,7 +44,7 @@ def softmax_weight(scores, highest):
 
 
 @triton.jit
-def top_p_target(top_p, total):
+def top_p_target(top_p: tl.tensor, total: tl.tensor) -> tl.tensor:
     """As `layers.filters.top_p_target`."""
     share = (top_p * SHARES).to(tl.int64)
     low = total % SHARES
@@ -52,7 +52,7 @@ def top_p_target(top_p, total):
 
 
 @triton.jit
-def threshold(keys, weights, target, LOW: tl.constexpr):
+def threshold(keys: tl.tensor, weights: tl.tensor, target: tl.tensor, LOW: tl.constexpr) -> tl.tensor:
     """The largest key that has weights of `target` in all at or above it; 0 when all together have less.
 
     keys: uint32, weights: int64 or int32, one shape. LOW: low bits that are alike in all keys of one sign.
@@ -67,7 +67,7 @@ def threshold(keys, weights, target, LOW: tl.constexpr):
 
 
 @triton.jit
-def full_key(found, LOW: tl.constexpr):
+def full_key(found: tl.tensor, LOW: tl.constexpr) -> tl.tensor:
     """The key with its low bits: numbers that had fewer bits than float32 end in zeros, in ones where they are negative."""
     ones = tl.full([], (1 << LOW) - 1, tl.uint32)
     return tl.where(found < 0x80000000, found | ones, found)

@@ -9,8 +9,9 @@ TILE = 4096  # tokens of a program
 
 @triton.jit
 def _apply_bitmask_kernel(
-    scores_ptr, rows_ptr, bits_ptr, stride_score, stride_bits, vocab_size, TILE: tl.constexpr,
-):  # fmt: skip
+    scores_ptr: tl.tensor, rows_ptr: tl.tensor, bits_ptr: tl.tensor, stride_score: tl.tensor, stride_bits: tl.tensor,
+    vocab_size: tl.tensor, TILE: tl.constexpr,
+) -> None:  # fmt: skip
     """Program (part, i): TILE tokens of the i-th masked row. What is allowed is neither read nor written."""
     part, i = tl.program_id(0), tl.program_id(1).to(tl.int64)
     token = part * TILE + tl.arange(0, TILE)

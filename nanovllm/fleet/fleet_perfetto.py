@@ -1,41 +1,15 @@
 """A fleet's first steps and requests in the JSON that Perfetto reads ("Trace Event Format", Google). Imports no torch."""
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
+
+from nanovllm.fleet.fleet_log import LoggedStep, Routed
 
 ROUTER, FIRST_REPLICA = 1, 10  # process ids, which Perfetto shows as groups of tracks
 STEPS = 1                      # the thread of a replica's steps
 
 
-class Step(Protocol):
-    """What is read of a step; see `LoggedStep`."""
-
-    replica: int
-    time: float
-    duration: float
-    prompt_tokens: int
-    decode_tokens: int
-    running: int
-    waiting: int
-
-
-class Request(Protocol):
-    """What is read of a request; see `Routed`."""
-
-    seq_id: int
-    arrival: float
-    replica: int
-    decode_replica: int | None
-    matched_blocks: int
-    hit_tokens: int
-    num_prompt_tokens: int
-    output_tokens: int
-    reason: str
-    first_token: float | None
-    end: float | None
-
-
-def fleet_events(num_replicas: int, prefill_replicas: int, steps: Iterable[Step], requests: Iterable[Request]
+def fleet_events(num_replicas: int, prefill_replicas: int, steps: Iterable[LoggedStep], requests: Iterable[Routed]
                  ) -> list[dict[str, Any]]:
     """Events in order of time, metadata first, times in microseconds.
 
@@ -72,7 +46,7 @@ def fleet_events(num_replicas: int, prefill_replicas: int, steps: Iterable[Step]
     return events
 
 
-def _name(step: Step) -> str:
+def _name(step: LoggedStep) -> str:
     return "decode" if not step.prompt_tokens else "prefill" if not step.decode_tokens else "prefill and decode"
 
 

@@ -4,7 +4,6 @@ import json
 import math
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from nanovllm.engine.sequence import Sequence
 from nanovllm.fleet.arrivals import Arrival
 from nanovllm.fleet.cost_model import CostModel
 from nanovllm.fleet.fleet_config import FleetConfig
+from nanovllm.fleet.fleet_log import LoggedStep, Routed
 from nanovllm.fleet.fleet_perfetto import fleet_events
 from nanovllm.fleet.router import Choice
 from nanovllm.fleet.simulated_replica import SimulatedReplica
@@ -23,37 +23,6 @@ from nanovllm.fleet.timeline import Timeline
 
 SHORTEST_GAP, GAPS_PER_DECADE, NUM_GAPS = 1e-5, 60, 480  # of the histogram: 10 us to 1000 s, bins 3.9 % wide
 COLUMNS = ("arrival", "ttft", "itl", "latency", "prompt_tokens", "hit_tokens", "output_tokens", "replica", "preemptions")
-
-
-@dataclass(slots=True)
-class Routed:
-    """One request's way: what the router saw and chose, and what came of it. Times in seconds since the run began."""
-
-    seq_id: int
-    conversation: int
-    turn: int
-    arrival: float
-    num_prompt_tokens: int
-    replica: int
-    matched_blocks: int
-    reason: str
-    loads: list[int] | None = None  # unfinished requests of each replica when it was chosen; only of requests that are logged
-    decode_replica: int | None = None
-    hit_tokens: int = 0
-    first_token: float | None = None
-    end: float | None = None
-    output_tokens: int = 0
-
-
-@dataclass(slots=True)
-class LoggedStep:
-    replica: int
-    time: float
-    duration: float
-    prompt_tokens: int
-    decode_tokens: int
-    running: int
-    waiting: int
 
 
 class FleetReport:

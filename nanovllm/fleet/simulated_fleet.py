@@ -12,7 +12,8 @@ from nanovllm.errors import InvalidArgument
 from nanovllm.fleet.arrivals import Arrival
 from nanovllm.fleet.cost_model import H200, CostModel
 from nanovllm.fleet.fleet_config import FleetConfig
-from nanovllm.fleet.fleet_report import FleetReport, Routed
+from nanovllm.fleet.fleet_log import Routed
+from nanovllm.fleet.fleet_report import FleetReport
 from nanovllm.fleet.router import Router
 from nanovllm.fleet.simulated_replica import ReceivingBlockManager, SimulatedReplica
 from nanovllm.sampling_params import SamplingParams

@@ -41,33 +41,23 @@ class StreamOptions(Body):
     include_obfuscation: Annotated[bool | None, Only(False)] = None
 
 
-class GenerationRequest(Body):
-    """What completions and chat completions have in common. None is the default everywhere.
+class TextRequest(Body):
+    """What every request for text may say, on whichever endpoint. None is the default everywhere.
 
     From `top_k` on, fields go beyond the OpenAI API and mean what they mean in vLLM.
     """
 
-    SAMPLING: ClassVar[tuple[str, ...]] = (
-        "temperature", "top_p", "n", "seed", "presence_penalty", "frequency_penalty", "top_k", "min_p", "repetition_penalty",
-        "min_tokens", "ignore_eos", "skip_special_tokens", "include_stop_str_in_output")
-    default_max_tokens: ClassVar[int] = NO_LIMIT
-
     model: str | None = None
-    max_tokens: Annotated[int | None, limits(minimum=0)] = None
     temperature: Annotated[float | None, limits(minimum=0, maximum=1e6)] = None
     top_p: Annotated[float | None, limits(exclusiveMinimum=0, maximum=1)] = None
-    n: Annotated[int | None, limits(minimum=1)] = None
     stop: StopStrings = None
     seed: Seed = None
     presence_penalty: Annotated[float | None, limits(minimum=-2, maximum=2)] = None
     frequency_penalty: Annotated[float | None, limits(minimum=-2, maximum=2)] = None
-    logit_bias: LogitBias | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
 
     user: str | None = None  # these say something about the request, and nothing about the answer
     metadata: Metadata | None = None
-    store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -76,15 +66,31 @@ class GenerationRequest(Body):
     top_k: Annotated[int | None, limits(minimum=-1, maximum=2**31 - 1)] = None
     min_p: Annotated[float | None, limits(minimum=0, maximum=1)] = None
     repetition_penalty: Annotated[float | None, limits(minimum=1e-6, maximum=1e6)] = None
-    min_tokens: Annotated[int | None, limits(minimum=0)] = None
     ignore_eos: bool | None = None
+    priority: Annotated[int | None, limits(minimum=-100, maximum=100)] = None
+
+
+class GenerationRequest(TextRequest):
+    """What completions and chat completions have in common. From `min_tokens` on, fields go beyond the OpenAI API."""
+
+    SAMPLING: ClassVar[tuple[str, ...]] = (
+        "temperature", "top_p", "n", "seed", "presence_penalty", "frequency_penalty", "top_k", "min_p", "repetition_penalty",
+        "min_tokens", "ignore_eos", "skip_special_tokens", "include_stop_str_in_output")
+    default_max_tokens: ClassVar[int] = NO_LIMIT
+
+    max_tokens: Annotated[int | None, limits(minimum=0)] = None
+    n: Annotated[int | None, limits(minimum=1)] = None
+    logit_bias: LogitBias | None = None
+    stream_options: StreamOptions | None = None
+    store: bool | None = None  # nothing is kept, whatever it says
+
+    min_tokens: Annotated[int | None, limits(minimum=0)] = None
     stop_token_ids: TokenIds | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     prompt_logprobs: Annotated[int | None, limits(minimum=0, maximum=MAX_LOGPROBS)] = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     add_special_tokens: bool | None = None
-    priority: Annotated[int | None, limits(minimum=-100, maximum=100)] = None
     request_id: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None

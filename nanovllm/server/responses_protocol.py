@@ -7,9 +7,9 @@ from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema
 
 from nanovllm.errors import InvalidRequest
 from nanovllm.server.chat_protocol import ChatCompletionRequest, ReasoningEffort
-from nanovllm.server.fields import Metadata, Only, Seed, StopStrings, limits
+from nanovllm.server.fields import Only, limits
 from nanovllm.server.messages import Message
-from nanovllm.server.protocol import Body
+from nanovllm.server.protocol import Body, TextRequest
 from nanovllm.server.response_items import Input
 from nanovllm.server.tool_protocol import TOOL_NAME, FunctionDefinition, Tool
 from nanovllm.utils.checks import check
@@ -76,16 +76,12 @@ def _include(value: list[str]) -> list[str]:
     return value
 
 
-class ResponsesRequest(Body):
-    """The body of POST /v1/responses. From `seed` on, fields go beyond the OpenAI API and mean what they mean in vLLM."""
+class ResponsesRequest(TextRequest):
+    """The body of POST /v1/responses. Here `stop`, `seed` and the penalties go beyond the OpenAI API, too."""
 
     input: Input
-    model: str | None = None
     instructions: str | None = None
     max_output_tokens: Annotated[int | None, limits(minimum=1)] = None
-    temperature: Annotated[float | None, limits(minimum=0, maximum=1e6)] = None
-    top_p: Annotated[float | None, limits(exclusiveMinimum=0, maximum=1)] = None
-    stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     text: Text | None = None
     reasoning: Reasoning | None = None
@@ -98,23 +94,8 @@ class ResponsesRequest(Body):
     store: bool | None = None
     previous_response_id: str | None = None
 
-    metadata: Metadata | None = None  # these say something about the request, and nothing about the answer
-    user: str | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
     include: Annotated[list[str], AfterValidator(_include)] | None = None
 
-    seed: Seed = None
-    stop: StopStrings = None
-    top_k: Annotated[int | None, limits(minimum=-1, maximum=2**31 - 1)] = None
-    min_p: Annotated[float | None, limits(minimum=0, maximum=1)] = None
-    repetition_penalty: Annotated[float | None, limits(minimum=1e-6, maximum=1e6)] = None
-    presence_penalty: Annotated[float | None, limits(minimum=-2, maximum=2)] = None
-    frequency_penalty: Annotated[float | None, limits(minimum=-2, maximum=2)] = None
-    ignore_eos: bool | None = None
-    priority: Annotated[int | None, limits(minimum=-100, maximum=100)] = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     background: Annotated[bool | None, Only(False)] = None

@@ -1,6 +1,6 @@
 """Plausible wrong answers to chapter 04: name of the check -> answers that must fail it, each with a hint of its own."""
 
-from chapters.exercises.ch04 import Workbench
+from chapters.exercises.ch04 import Workbench, _FirstComeFirstServed
 from chapters.exercises.solutions.ch04 import MyScheduler
 
 
@@ -54,15 +54,8 @@ class IgnoresThePlaces(MyScheduler):
             budget -= self.give(batch, seq, min(seq.num_uncomputed_tokens, budget))
 
 
-class OneBudgetOfTheChapter(MyScheduler):
-    def plan(self, batch):
-        budget = self.max_num_batched_tokens
-        for seq in sorted(self.running, key=lambda seq: seq.num_uncomputed_tokens > 1):
-            budget -= self.give(batch, seq, min(seq.num_uncomputed_tokens, budget))
-        while self.waiting and budget and len(self.running) < self.max_num_seqs:
-            seq = self.waiting[0]
-            self.admit(batch, seq)
-            budget -= self.give(batch, seq, min(seq.num_uncomputed_tokens, budget))
+class OneBudgetOfTheChapter(_FirstComeFirstServed):
+    """What stands in the text."""
 
 
 class Starves(MyScheduler):

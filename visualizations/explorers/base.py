@@ -98,6 +98,7 @@ class Explorer(anywidget.AnyWidget):
     """
 
     module: str
+    stylesheet: str | None = None  # beside shared.css; None: the module's own, if it has one
     payload = traitlets.Bytes(b"").tag(sync=True)
     label = traitlets.Unicode("").tag(sync=True)
     step = traitlets.Int(0).tag(sync=True)
@@ -106,7 +107,7 @@ class Explorer(anywidget.AnyWidget):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if "module" in cls.__dict__:
             cls._esm = bundle(cls.module)
-            own = (HERE / cls.module).with_suffix(".css")
+            own = HERE / (cls.stylesheet or f"{Path(cls.module).stem}.css")
             shared = (HERE / "shared.css").read_text(encoding="utf-8")
             cls._css = shared + (own.read_text(encoding="utf-8") if own.exists() else "")
         super().__init_subclass__(**kwargs)

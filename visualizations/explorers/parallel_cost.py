@@ -32,6 +32,7 @@ class ParallelCostExplorer(Explorer):
     """
 
     module = "parallel_cost.js"
+    stylesheet = "what_if.css"
 
     def __init__(self, *, model: str = "Qwen3-8B", device: str = "H200", sequences: int = 1, context: int = 512,
                  latency: float = 10, weight_bytes: float = 2, shapes: Sequence[ModelShape] = SHAPES,

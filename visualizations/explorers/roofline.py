@@ -25,6 +25,7 @@ class RooflineExplorer(Explorer):
     """
 
     module = "roofline.js"
+    stylesheet = "what_if.css"
 
     def __init__(self, *, model: str = "Qwen3-0.6B", device: str = "H200", sequences: int = 1, tokens: int = 1,
                  context: int = 512, weight_bytes: float = 2, cache_bytes: float = 2, shapes: Sequence[ModelShape] = SHAPES,

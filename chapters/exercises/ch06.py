@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,8 @@ from nanovllm.layers.layernorm import RMSNorm
 from nanovllm.layers.rotary_embedding import RotaryEmbedding
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
 
-from .verdict import Wrong, check, require
+from .from_config import from_config_alone
+from .verdict import check, require
 
 _SHAPE = dict(vocab_size=151936, num_key_value_heads=8, head_dim=128, attention_bias=False)
 # As the checkpoints' own config.json say; no weights are needed to count them.
@@ -121,7 +121,7 @@ def speak_with(norm_cls: Callable, prompt: list[int], dtype: str, max_tokens: in
 def check_num_parameters(num_parameters):
     """num_parameters(config) -> how many numbers a Qwen3 of this config holds."""
     for name, config in QWEN3.items():
-        right, got = sum(parameters_by_kind(config).values()), _from_config_alone(num_parameters, config)
+        right, got = sum(parameters_by_kind(config).values()), from_config_alone(num_parameters, config)
         hint = f"{name} has {right:,} parameters, not {got:,}."
         table, gap = config.vocab_size * config.hidden_size, got - right
         norms = config.num_hidden_layers * 2 * (config.hidden_size + config.head_dim) + config.hidden_size
@@ -134,16 +134,6 @@ def check_num_parameters(num_parameters):
             hint += f" Is a head as wide as config.head_dim, {config.head_dim}? It is not hidden_size / num_attention_heads."
         require(got == right, hint)
     return ", ".join(f"{name}: {num_parameters(config):,}" for name, config in QWEN3.items())
-
-
-def _from_config_alone(num_parameters: Callable, config: Qwen3Config) -> int:
-    """What the reader's function returns where no module can be built, not even on the meta device."""
-
-    def refuse(module, *args, **kwargs):
-        raise Wrong(f"a {type(module).__name__} was built to be counted; the sizes in the config are enough: write the sum.")
-
-    with mock.patch.object(nn.Module, "__init__", refuse):
-        return num_parameters(config)
 
 
 def _show(row: Tensor) -> str:

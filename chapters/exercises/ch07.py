@@ -20,6 +20,7 @@ from nanovllm.utils.context import Context
 from nanovllm.utils.loader import load_weights
 from visualizations.figures.name_map import name_map
 
+from .from_config import from_config_alone
 from .verdict import check, require
 
 BLOCK_SIZE = 16
@@ -143,7 +144,7 @@ def check_place_of(place_of):
         model = Qwen3ForCausalLM(config, None, device="meta")
         shapes = [(name, tuple(t.shape)) for name, t in checkpoint(config).items()]
         for place in name_map(model, shapes):
-            right, got = (place.parameter, place.start, place.stop), tuple(place_of(place.name, config))
+            right, got = (place.parameter, place.start, place.stop), tuple(from_config_alone(place_of, place.name, config))
             tried += 1
             hint = (f"{label} of {config.head_dim}, hidden_size {config.hidden_size}, intermediate_size "
                     f"{config.intermediate_size}: {place.name} {list(place.shape)} goes to {right}, not {got}.")

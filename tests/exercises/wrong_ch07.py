@@ -1,6 +1,13 @@
 """Plausible wrong answers to chapter 07: name of the check -> answers that must fail it, each with a hint of its own."""
 
 from chapters.exercises.solutions.ch07 import _slots, load_strictly, place_of, unpack
+from nanovllm.models.qwen3 import Qwen3ForCausalLM
+from visualizations.figures.name_map import name_map
+
+
+def looks_it_up_in_a_model(name, config):
+    [place] = name_map(Qwen3ForCausalLM(config, None, device="meta"), [(name, ())])
+    return place.parameter, place.start, place.stop
 
 
 def heads_share_the_hidden_size(name, config):
@@ -97,7 +104,7 @@ def equal_thirds(model):
 
 
 WRONG = {
-    "check_place_of": (heads_share_the_hidden_size, three_equal_parts, names_as_they_are),
+    "check_place_of": (looks_it_up_in_a_model, heads_share_the_hidden_size, three_equal_parts, names_as_they_are),
     "check_load": (not_strict, counts_parameters, trusts_copy, strict_about_the_tied_head, last_one_wins, says_only_that),
     "check_unpack": (packed_names, both_names_of_the_table, equal_thirds),
 }

@@ -2,12 +2,21 @@
 
 Few tokens of a hundred thousand have a chance. The first kernel reads the logits, keeps the best of every few dozen, and
 takes as a bound the k-th best of those: as many tokens stand at or above it, and seldom many more. The second reads the
-logits again, gathers what reaches the bound, and sums up the softmax where top-p stands alone. The third has a row's few
-candidates in registers, finds both thresholds there (`kernels/threshold.py`) and draws. Where they do not suffice (a large
-k, a flat distribution, thousands of equal scores), it goes through the whole row instead: slower, and with the same result.
+logits again and gathers what reaches the bound; where top-p stands alone it sums up the softmax, too, and what stands above
+the token that was drawn without filters. The third has a row's few candidates in registers, finds both thresholds there
+(`kernels/threshold.py`) and draws.
 
-The tokens are those of `layers.sampler.filtered_draw`: no probability is summed as a float.
+Where the candidates do not suffice (a flat distribution, a large k, thousands of equal scores), no threshold is searched
+for. A draw is the best of scores with noise, so if top-p leaves the winner of all tokens, that is the draw; and if not, it
+leaves only tokens with higher scores, and their winner is looked at next (rejection as in FlashInfer, Ye et al. 2025,
+https://flashinfer.ai/2025/03/10/sampling.html). Top-p leaves a token if what stands above it weighs less than top-p asks
+for: one pass over the row. With top_p 0.95, nineteen rows of twenty need none but the second kernel's.
+
+The tokens are those of `layers.sampler.filtered_draw`: no probability is summed as a float, and the order in which
+candidates are found does not matter.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -20,11 +29,27 @@ from nanovllm.kernels.threshold import full_key, key_value, softmax_weight, sort
 from nanovllm.utils.filters import NO_TOP_K as OFF
 from nanovllm.utils.filters import WEIGHT_BITS, Filters
 
-TILE, WIDTH = 4096, 64  # tokens of a program, and the groups that it makes of them
-FEW, CAPACITY = 256, 2048  # candidates that are looked at in a small tile; most for which there is room
+
+class Cut(NamedTuple):
+    """How the work is cut: powers of two that change the speed, never the result."""
+
+    tile: int = 4096  # tokens of a program
+    group: int = 64  # tokens of which the best is kept
+    few: int = 256  # candidates that are looked at in a small tile
+    capacity: int = 2048  # candidates for which there is room
+
+    @classmethod
+    def for_rows(cls, num_rows: int) -> "Cut":
+        """Few rows need many programs each; many rows are read faster by programs that each read more."""
+        return cls() if num_rows < MANY_ROWS else cls(tile=16384, group=128)
+
+
+MANY_ROWS = 32
+CHUNK = 2048  # tokens that a program gathers from at once
 GUESS = tl.constexpr(512)  # how many top-p keeps at most, it is hoped, where no top-k says so
 NO_TOP_K, WEIGHTS = tl.constexpr(OFF), tl.constexpr(2.0**WEIGHT_BITS)
 NOT_ENOUGH = tl.constexpr(-2)
+LOWEST = tl.constexpr(0x007FFFFF)  # `sort_key` of -inf
 
 
 @triton.jit
@@ -36,11 +61,12 @@ def _row_filters(top_k_ptr, top_p_ptr, min_p_ptr, row):
 
 @triton.jit
 def _survey_kernel(
-    groups_ptr, arrived_ptr, highest_ptr, bound_ptr, count_ptr, total_ptr,
+    groups_ptr, arrived_ptr, highest_ptr, bound_ptr, count_ptr, total_ptr, above_ptr,
     logits_ptr, temperatures_ptr, top_k_ptr, top_p_ptr, min_p_ptr, stride_row, vocab_size,
-    TILE: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr, LOW: tl.constexpr,
+    TILE: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr, CAPACITY: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """Program (part, row): the best of each of WIDTH groups. Who is the last of a row finds its highest logit and the bound.
+    """Program (part, row): the best of each of WIDTH groups of its tokens. Who is the last of a row finds its highest logit
+    and the bound.
 
     The parts of a row, and the groups of a part, take turns: tokens that are likely together lie together.
     """
@@ -69,44 +95,71 @@ def _survey_kernel(
                 bound = tl.maximum(bound, sort_key(highest + temperature * tl.log(min_p) - slack))
             tl.store(highest_ptr + row, highest)
             tl.store(bound_ptr + row, bound.to(tl.int32, bitcast=True))
-            tl.store(count_ptr + row, 0)
+            # More groups with a candidate than there is room for candidates: none needs to be gathered.
+            crowded = tl.sum((inside & (sort_key(best) >= bound) & (best > float("-inf"))).to(tl.int32), 0) > CAPACITY
+            tl.store(count_ptr + row, tl.where(crowded, CAPACITY + 1, 0))
             tl.store(total_ptr + row, 0)
+            tl.store(above_ptr + row, 0)
             tl.store(arrived_ptr + row, 0)  # for the next launch
 
 
 @triton.jit
 def _gather_kernel(
-    values_ptr, tokens_ptr, count_ptr, total_ptr, highest_ptr, bound_ptr,
+    values_ptr, tokens_ptr, count_ptr, total_ptr, above_ptr, drawn_ptr, highest_ptr, bound_ptr,
     logits_ptr, temperatures_ptr, top_k_ptr, top_p_ptr, min_p_ptr, stride_row, vocab_size,
-    TILE: tl.constexpr, CAPACITY: tl.constexpr,
+    TILE: tl.constexpr, CHUNK: tl.constexpr, CAPACITY: tl.constexpr,
 ):  # fmt: skip
-    """Program (part, row): the part's candidates go to the row's list, its weights to the row's total."""
+    """Program (part, row): the part's candidates go to the row's list, its weights to the row's sums.
+
+    Each candidate asks for its index itself: of thousands of tokens one or two do, and none once the list is full.
+    """
     part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     top_k, top_p, _, active = _row_filters(top_k_ptr, top_p_ptr, min_p_ptr, row)
     if active:
-        token = part * TILE + tl.arange(0, TILE)
-        inside = token < vocab_size
-        logits = tl.load(logits_ptr + row * stride_row + token, mask=inside, other=float("-inf")).to(tl.float32)
-        chosen = inside & (sort_key(logits) >= tl.load(bound_ptr + row).to(tl.uint32, bitcast=True))
-        count = tl.sum(chosen.to(tl.int32), 0)
-        if count > 0:
-            index = tl.atomic_add(count_ptr + row, count) + tl.cumsum(chosen.to(tl.int32), 0) - 1
+        bound = tl.load(bound_ptr + row).to(tl.uint32, bitcast=True)
+        weighed = (top_k == NO_TOP_K) & (top_p < 1)
+        temperature = tl.load(temperatures_ptr + row)
+        highest = tl.math.div_rn(tl.load(highest_ptr + row), temperature)
+        drawn = tl.maximum(tl.load(drawn_ptr + row), 0)  # below 0: the row is not looked at again
+        score = tl.math.div_rn(tl.load(logits_ptr + row * stride_row + drawn).to(tl.float32), temperature)
+        total, above = tl.zeros([CHUNK], tl.int64), tl.zeros([CHUNK], tl.int64)
+        start, end = part * TILE, tl.minimum((part + 1) * TILE, vocab_size)
+        if (weighed == 0) & (tl.load(count_ptr + row, cache_modifier=".cg") > CAPACITY):
+            end = start
+        i = tl.arange(0, CHUNK)
+        row_ptr = logits_ptr + row * stride_row + i
+        following = tl.load(row_ptr + start, mask=start + i < end, other=float("-inf"))
+        for first in range(start, end, CHUNK):
+            logits, token, inside = following.to(tl.float32), first + i, first + i < end
+            following = tl.load(row_ptr + first + CHUNK, mask=token + CHUNK < end, other=float("-inf"))
+            # What is forbidden, -inf, is no candidate, even if fewer are allowed than the row asks for.
+            chosen = (sort_key(logits) >= bound) & (logits > float("-inf"))
+            full = tl.load(count_ptr + row, cache_modifier=".cg") > CAPACITY
+            chosen = tl.where(full, False, chosen)
+            counts = count_ptr + row + tl.zeros([CHUNK], tl.int32)
+            index = tl.atomic_add(counts, tl.full([CHUNK], 1, tl.int32), mask=chosen, sem="relaxed")
             chosen = chosen & (index < CAPACITY)
             tl.store(values_ptr + row * CAPACITY + index, logits, mask=chosen)
             tl.store(tokens_ptr + row * CAPACITY + index, token, mask=chosen)
-        if (top_k == NO_TOP_K) & (top_p < 1):
-            temperature = tl.load(temperatures_ptr + row)
-            highest = tl.math.div_rn(tl.load(highest_ptr + row), temperature)
-            weights = softmax_weight(tl.math.div_rn(logits, temperature), highest)
-            tl.atomic_add(total_ptr + row, tl.sum(tl.where(inside, weights, 0), 0))
+            if weighed:
+                scores = tl.math.div_rn(logits, temperature)
+                weights = tl.where(inside, softmax_weight(scores, highest), 0)
+                total += weights
+                above += tl.where(scores > score, weights, 0)
+        if weighed:
+            tl.atomic_add(total_ptr + row, tl.sum(total, 0))
+            tl.atomic_add(above_ptr + row, tl.sum(above, 0))
 
 
 @triton.jit
 def _draw_among(
-    values_ptr, tokens_ptr, count, total, highest, temperature, top_k, top_p, min_p, low, high,
+    values_ptr, tokens_ptr, count, all_there, total, highest, temperature, top_k, top_p, min_p, low, high,
     SIZE: tl.constexpr, LOW: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """The token drawn of `count` candidates; NOT_ENOUGH if there must be others that belong to them."""
+    """The token drawn of `count` candidates; NOT_ENOUGH if there may be others that belong to them.
+
+    all_there: there are no others above -inf.
+    """
     i = tl.arange(0, SIZE)
     inside = i < count
     logits = tl.load(values_ptr + i, mask=inside, other=float("-inf"))
@@ -116,10 +169,11 @@ def _draw_among(
     weights = tl.where(inside, softmax_weight(scores, highest), 0)
     enough = count > 0
     floor = tl.full([], float("-inf"), tl.float32)
-    if top_k != NO_TOP_K:
+    if (top_k != NO_TOP_K) & (count >= top_k):
         floor = tl.math.div_rn(key_value(threshold(keys, inside.to(tl.int32), top_k, LOW)), temperature)
         weights = tl.where(scores >= floor, weights, 0)
-        enough = count >= top_k
+    elif top_k != NO_TOP_K:
+        enough = enough & all_there
     if top_p < 1:
         kept = tl.sum(weights, 0)
         target = top_p_target(top_p, tl.where(top_k != NO_TOP_K, kept, total))
@@ -131,108 +185,124 @@ def _draw_among(
 
 
 @triton.jit
-def _row_threshold(
-    row_ptr, vocab_size, temperature, highest, floor, target, WEIGHED: tl.constexpr, LOW: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """As `threshold`, over a whole row in memory, two bits a pass. WEIGHED: by weight, of scores from `floor` on."""
+def _kth_score(row_ptr, vocab_size, top_k, temperature, LOW: tl.constexpr, TILE: tl.constexpr):
+    """The top_k-th highest score of a whole row: as `threshold`, over memory, two bits a pass."""
     found = tl.full([], 0, tl.uint32)
     one = tl.full([], 1, tl.uint32)
     for i in range((32 - LOW) // 2):
         step = one << (30 - 2 * i)
-        dtype = tl.int64 if WEIGHED else tl.int32
-        first, second, third = tl.zeros([TILE], dtype), tl.zeros([TILE], dtype), tl.zeros([TILE], dtype)
+        first, second, third = tl.zeros([TILE], tl.int32), tl.zeros([TILE], tl.int32), tl.zeros([TILE], tl.int32)
         for start in range(0, vocab_size, TILE):
             token = start + tl.arange(0, TILE)
             inside = token < vocab_size
-            logits = tl.load(row_ptr + token, mask=inside, other=float("-inf")).to(tl.float32)
-            keys = sort_key(logits)
-            if WEIGHED:
-                scores = tl.math.div_rn(logits, temperature)
-                weights = tl.where(inside & (scores >= floor), softmax_weight(scores, highest), 0)
-            else:
-                weights = inside.to(tl.int32)
-            first += tl.where(keys >= found + step, weights, 0)
-            second += tl.where(keys >= found + 2 * step, weights, 0)
-            third += tl.where(keys >= found + 3 * step, weights, 0)
-        steps = ((tl.sum(first, 0) >= target).to(tl.uint32) + (tl.sum(second, 0) >= target).to(tl.uint32)
-                 + (tl.sum(third, 0) >= target).to(tl.uint32))
+            keys = sort_key(tl.load(row_ptr + token, mask=inside, other=float("-inf")).to(tl.float32))
+            first += (inside & (keys >= found + step)).to(tl.int32)
+            second += (inside & (keys >= found + 2 * step)).to(tl.int32)
+            third += (inside & (keys >= found + 3 * step)).to(tl.int32)
+        steps = ((tl.sum(first, 0) >= top_k).to(tl.uint32) + (tl.sum(second, 0) >= top_k).to(tl.uint32)
+                 + (tl.sum(third, 0) >= top_k).to(tl.uint32))
         found += steps * step
-    return full_key(found, LOW)
+    return tl.math.div_rn(key_value(full_key(found, LOW)), temperature)
 
 
 @triton.jit
-def _draw_from_row(
-    row_ptr, vocab_size, highest, temperature, top_k, top_p, min_p, low, high,
-    LOW: tl.constexpr, FAST: tl.constexpr, TILE: tl.constexpr,
+def _best_above(
+    row_ptr, vocab_size, highest, temperature, floor, score, min_p, low, high, FAST: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """As `_draw_among`, when only the whole row is enough."""
-    floor = tl.full([], float("-inf"), tl.float32)
-    if top_k < vocab_size:
-        key = _row_threshold(row_ptr, vocab_size, temperature, highest, floor, top_k, False, LOW, TILE)
-        floor = tl.math.div_rn(key_value(key), temperature)
-    if top_p < 1:
-        sums = tl.zeros([TILE], tl.int64)
-        for start in range(0, vocab_size, TILE):
-            token = start + tl.arange(0, TILE)
-            logits = tl.load(row_ptr + token, mask=token < vocab_size, other=float("-inf")).to(tl.float32)
-            scores = tl.math.div_rn(logits, temperature)
-            sums += tl.where((token < vocab_size) & (scores >= floor), softmax_weight(scores, highest), 0)
-        target = top_p_target(top_p, tl.sum(sums, 0))
-        key = _row_threshold(row_ptr, vocab_size, temperature, highest, floor, target, True, LOW, TILE)
-        floor = tl.maximum(floor, tl.math.div_rn(key_value(key), temperature))
+    """One pass over the tokens that score `floor` or more, and more than `score`: (the token that is drawn of those which
+    min-p leaves, the weight of all)."""
     least = (min_p * WEIGHTS).to(tl.int64)
     best = tl.full([TILE], float("-inf"), tl.float32)
     winner = tl.full([TILE], 0x7FFFFFFF, tl.int32)
+    sums = tl.zeros([TILE], tl.int64)
     for start in range(0, vocab_size, TILE):
         token = start + tl.arange(0, TILE)
         logits = tl.load(row_ptr + token, mask=token < vocab_size, other=float("-inf")).to(tl.float32)
         scores = tl.math.div_rn(logits, temperature)
-        kept = (token < vocab_size) & (scores >= floor) & (softmax_weight(scores, highest) >= least)
+        kept = (scores >= floor) & (scores > score)  # never -inf, so never beyond the vocabulary
+        weights = softmax_weight(scores, highest)
+        sums += tl.where(kept, weights, 0)
+        kept = kept & (weights >= least)
         scores = tl.where(kept, scores + gumbel(random_bits(low, high, token), FAST), float("-inf"))
         better = scores > best
         best, winner = tl.where(better, scores, best), tl.where(better, token, winner)
-    return best_token(best, winner)[1]
+    return best_token(best, winner)[1], tl.sum(sums, 0)
+
+
+@triton.jit
+def _draw_from_row(
+    row_ptr, vocab_size, drawn, total, highest, temperature, top_k, top_p, min_p, low, high,
+    LOW: tl.constexpr, FAST: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """As `_draw_among`, when only the whole row is enough. drawn: the token that was drawn without filters."""
+    floor = tl.full([], float("-inf"), tl.float32)
+    token = drawn
+    if top_k != NO_TOP_K:
+        if top_k < vocab_size:
+            floor = _kth_score(row_ptr, vocab_size, top_k, temperature, LOW, TILE)
+        token, total = _best_above(row_ptr, vocab_size, highest, temperature, floor, float("-inf"), min_p, low, high,
+                                   FAST, TILE)  # fmt: skip
+    score = tl.math.div_rn(tl.load(row_ptr + token).to(tl.float32), temperature)
+    refused = softmax_weight(score, highest) < (min_p * WEIGHTS).to(tl.int64)
+    target = top_p_target(top_p, total)
+    again = (top_p < 1) | refused
+    while again:
+        following, above = _best_above(row_ptr, vocab_size, highest, temperature, floor, score, min_p, low, high, FAST, TILE)
+        refused = refused | ((top_p < 1) & (above >= target))  # those above suffice without it
+        token = tl.where(refused, following, token)
+        score = tl.math.div_rn(tl.load(row_ptr + token).to(tl.float32), temperature)
+        again = refused & (top_p < 1)
+        refused = above < 0  # it is as likely as min-p asks: never
+    return token
 
 
 @triton.jit
 def _choose_kernel(
-    out_ptr, values_ptr, tokens_ptr, count_ptr, total_ptr, highest_ptr, logits_ptr, temperatures_ptr, seeds_ptr, offsets_ptr,
-    top_k_ptr, top_p_ptr, min_p_ptr, stride_row, vocab_size,
+    out_ptr, values_ptr, tokens_ptr, count_ptr, total_ptr, above_ptr, highest_ptr, bound_ptr, logits_ptr, temperatures_ptr,
+    seeds_ptr, offsets_ptr, top_k_ptr, top_p_ptr, min_p_ptr, stride_row, vocab_size,
     FEW: tl.constexpr, CAPACITY: tl.constexpr, LOW: tl.constexpr, FAST: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Program (row): its token."""
     row = tl.program_id(0).to(tl.int64)
     top_k, top_p, min_p, active = _row_filters(top_k_ptr, top_p_ptr, min_p_ptr, row)
-    if active & (tl.load(out_ptr + row) >= 0):  # below 0: its logits are not all finite
-        top_k = tl.where(top_k == NO_TOP_K, NO_TOP_K, tl.minimum(top_k, vocab_size))
-        temperature, highest = tl.load(temperatures_ptr + row), tl.load(highest_ptr + row)
-        count, total = tl.load(count_ptr + row), tl.load(total_ptr + row)
-        low, high = row_key(tl.load(seeds_ptr + row), tl.load(offsets_ptr + row))
-        highest = tl.math.div_rn(highest, temperature)
-        row_values, row_tokens = values_ptr + row * CAPACITY, tokens_ptr + row * CAPACITY
-        token = tl.full([], NOT_ENOUGH, tl.int32)
-        if count <= FEW:
-            token = _draw_among(row_values, row_tokens, count, total, highest, temperature, top_k, top_p, min_p, low, high,
-                                FEW, LOW, FAST)  # fmt: skip
-        elif count <= CAPACITY:
-            token = _draw_among(row_values, row_tokens, count, total, highest, temperature, top_k, top_p, min_p, low, high,
-                                CAPACITY, LOW, FAST)  # fmt: skip
-        if token == NOT_ENOUGH:
-            token = _draw_from_row(logits_ptr + row * stride_row, vocab_size, highest, temperature, top_k, top_p, min_p,
-                                   low, high, LOW, FAST, TILE)  # fmt: skip
-        tl.store(out_ptr + row, token.to(tl.int64))
+    drawn = tl.load(out_ptr + row).to(tl.int32)
+    if active & (drawn >= 0):  # below 0: its logits are not all finite
+        temperature = tl.load(temperatures_ptr + row)
+        highest = tl.math.div_rn(tl.load(highest_ptr + row), temperature)
+        row_ptr = logits_ptr + row * stride_row
+        total, above = tl.load(total_ptr + row), tl.load(above_ptr + row)
+        weight = softmax_weight(tl.math.div_rn(tl.load(row_ptr + drawn).to(tl.float32), temperature), highest)
+        kept = (top_k == NO_TOP_K) & ((top_p >= 1) | (above < top_p_target(top_p, total)))
+        if (kept & (weight >= (min_p * WEIGHTS).to(tl.int64))) == 0:  # the filters do not leave what was drawn without them
+            top_k = tl.where(top_k == NO_TOP_K, NO_TOP_K, tl.minimum(top_k, vocab_size))
+            count, all_there = tl.load(count_ptr + row), tl.load(bound_ptr + row).to(tl.uint32, bitcast=True) <= LOWEST
+            low, high = row_key(tl.load(seeds_ptr + row), tl.load(offsets_ptr + row))
+            row_values, row_tokens = values_ptr + row * CAPACITY, tokens_ptr + row * CAPACITY
+            token = tl.full([], NOT_ENOUGH, tl.int32)
+            if count <= FEW:
+                token = _draw_among(row_values, row_tokens, count, all_there, total, highest, temperature, top_k, top_p, min_p,
+                                    low, high, FEW, LOW, FAST)  # fmt: skip
+            elif count <= CAPACITY:
+                token = _draw_among(row_values, row_tokens, count, all_there, total, highest, temperature, top_k, top_p, min_p,
+                                    low, high, CAPACITY, LOW, FAST)  # fmt: skip
+            if token == NOT_ENOUGH:
+                token = _draw_from_row(row_ptr, vocab_size, drawn, total, highest, temperature, top_k, top_p, min_p, low, high,
+                                       LOW, FAST, TILE)  # fmt: skip
+            tl.store(out_ptr + row, token.to(tl.int64))
 
 
 def filtered_draw(logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: Tensor, filters: Filters, tokens: Tensor,
-                  tile: int = TILE, few: int = FEW, capacity: int = CAPACITY) -> Tensor:  # fmt: skip
+                  cut: Cut | None = None) -> Tensor:  # fmt: skip
     """As `layers.sampler.filtered_draw`, whose tokens it draws.
 
     logits: `[num_rows, vocab_size]`, any float dtype, last dimension contiguous. temperatures: `[num_rows]` float32, not
-    0 in a row with filters. seeds, offsets, tokens: `[num_rows]` int64, contiguous; tokens is written in place. tile, few,
-    capacity: powers of two; they change the speed, never the result.
+    0 in a row with filters. seeds, offsets, tokens: `[num_rows]` int64, contiguous; tokens, what `kernels.sample.draw` drew
+    of the same rows, is written in place.
     """
     num_rows, vocab_size = logits.shape
-    parts, device = triton.cdiv(vocab_size, tile), logits.device
+    cut = cut or Cut.for_rows(num_rows)
+    tile, capacity = cut.tile, cut.capacity
+    parts, device, width = triton.cdiv(vocab_size, tile), logits.device, tile // cut.group
 
     def given(values: Tensor | None, off: float, dtype: torch.dtype) -> Tensor:
         if values is None:
@@ -241,27 +311,27 @@ def filtered_draw(logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: 
 
     rules = (temperatures, given(filters.top_k, OFF, torch.int32), given(filters.top_p, 1.0, torch.float32),
              given(filters.min_p, 0.0, torch.float32))
-    groups_size = triton.next_power_of_2(parts * WIDTH)
+    groups_size = triton.next_power_of_2(parts * width)
     groups, highest = (torch.empty(num_rows * n, dtype=torch.float32, device=device) for n in (groups_size, 1))
     arrived = torch.zeros(num_rows, dtype=torch.int32, device=device)
     bound, count = torch.empty(2, num_rows, dtype=torch.int32, device=device)
-    total = torch.empty(num_rows, dtype=torch.int64, device=device)
+    total, above = torch.empty(2, num_rows, dtype=torch.int64, device=device)
     values = torch.empty(num_rows, capacity, dtype=torch.float32, device=device)
     candidates = torch.empty(num_rows, capacity, dtype=torch.int32, device=device)
     low = {torch.bfloat16: 16, torch.float16: 12}.get(logits.dtype, 0)  # bits of a float32 that its numbers leave empty
     # Without fused multiply-adds: the same roundings as in PyTorch.
     exact = {"enable_fp_fusion": False}
     _survey_kernel[(parts, num_rows)](
-        groups, arrived, highest, bound, count, total, logits, *rules, logits.stride(0), vocab_size,
-        TILE=tile, WIDTH=WIDTH, GROUPS=groups_size, LOW=low, num_warps=8, **exact,
+        groups, arrived, highest, bound, count, total, above, logits, *rules, logits.stride(0), vocab_size,
+        TILE=tile, WIDTH=width, GROUPS=groups_size, CAPACITY=capacity, LOW=low, num_warps=8, **exact,
     )  # fmt: skip
     _gather_kernel[(parts, num_rows)](
-        values, candidates, count, total, highest, bound, logits, *rules, logits.stride(0), vocab_size,
-        TILE=tile, CAPACITY=capacity, num_warps=8, **exact,
+        values, candidates, count, total, above, tokens, highest, bound, logits, *rules, logits.stride(0), vocab_size,
+        TILE=tile, CHUNK=min(tile, CHUNK), CAPACITY=capacity, num_warps=8, **exact,
     )  # fmt: skip
     _choose_kernel[(num_rows,)](
-        tokens, values, candidates, count, total, highest, logits, temperatures, seeds, offsets, *rules[1:], logits.stride(0),
-        vocab_size, FEW=min(few, capacity), CAPACITY=capacity, LOW=low, FAST=logits.is_cuda,
+        tokens, values, candidates, count, total, above, highest, bound, logits, temperatures, seeds, offsets, *rules[1:],
+        logits.stride(0), vocab_size, FEW=min(cut.few, capacity), CAPACITY=capacity, LOW=low, FAST=logits.is_cuda,
         TILE=min(tile, 4096), num_warps=16, **exact,
     )  # fmt: skip
     return tokens

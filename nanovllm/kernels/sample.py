@@ -28,7 +28,7 @@ def _draw_kernel(
     split, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     temperature = tl.load(temperatures_ptr + row)
     greedy = temperature == 0
-    scale = 1.0 / tl.where(greedy, 1.0, temperature)
+    divisor = tl.where(greedy, 1.0, temperature)
     low, high = row_key(tl.load(seeds_ptr + row), tl.load(offsets_ptr + row))
     best = tl.full([TILE], float("-inf"), tl.float32)
     winner = tl.full([TILE], 0x7FFFFFFF, tl.int32)
@@ -41,7 +41,7 @@ def _draw_kernel(
         if not MASKED:
             sound &= (logits > float("-inf")) | (token >= vocab_size)
         unsound = tl.where(sound, unsound, 1)
-        scores = logits * scale
+        scores = tl.math.div_rn(logits, divisor)
         if not greedy:
             scores += gumbel(random_bits(low, high, token), FAST)
         better = scores > best
@@ -72,7 +72,7 @@ def draw(logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: Tensor, m
 
     logits: `[num_rows, vocab_size]`, any float dtype, last dimension contiguous. temperatures: `[num_rows]` float32, 0
     is greedy. seeds, offsets: `[num_rows]` int64. Returns `[num_rows]` int64: -1 for a row that holds a NaN, +inf, -inf
-    unless it is masked, or no number above -inf.
+    unless it is masked, or no number above -inf. Rounded as `kernels.filtered_draw` rounds, which goes on from these tokens.
     """
     num_rows, vocab_size = logits.shape
     tiles = triton.cdiv(vocab_size, tile)
@@ -85,7 +85,7 @@ def draw(logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: Tensor, m
     out = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     _draw_kernel[(splits, num_rows)](
         tokens, scores, logits, temperatures, seeds, offsets, logits.stride(0), vocab_size, tiles_per_split,
-        TILE=tile, FAST=logits.is_cuda, MASKED=masked, num_warps=4,
+        TILE=tile, FAST=logits.is_cuda, MASKED=masked, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     _final_kernel[(num_rows,)](out, tokens, scores, splits, BLOCK=MAX_SPLITS, num_warps=1)
     return out

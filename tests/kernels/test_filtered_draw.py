@@ -9,7 +9,8 @@ from nanovllm.utils.filters import NO_TOP_K, WEIGHT_BITS, Filters
 
 triton = pytest.importorskip("triton")
 tl = triton.language
-from nanovllm.kernels.filtered_draw import filtered_draw  # noqa: E402
+from nanovllm.kernels import sample  # noqa: E402
+from nanovllm.kernels.filtered_draw import Cut, filtered_draw  # noqa: E402
 from nanovllm.kernels.threshold import softmax_weight  # noqa: E402
 
 
@@ -46,17 +47,19 @@ def logits_of(kind: str, num_rows: int, vocab_size: int, dtype, device) -> torch
     return logits.to(device, dtype)
 
 
-def same(logits, filters, **cut):
+def same(logits, filters, cut=None):
+    """Both forms, each from its own draw without filters."""
     num_rows = len(logits)
     temperatures = torch.linspace(0.3, 2, num_rows, device=logits.device)
     seeds, offsets = torch.randint(2**62, (num_rows,), device=logits.device), torch.arange(num_rows, device=logits.device)
-    tokens = torch.zeros_like(seeds)
-    expected = sampler.filtered_draw(logits, temperatures, seeds, offsets, filters, tokens.clone())
-    assert torch.equal(filtered_draw(logits, temperatures, seeds, offsets, filters, tokens, **cut), expected), cut
+    row = logits, temperatures, seeds, offsets
+    expected = sampler.filtered_draw(*row, filters, sampler.draw(*row, masked=True))
+    assert torch.equal(filtered_draw(*row, filters, sample.draw(*row, masked=True), cut), expected), cut
 
 
 KINDS = ["normal", "ties", "peaked", "equal", "forbidden", "sorted"]
-CUTS = {"usual": {}, "small": dict(tile=128, few=16, capacity=64), "row": dict(tile=512, few=1, capacity=1)}
+CUTS = {"usual": None, "small": Cut(tile=128, few=16, capacity=64), "row": Cut(tile=512, few=1, capacity=1),
+        "many rows": Cut(tile=512, group=16)}
 ASKED = [(k, p, m) for k in (NO_TOP_K, 1, 5, 60, 398, 400, 5000) for p in (1.0, 1e-6, 0.3, 0.9, 0.999)
          for m in (0.0, 0.2)][1:]  # without the one that filters nothing
 
@@ -73,17 +76,38 @@ def test_draws_are_those_of_the_plain_form(device, kind, cut):
     place = list(CUTS.values()).index(cut) * len(KINDS) + KINDS.index(kind)
     asked = ASKED if device == "cuda" else ASKED[place % 12::12]
     top_k, top_p, min_p = (list(column) for column in zip(*asked))
-    same(logits_of(kind, len(asked), 400, torch.float32, device), rules(top_k, top_p, min_p, len(asked), device), **cut)
+    same(logits_of(kind, len(asked), 400, torch.float32, device), rules(top_k, top_p, min_p, len(asked), device), cut)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_every_k_and_many_p(device, dtype):
     vocab_size = 96 if device == "cuda" else 12
     logits = logits_of("normal", vocab_size, vocab_size, dtype, device)
-    same(logits, rules(list(range(1, vocab_size + 1)), count=vocab_size, device=device), tile=64)
+    same(logits, rules(list(range(1, vocab_size + 1)), count=vocab_size, device=device), Cut(tile=64))
     shares = torch.logspace(-6, -1e-4, vocab_size).tolist()
-    same(logits, rules(top_p=shares, count=vocab_size, device=device), tile=64, capacity=4)
-    same(logits, rules(min_p=shares, count=vocab_size, device=device), tile=64, capacity=4)
+    same(logits, rules(top_p=shares, count=vocab_size, device=device), Cut(tile=64, capacity=4))
+    same(logits, rules(min_p=shares, count=vocab_size, device=device), Cut(tile=64, capacity=4))
+
+
+@pytest.mark.parametrize("top_k", [1, 20, 50, 399])
+@pytest.mark.parametrize("capacity", [16, 2048])
+def test_rows_that_allow_fewer_tokens_than_top_k(device, top_k, capacity):
+    """As structured outputs make them: 20 tokens are allowed, or one. Some of them have equal scores."""
+    logits = logits_of("ties", 4, 400, torch.float32, device)
+    allowed = torch.zeros(400, dtype=torch.bool, device=device)
+    allowed[7::20] = True
+    logits[:3, ~allowed] = float("-inf")
+    logits[3, 1:] = float("-inf")
+    for top_p, min_p in ((1.0, 0.0), (0.7, 0.0), (0.999, 0.1), (1e-6, 0.0)):
+        same(logits, rules(top_k, top_p, min_p, 4, device), Cut(tile=128, few=16, capacity=capacity))
+
+
+def test_what_is_drawn_without_filters_stays_where_they_leave_it_and_else_is_drawn_again(device):
+    """A flat row of 3,000 tokens has more candidates than there is room for, so top-p and min-p go through all of it."""
+    logits = (0.05 * torch.randn(12, 3000)).to(device)
+    for top_p, min_p in ((0.95, 0.0), (0.3, 0.0), (0.02, 0.0), (1.0, 0.99), (0.5, 0.97)):
+        same(logits, rules(None, top_p, min_p, 12, device), Cut(tile=1024, few=16, capacity=64))
+        same(logits, rules(2500, top_p, min_p, 12, device), Cut(tile=1024, few=16, capacity=64))
 
 
 def test_weights_are_those_of_the_plain_form_to_the_bit(device):

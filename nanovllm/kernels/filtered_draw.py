@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nanovllm.kernels.noise import gumbel, random_bits, row_key
 from nanovllm.kernels.sample import best_token
-from nanovllm.kernels.threshold import full_key, key_value, softmax_weight, sort_key, threshold, top_p_target
+from nanovllm.kernels.threshold import divided, full_key, key_value, softmax_weight, sort_key, threshold, top_p_target
 from nanovllm.utils.filters import NO_TOP_K as OFF
 from nanovllm.utils.filters import WEIGHT_BITS, Filters
 
@@ -107,7 +107,7 @@ def _survey_kernel(
 def _gather_kernel(
     values_ptr, tokens_ptr, count_ptr, total_ptr, above_ptr, drawn_ptr, highest_ptr, bound_ptr,
     logits_ptr, temperatures_ptr, top_k_ptr, top_p_ptr, min_p_ptr, stride_row, vocab_size,
-    TILE: tl.constexpr, CHUNK: tl.constexpr, CAPACITY: tl.constexpr,
+    TILE: tl.constexpr, CHUNK: tl.constexpr, CAPACITY: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Program (part, row): the part's candidates go to the row's list, its weights to the row's sums.
 
@@ -119,9 +119,9 @@ def _gather_kernel(
         bound = tl.load(bound_ptr + row).to(tl.uint32, bitcast=True)
         weighed = (top_k == NO_TOP_K) & (top_p < 1)
         temperature = tl.load(temperatures_ptr + row)
-        highest = tl.math.div_rn(tl.load(highest_ptr + row), temperature)
+        highest = divided(tl.load(highest_ptr + row), temperature, FAST)
         drawn = tl.maximum(tl.load(drawn_ptr + row), 0)  # below 0: the row is not looked at again
-        score = tl.math.div_rn(tl.load(logits_ptr + row * stride_row + drawn).to(tl.float32), temperature)
+        score = divided(tl.load(logits_ptr + row * stride_row + drawn).to(tl.float32), temperature, FAST)
         total, above = tl.zeros([CHUNK], tl.int64), tl.zeros([CHUNK], tl.int64)
         start, end = part * TILE, tl.minimum((part + 1) * TILE, vocab_size)
         if (weighed == 0) & (tl.load(count_ptr + row, cache_modifier=".cg") > CAPACITY):
@@ -142,7 +142,7 @@ def _gather_kernel(
             tl.store(values_ptr + row * CAPACITY + index, logits, mask=chosen)
             tl.store(tokens_ptr + row * CAPACITY + index, token, mask=chosen)
             if weighed:
-                scores = tl.math.div_rn(logits, temperature)
+                scores = divided(logits, temperature, FAST)
                 weights = tl.where(inside, softmax_weight(scores, highest), 0)
                 total += weights
                 above += tl.where(scores > score, weights, 0)
@@ -165,12 +165,12 @@ def _draw_among(
     logits = tl.load(values_ptr + i, mask=inside, other=float("-inf"))
     token = tl.load(tokens_ptr + i, mask=inside, other=0x7FFFFFFF)
     keys = tl.where(inside, sort_key(logits), 0)
-    scores = tl.math.div_rn(logits, temperature)
+    scores = divided(logits, temperature, FAST)
     weights = tl.where(inside, softmax_weight(scores, highest), 0)
     enough = count > 0
     floor = tl.full([], float("-inf"), tl.float32)
     if (top_k != NO_TOP_K) & (count >= top_k):
-        floor = tl.math.div_rn(key_value(threshold(keys, inside.to(tl.int32), top_k, LOW)), temperature)
+        floor = divided(key_value(threshold(keys, inside.to(tl.int32), top_k, LOW)), temperature, FAST)
         weights = tl.where(scores >= floor, weights, 0)
     elif top_k != NO_TOP_K:
         enough = enough & all_there
@@ -178,14 +178,16 @@ def _draw_among(
         kept = tl.sum(weights, 0)
         target = top_p_target(top_p, tl.where(top_k != NO_TOP_K, kept, total))
         enough = enough & (kept >= target)
-        floor = tl.maximum(floor, tl.math.div_rn(key_value(threshold(keys, weights, target, LOW)), temperature))
+        floor = tl.maximum(floor, divided(key_value(threshold(keys, weights, target, LOW)), temperature, FAST))
     kept = inside & (scores >= floor) & (weights >= (min_p * WEIGHTS).to(tl.int64))
     scores = tl.where(kept, scores + gumbel(random_bits(low, high, token), FAST), float("-inf"))
     return tl.where(enough, best_token(scores, token)[1], NOT_ENOUGH)
 
 
 @triton.jit
-def _kth_score(row_ptr, vocab_size, top_k, temperature, LOW: tl.constexpr, TILE: tl.constexpr):
+def _kth_score(
+    row_ptr, vocab_size, top_k, temperature, LOW: tl.constexpr, FAST: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
     """The top_k-th highest score of a whole row: as `threshold`, over memory, two bits a pass."""
     found = tl.full([], 0, tl.uint32)
     one = tl.full([], 1, tl.uint32)
@@ -202,7 +204,7 @@ def _kth_score(row_ptr, vocab_size, top_k, temperature, LOW: tl.constexpr, TILE:
         steps = ((tl.sum(first, 0) >= top_k).to(tl.uint32) + (tl.sum(second, 0) >= top_k).to(tl.uint32)
                  + (tl.sum(third, 0) >= top_k).to(tl.uint32))
         found += steps * step
-    return tl.math.div_rn(key_value(full_key(found, LOW)), temperature)
+    return divided(key_value(full_key(found, LOW)), temperature, FAST)
 
 
 @triton.jit
@@ -218,7 +220,7 @@ def _best_above(
     for start in range(0, vocab_size, TILE):
         token = start + tl.arange(0, TILE)
         logits = tl.load(row_ptr + token, mask=token < vocab_size, other=float("-inf")).to(tl.float32)
-        scores = tl.math.div_rn(logits, temperature)
+        scores = divided(logits, temperature, FAST)
         kept = (scores >= floor) & (scores > score)  # never -inf, so never beyond the vocabulary
         weights = softmax_weight(scores, highest)
         sums += tl.where(kept, weights, 0)
@@ -239,10 +241,10 @@ def _draw_from_row(
     token = drawn
     if top_k != NO_TOP_K:
         if top_k < vocab_size:
-            floor = _kth_score(row_ptr, vocab_size, top_k, temperature, LOW, TILE)
+            floor = _kth_score(row_ptr, vocab_size, top_k, temperature, LOW, FAST, TILE)
         token, total = _best_above(row_ptr, vocab_size, highest, temperature, floor, float("-inf"), min_p, low, high,
                                    FAST, TILE)  # fmt: skip
-    score = tl.math.div_rn(tl.load(row_ptr + token).to(tl.float32), temperature)
+    score = divided(tl.load(row_ptr + token).to(tl.float32), temperature, FAST)
     refused = softmax_weight(score, highest) < (min_p * WEIGHTS).to(tl.int64)
     target = top_p_target(top_p, total)
     again = (top_p < 1) | refused
@@ -250,7 +252,7 @@ def _draw_from_row(
         following, above = _best_above(row_ptr, vocab_size, highest, temperature, floor, score, min_p, low, high, FAST, TILE)
         refused = refused | ((top_p < 1) & (above >= target))  # those above suffice without it
         token = tl.where(refused, following, token)
-        score = tl.math.div_rn(tl.load(row_ptr + token).to(tl.float32), temperature)
+        score = divided(tl.load(row_ptr + token).to(tl.float32), temperature, FAST)
         again = refused & (top_p < 1)
         refused = above < 0  # it is as likely as min-p asks: never
     return token
@@ -268,10 +270,10 @@ def _choose_kernel(
     drawn = tl.load(out_ptr + row).to(tl.int32)
     if active & (drawn >= 0):  # below 0: its logits are not all finite
         temperature = tl.load(temperatures_ptr + row)
-        highest = tl.math.div_rn(tl.load(highest_ptr + row), temperature)
+        highest = divided(tl.load(highest_ptr + row), temperature, FAST)
         row_ptr = logits_ptr + row * stride_row
         total, above = tl.load(total_ptr + row), tl.load(above_ptr + row)
-        weight = softmax_weight(tl.math.div_rn(tl.load(row_ptr + drawn).to(tl.float32), temperature), highest)
+        weight = softmax_weight(divided(tl.load(row_ptr + drawn).to(tl.float32), temperature, FAST), highest)
         kept = (top_k == NO_TOP_K) & ((top_p >= 1) | (above < top_p_target(top_p, total)))
         if (kept & (weight >= (min_p * WEIGHTS).to(tl.int64))) == 0:  # the filters do not leave what was drawn without them
             top_k = tl.where(top_k == NO_TOP_K, NO_TOP_K, tl.minimum(top_k, vocab_size))
@@ -327,7 +329,7 @@ def filtered_draw(logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: 
     )  # fmt: skip
     _gather_kernel[(parts, num_rows)](
         values, candidates, count, total, above, tokens, highest, bound, logits, *rules, logits.stride(0), vocab_size,
-        TILE=tile, CHUNK=min(tile, CHUNK), CAPACITY=capacity, num_warps=8, **exact,
+        TILE=tile, CHUNK=min(tile, CHUNK), CAPACITY=capacity, FAST=logits.is_cuda, num_warps=8, **exact,
     )  # fmt: skip
     _choose_kernel[(num_rows,)](
         tokens, values, candidates, count, total, above, highest, bound, logits, temperatures, seeds, offsets, *rules[1:],

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nanovllm.kernels.device import multiprocessors
 from nanovllm.kernels.noise import gumbel, random_bits, row_key
+from nanovllm.kernels.threshold import divided
 
 MAX_SPLITS = 128
 
@@ -41,7 +42,7 @@ def _draw_kernel(
         if not MASKED:
             sound &= (logits > float("-inf")) | (token >= vocab_size)
         unsound = tl.where(sound, unsound, 1)
-        scores = tl.math.div_rn(logits, divisor)
+        scores = divided(logits, divisor, FAST)
         if not greedy:
             scores += gumbel(random_bits(low, high, token), FAST)
         better = scores > best

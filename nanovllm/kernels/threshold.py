@@ -32,6 +32,18 @@ def key_value(key: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def divided(x: tl.tensor, divisor: tl.tensor, FAST: tl.constexpr) -> tl.tensor:
+    """x / divisor, rounded once. FAST: from a product and what it lacks (Markstein, 1990), which takes a GPU a third of the
+    time that its division takes; the interpreter has no fused multiply-add."""
+    if FAST:
+        reciprocal = tl.math.div_rn(1.0, divisor)
+        quotient = x * reciprocal
+        corrected = tl.fma(tl.fma(-quotient, divisor, x), reciprocal, quotient)
+        return tl.where(tl.abs(quotient) < float("inf"), corrected, quotient)
+    return tl.math.div_rn(x, divisor)
+
+
+@triton.jit
 def softmax_weight(scores: tl.tensor, highest: tl.tensor) -> tl.tensor:
     """As `layers.filters.softmax_weights`, to the bit, if the kernel is compiled without fused multiply-adds."""
     power = tl.maximum((scores - highest) * LOG2_E, -64.0)

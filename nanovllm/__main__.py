@@ -15,7 +15,7 @@ from nanovllm.server import command
 from nanovllm.tracing.trace import Trace
 
 SYSTEM = ("You are a kind storyteller. You tell short stories for children in simple words. Every story has a hero, "
-          "a small trouble and a happy end.")
+          "a small wish and a happy end.")
 REQUESTS = ("Tell me a story about a fox and a lantern.",
             "Tell me a story about a hen and a kite.",
             "Tell me a story about a bear and a bell.")

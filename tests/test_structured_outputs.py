@@ -87,9 +87,11 @@ def test_stop_strings_and_stop_tokens_end_an_answer_early(llm):
     shape = StructuredOutputsParams(json=CARD, disable_any_whitespace=True)
     out, = generate(llm, SamplingParams(temperature=0, max_tokens=60, structured_outputs=shape, stop='"age"'))
     assert out.finish_reason == "stop" and out.stop_reason == '"age"' and out.text.endswith(",")
-    token, = llm.tokenizer.encode(":", add_special_tokens=False)
+    whole, = generate(llm, SamplingParams(temperature=0, max_tokens=60, structured_outputs=shape))
+    at, token = next((i, token) for i, token in enumerate(whole.token_ids) if ":" in llm.tokenizer.decode([token]))
     out, = generate(llm, SamplingParams(temperature=0, max_tokens=60, structured_outputs=shape, stop_token_ids=[token]))
-    assert out.stop_reason == token and out.text == '{"name"'
+    assert out.stop_reason == token and out.token_ids == whole.token_ids[:at + 1]
+    assert out.text == llm.tokenizer.decode(whole.token_ids[:at])
 
 
 def test_logprobs_are_the_models_own(llm):

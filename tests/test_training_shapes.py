@@ -12,7 +12,7 @@ from training.dice import Dice
 from training.grammar import plural
 from training.judge_shapes import calls_in, fits, judged_calls, judged_json, shapes
 from training.render import CHAT_TEMPLATE, assistant, conversation, prompt, render, user
-from training.shapes import PERSON, json_case, json_chat
+from training.shapes import COUNTED, PERSON, STORY, json_case, json_chat
 from training.tools import FAMILIES, exchange, make_tool, reserved, tool_case, tool_chat
 
 FACT = re.compile(r"(\w+) the ([\w ]+?) (?:is (\d+) years old, )?(?:lives in|has|built|sleeps in) the (\w+) house"
@@ -167,19 +167,34 @@ def test_the_judge_of_shapes_can_be_satisfied_and_can_not():
     def perfect(prompts, longest):
         return [known[prompt_text] for prompt_text in prompts]
 
-    rng, count, known = Dice(40_000), 12, {}
-    for case in [json_case(rng, unseen=True) for _ in range(count)]:
-        known[prompt(case.messages[:-1])] = case.messages[-1]["content"]
-    for case in [tool_case(rng, unseen=True, need="one" if i % 4 else "two") for i in range(count)]:
-        for i, message in enumerate(case.messages):
-            if message["role"] == "assistant":
-                before = prompt(case.messages[:i], case.tools)
-                known[before] = conversation(case.messages[:i + 1], case.tools)[len(before):].removesuffix("<|im_end|>\n")
-    for case in [tool_case(rng, unseen=True, need="none") for _ in range(count // 2)]:
-        known[prompt(case.messages[:case.asked], case.tools)] = case.messages[case.asked]["content"]
+    count, known = 12, {}
+    for rng, unseen in ((Dice(40_000), True), (Dice(40_001), False)):
+        for case in [json_case(rng, unseen) for _ in range(count)]:
+            known[prompt(case.messages[:-1])] = case.messages[-1]["content"]
+        for case in [tool_case(rng, unseen, need="one" if i % 4 else "two") for i in range(count)]:
+            for i, message in enumerate(case.messages):
+                if message["role"] == "assistant":
+                    before = prompt(case.messages[:i], case.tools)
+                    known[before] = conversation(case.messages[:i + 1], case.tools)[len(before):].removesuffix("<|im_end|>\n")
+        for case in [tool_case(rng, unseen, need="none") for _ in range(count // 2)]:
+            known[prompt(case.messages[:case.asked], case.tools)] = case.messages[case.asked]["content"]
     assert set(shapes(perfect, count, 600).values()) == {1.0}
     figures = shapes(lambda prompts, longest: ["<tool_call>Once upon a time"] * len(prompts), count, 600)
     assert set(figures.values()) == {0.0}
+
+
+def test_the_judge_of_shapes_tells_known_names_from_unseen_ones():
+    """A model that copies only the names of training texts: right wherever every name is one, wrong elsewhere."""
+    own = {names[-1] for field in (PERSON, STORY, COUNTED) for names, *_ in field.values()}
+    own |= {argument.names[-1] for family in FAMILIES.values() for argument in family.arguments.values()}
+
+    def copies_known(prompts, longest):
+        return ["{}" if own & set(re.findall(r"\w+", text)) else known.get(text, "") for text in prompts]
+
+    rng, count = Dice(40_001), 24
+    known = {prompt(case.messages[:-1]): case.messages[-1]["content"] for case in [json_case(rng) for _ in range(count)]}
+    figures = shapes(copies_known, count, 600)
+    assert figures["json_valid"] < 0.2 < 0.8 < figures["json_valid_known"], figures
 
 
 @pytest.mark.parametrize(("one", "many"), [

@@ -65,20 +65,30 @@ def judged_calls(case: ToolCase, text: str) -> dict[str, bool]:
 
 
 def shapes(answer: Answer, count: int, longest: int, seed: int = 40_000) -> dict[str, float]:
-    """Shares, all of prompts with names that no training text has.
+    """Shares with names that no training text has, and, under keys that end in `_known`, with names as training texts have.
+
+    The unseen keys are English words ("belongings", "inhabitants") or made up ("kuvofe"). For answer, count and longest see
+    `shapes_with`.
+    """
+    known = shapes_with(answer, count, longest, unseen=False, seed=seed + 1)
+    return shapes_with(answer, count, longest, unseen=True, seed=seed) | {f"{key}_known": known[key] for key in known}
+
+
+def shapes_with(answer: Answer, count: int, longest: int, *, unseen: bool, seed: int) -> dict[str, float]:
+    """Shares of `count` questions of each kind, new ones in either case; unseen: whose names are the judge's own.
 
     answer: samples, with special tokens left out. longest: a limit of the tokens of an answer, beside this function's own.
     """
     rng = Dice(seed)
-    asked = [json_case(rng, unseen=True) for _ in range(count)]
+    asked = [json_case(rng, unseen) for _ in range(count)]
     texts = answer([prompt(case.messages[:-1]) for case in asked], min(160, longest))
     valid, right = zip(*(judged_json(case, text) for case, text in zip(asked, texts)))
 
-    wanting = [tool_case(rng, unseen=True, need="one" if i % 4 else "two") for i in range(count)]
+    wanting = [tool_case(rng, unseen, need="one" if i % 4 else "two") for i in range(count)]
     texts = answer([prompt(case.messages[:case.asked], case.tools) for case in wanting], min(160, longest))
     calls = [judged_calls(case, text) for case, text in zip(wanting, texts)]
 
-    plain = [tool_case(rng, unseen=True, need="none") for _ in range(max(1, count // 2))]
+    plain = [tool_case(rng, unseen, need="none") for _ in range(max(1, count // 2))]
     texts = answer([prompt(case.messages[:case.asked], case.tools) for case in plain], min(40, longest))
 
     used = [case for case in wanting if len(case.messages) > case.asked + 2]

@@ -35,7 +35,7 @@ def post(server, path, **request):
     ("priority", 101, "[-100, 100]"),
     ("stop", ["x"] * 65, "at most 64"), ("stop", ["x" * 100] * 41, "at most 4096"), ("stop", "x" * 5000, "at most 4096"),
     ("stop_token_ids", [1] * 1025, "at most 1024"), ("logit_bias", {str(i): 1 for i in range(1025)}, "at most 1024"),
-    ("prompt", "x" * 30000, "30000 characters"), ("prompt", ["Hello", "x" * 30000], "30000 characters"),
+    ("prompt", "x" * 300000, "300000 characters"), ("prompt", ["Hello", "x" * 300000], "300000 characters"),
     ("truncate_prompt_tokens", 0, "-1 or from 1"), ("truncate_prompt_tokens", -2, "greater than or equal to -1"),
     ("truncate_prompt_tokens", 10**20, "-1 or from 1"), ("request_id", "a b", "pattern"), ("request_id", "", "at least 1"),
     ("use_beam_search", True, "does not offer it"), ("length_penalty", 1.5, "does not offer it"),

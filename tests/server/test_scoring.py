@@ -131,7 +131,7 @@ def test_tokenize_and_detokenize(server):
             ("detokenize", {"tokens": [10**9]}, "tokens"), ("detokenize", {"tokens": [-1]}, "tokens"),
             ("detokenize", {"tokens": "a"}, "tokens"), ("detokenize", {"tokens": [2**70]}, "tokens"),
             ("tokenize", {}, "prompt"), ("tokenize", {"prompt": ""}, "prompt"), ("tokenize", {"messages": []}, "prompt"),
-            ("tokenize", {"prompt": "a", "messages": messages}, "prompt"), ("tokenize", {"prompt": "x" * 30000}, "prompt")):
+            ("tokenize", {"prompt": "a", "messages": messages}, "prompt"), ("tokenize", {"prompt": "x" * 300_000}, "prompt")):
         reply = post(path, **body)
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, field), (path, body)
     assert post("tokenize", prompt="a", model="other").status_code == 404

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanovllm.errors import InvalidRequest, RequestFailed
+from nanovllm.serving.grammar_vocabulary import read_vocabulary
 from nanovllm.structured_outputs import StructuredOutputsParams
 from nanovllm.utils.numbers import shown
 
@@ -180,14 +181,12 @@ class GrammarCompiler:
         return self._vocabulary, self._executor
 
     def _read_vocabulary(self) -> "LLTokenizer":
-        from llguidance import LLTokenizer
-
         backend: Any = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise InvalidRequest("structured_outputs: must be None for a model without a fast tokenizer, whose tokens' bytes "
                                  "are not known; add a tokenizer.json to the model's folder.")
         try:
-            return LLTokenizer(backend.to_str(), n_vocab=self._vocab_size, eos_token=list(self._eos_token_ids) or None)
+            return read_vocabulary(backend, self._vocab_size, self._eos_token_ids)
         except Exception as error:  # the class that Rust's errors have
             raise InvalidRequest(f"structured_outputs: must be None for this model, whose tokenizer llguidance cannot read "
                                  f"({_reason(str(error))}); leave it out.") from error

@@ -53,8 +53,9 @@ def test_what_max_output_tokens_cuts_off_is_incomplete(ask):
 
 
 def test_the_events_of_a_text(ask):
-    whole = ask(temperature=0, max_output_tokens=400)
-    events = list(ask(temperature=0, max_output_tokens=400, stream=True))
+    story = "Tell me a story about a hen."
+    whole = ask(story, temperature=0, max_output_tokens=400)
+    events = list(ask(story, temperature=0, max_output_tokens=400, stream=True))
     assert once_each([event.type for event in events]) == [*TEXT_EVENTS, "response.completed"]
     assert [event.sequence_number for event in events] == list(range(len(events)))
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]

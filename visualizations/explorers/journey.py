@@ -40,7 +40,7 @@ class JourneyExplorer(Explorer):
         stop = self.journey["stops"][self.step]
         source = self.journey["sources"][stop["source"]]
         rows = min(max(len(source["lines"]), round(VALUE_ROWS * len(stop["values"]))), STILL_LINES)
-        fig, ax = theme.canvas(None, 12.4, 2.1 + 0.19 * (rows + 2))
+        fig, ax = theme.canvas(None, 12.4, 2.1 + 0.19 * (rows + 2), widest=12.4)  # code and values, side by side
         ax.remove()
         axes = fig.subplot_mosaic([["map", "map"], ["code", "values"]], height_ratios=[1.6, 0.19 * (rows + 2)],
                                   width_ratios=[1.15, 1])

@@ -28,6 +28,10 @@ HERE = os.path.dirname(__file__)
 GROUPS = {"tests/browser/": "browser", "tests/fleet/test_ray.py": "ray", "17_fleet": "ray",
           "tests/parallel/test_tensor_parallel.py": "tensor parallel",
           "tests/test_batched_equals_alone.py": "batched equals alone", "tests/test_smollm2.py": "smollm2"}
+# `make test` measures what of nanovllm runs. These tests are about something else, and run at full speed; so do those marked
+# `no_cover`, which hold the engine to a time, or take ten thousand steps over lines that others run, too.
+UNMEASURED = ("browser", "exercises", "notebooks", "visualizations", "test_benchmarks.py", "test_training.py",
+              "test_training_grounding.py", "test_training_shapes.py")
 
 
 def pytest_collection_modifyitems(items):
@@ -36,8 +40,21 @@ def pytest_collection_modifyitems(items):
         folder = os.path.relpath(item.path, HERE).split(os.sep)[0]
         if folder in ("gpu", "browser"):
             item.add_marker(folder)
+        if folder in UNMEASURED:
+            item.add_marker("no_cover")
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item):
+    """The processes that an unmeasured test starts are not measured either."""
+    settings = os.environ.pop("COVERAGE_PROCESS_CONFIG", None) if item.get_closest_marker("no_cover") else None
+    try:
+        return (yield)
+    finally:
+        if settings is not None:
+            os.environ["COVERAGE_PROCESS_CONFIG"] = settings
 
 
 @pytest.hookimpl(optionalhook=True)

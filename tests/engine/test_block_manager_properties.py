@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
@@ -123,6 +124,7 @@ class Owning(RuleBasedStateMachine):
         return blocks
 
 
+@pytest.mark.no_cover
 def test_owners_blocks_and_contents_agree_after_every_step():
     seen.clear()
     # So many, as what hypothesis draws depends on the constants of whatever modules are imported: 200 met 12 refusals once.

@@ -1,0 +1,66 @@
+"""The coverage that `make test` asks for: of all the tests together, and with what only a GPU runs left out by name."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["coverage"]
+ON_A_GPU = {"class FlashAttnBackend:": {"layers/attention_backends.py"}, r"def compute_capability\(": {"layers/attention.py"},
+            r"def _capture\(": {"engine/cuda_graphs.py", "engine/step_graphs.py", "engine/draft_graphs.py"},
+            "if FAST:": {"kernels/noise.py"}}
+CODE = "def shown(wanted):\n    if wanted:\n        return 1\n    return 0\n"
+TEST = "from measured import part\n\n\ndef test_it():\n    assert part.shown(True) == {}\n"
+
+
+def test_the_floor_is_what_was_promised():
+    assert SETTINGS["report"]["fail_under"] >= 92 and SETTINGS["run"]["source"] == ["nanovllm"]
+
+
+def test_what_is_left_out_is_there_and_only_where_a_gpu_runs_it():
+    """A name that nothing bears any more would leave out nothing, or one day something else."""
+    for pattern in SETTINGS["report"]["exclude_also"]:
+        found = {path.relative_to(ROOT / "nanovllm").as_posix() for path in (ROOT / "nanovllm").rglob("*.py")
+                 if re.search(pattern, path.read_text(encoding="utf-8"), re.MULTILINE)}
+        assert found, f"{pattern!r} matches no line of nanovllm"
+        if pattern in ON_A_GPU or pattern.startswith(("def ", "class ")):
+            assert found == ON_A_GPU[pattern], f"{pattern!r}: say where it stands, here and in pyproject.toml"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_test_measures_all_the_tests_and_no_part_of_them():
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "TEST_ARGS"))}
+
+    def command(*arguments: str) -> str:
+        said = subprocess.run(["make", "--dry-run", "test", *arguments], cwd=ROOT, env=outside, capture_output=True,
+                              encoding="utf-8")
+        assert said.returncode == 0, said.stderr
+        return next(line.rstrip() for line in said.stdout.splitlines() if "-m pytest" in line)
+
+    assert command().endswith("--cov --cov-report=")
+    assert "--cov" not in command("TEST_ARGS=tests/engine -x")
+
+
+@pytest.mark.parametrize("expected, floor, status, said, last", [
+    (1, 70, 0, "Required test coverage of 70.0% reached", "1 passed"),
+    (1, 90, 1, "FAIL Required test coverage of 90.0% not reached", "1 passed"),
+    (2, 70, 1, "Required test coverage of 70.0% reached", "1 failed"),
+])
+def test_a_failed_test_and_a_missed_floor_fail_the_run_and_the_summary_ends_it(tmp_path, expected, floor, status, said, last):
+    (tmp_path / "measured").mkdir()
+    (tmp_path / "measured" / "part.py").write_text(CODE, encoding="utf-8")
+    (tmp_path / "test_part.py").write_text(TEST.format(expected), encoding="utf-8")
+    run = "".join(f"{name} = {value!r}\n" for name, value in (SETTINGS["run"] | {"source": ["measured"]}).items())
+    (tmp_path / "pyproject.toml").write_text(f"[tool.coverage.run]\n{run}\n[tool.coverage.report]\nfail_under = {floor}\n",
+                                             encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("COV", "PYTEST"))}
+    ran = subprocess.run([sys.executable, "-m", "pytest", "-n", "1", "-p", "no:cacheprovider", "--cov", "--cov-report="],
+                         cwd=tmp_path, capture_output=True, encoding="utf-8", env=environment | {"PYTHONPATH": str(tmp_path)})
+    assert ran.returncode == status, ran.stdout + ran.stderr
+    assert said in ran.stdout and last in ran.stdout.rstrip().splitlines()[-1], ran.stdout

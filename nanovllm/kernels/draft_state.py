@@ -10,7 +10,8 @@ BLOCK = 32  # rows of a program
 
 
 @triton.jit
-def _slot(tables_ptr, row, position, table_stride, valid, BLOCK_SIZE: tl.constexpr):
+def _slot(tables_ptr: tl.tensor, row: tl.tensor, position: tl.tensor, table_stride: tl.tensor, valid: tl.tensor,
+          BLOCK_SIZE: tl.constexpr) -> tl.tensor:
     """Where positions of rows lie in the cache; -1 where not valid."""
     block = tl.load(tables_ptr + row.to(tl.int64) * table_stride + position // BLOCK_SIZE, mask=valid, other=0)
     return tl.where(valid, block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE, -1)
@@ -18,9 +19,10 @@ def _slot(tables_ptr, row, position, table_stride, valid, BLOCK_SIZE: tl.constex
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _settle_kernel(
-    cached_ptr, drawn_ptr, before_ptr, accepted_ptr, last_ptr, drafts_ptr, tokens_ptr, text_ptr, num_rows,
+    cached_ptr: tl.tensor, drawn_ptr: tl.tensor, before_ptr: tl.tensor, accepted_ptr: tl.tensor, last_ptr: tl.tensor,
+    drafts_ptr: tl.tensor, tokens_ptr: tl.tensor, text_ptr: tl.tensor, num_rows: tl.tensor,
     MOST: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < num_rows
     cached = tl.load(cached_ptr + row, mask=inside, other=-1)
@@ -47,10 +49,12 @@ def _settle_kernel(
 
 @triton.jit(do_not_specialize=["num_rows", "table_stride"])
 def _first_draft_kernel(
-    ids_ptr, positions_ptr, slots_ptr, offsets_ptr, last_rows_ptr, context_lens_ptr, query_lens_ptr,
-    cached_ptr, drawn_ptr, before_ptr, num_prompt_ptr, tables_ptr, table_stride, num_rows,
+    ids_ptr: tl.tensor, positions_ptr: tl.tensor, slots_ptr: tl.tensor, offsets_ptr: tl.tensor, last_rows_ptr: tl.tensor,
+    context_lens_ptr: tl.tensor, query_lens_ptr: tl.tensor,
+    cached_ptr: tl.tensor, drawn_ptr: tl.tensor, before_ptr: tl.tensor, num_prompt_ptr: tl.tensor, tables_ptr: tl.tensor,
+    table_stride: tl.tensor, num_rows: tl.tensor,
     BLOCK_SIZE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < num_rows
     cached = tl.load(cached_ptr + row, mask=inside, other=-1)
@@ -75,10 +79,11 @@ def _first_draft_kernel(
 
 @triton.jit(do_not_specialize=["num_rows", "table_stride", "step"])
 def _next_draft_kernel(
-    ids_ptr, positions_ptr, slots_ptr, offsets_ptr, context_lens_ptr,
-    cached_ptr, num_drafts_ptr, guesses_ptr, num_prompt_ptr, tables_ptr, table_stride, step, num_rows,
+    ids_ptr: tl.tensor, positions_ptr: tl.tensor, slots_ptr: tl.tensor, offsets_ptr: tl.tensor, context_lens_ptr: tl.tensor,
+    cached_ptr: tl.tensor, num_drafts_ptr: tl.tensor, guesses_ptr: tl.tensor, num_prompt_ptr: tl.tensor, tables_ptr: tl.tensor,
+    table_stride: tl.tensor, step: tl.tensor, num_rows: tl.tensor,
     BLOCK_SIZE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < num_rows
     cached = tl.load(cached_ptr + row, mask=inside, other=-1)
@@ -95,12 +100,15 @@ def _next_draft_kernel(
 
 @triton.jit(do_not_specialize=["num_tokens", "table_stride"])
 def _rows_to_check_kernel(
-    ids_ptr, positions_ptr, slots_ptr, offsets_ptr, seeds_ptr, temperatures_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
-    context_lens_ptr, query_lens_ptr, clamped_ptr, cached_ptr, stored_from_ptr, num_prompt_ptr, row_seeds_ptr,
-    row_temperatures_ptr, row_top_k_ptr, row_top_p_ptr, row_min_p_ptr, drawn_ptr, found_ptr, num_drafts_ptr, drafts_ptr,
-    tables_ptr, table_stride, num_tokens,
+    ids_ptr: tl.tensor, positions_ptr: tl.tensor, slots_ptr: tl.tensor, offsets_ptr: tl.tensor, seeds_ptr: tl.tensor,
+    temperatures_ptr: tl.tensor, top_k_ptr: tl.tensor, top_p_ptr: tl.tensor, min_p_ptr: tl.tensor,
+    context_lens_ptr: tl.tensor, query_lens_ptr: tl.tensor, clamped_ptr: tl.tensor, cached_ptr: tl.tensor,
+    stored_from_ptr: tl.tensor, num_prompt_ptr: tl.tensor, row_seeds_ptr: tl.tensor,
+    row_temperatures_ptr: tl.tensor, row_top_k_ptr: tl.tensor, row_top_p_ptr: tl.tensor, row_min_p_ptr: tl.tensor,
+    drawn_ptr: tl.tensor, found_ptr: tl.tensor, num_drafts_ptr: tl.tensor, drafts_ptr: tl.tensor,
+    tables_ptr: tl.tensor, table_stride: tl.tensor, num_tokens: tl.tensor,
     QUERIES: tl.constexpr, MOST: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """One program takes BLOCK tokens; QUERIES of them are a sequence's."""
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = token < num_tokens
@@ -132,9 +140,10 @@ def _rows_to_check_kernel(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _accept_kernel(
-    tokens_ptr, accepted_ptr, last_ptr, result_ptr, drawn_ptr, drafts_ptr, found_ptr, num_rows,
+    tokens_ptr: tl.tensor, accepted_ptr: tl.tensor, last_ptr: tl.tensor, result_ptr: tl.tensor, drawn_ptr: tl.tensor,
+    drafts_ptr: tl.tensor, found_ptr: tl.tensor, num_rows: tl.tensor,
     K: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = row < num_rows
     found = tl.load(found_ptr + row, mask=inside, other=0)
@@ -158,9 +167,10 @@ def _accept_kernel(
 
 @triton.jit
 def _look_up_kernel(
-    drafts_ptr, found_ptr, text_ptr, cached_ptr, WIDTH: tl.constexpr, MOST: tl.constexpr, K: tl.constexpr,
+    drafts_ptr: tl.tensor, found_ptr: tl.tensor, text_ptr: tl.tensor, cached_ptr: tl.tensor, WIDTH: tl.constexpr,
+    MOST: tl.constexpr, K: tl.constexpr,
     SHORTEST: tl.constexpr, LONGEST: tl.constexpr, TILE: tl.constexpr, DRAFTS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Program (row): every place where a run may have ended is looked at, and the longest run wins, of those the last."""
     row = tl.program_id(0)
     length = tl.load(cached_ptr + row) + 1

@@ -40,9 +40,10 @@ PDL_UP_TO = 4
 
 @triton.jit
 def _join(
-    out_ptr, partial_ptr, lse_ptr, kv_head, first, has_neighbour, num_pieces, out_stride_head,
+    out_ptr: tl.tensor, partial_ptr: tl.tensor, lse_ptr: tl.tensor, kv_head: tl.tensor, first: tl.tensor,
+    has_neighbour: tl.tensor, num_pieces: tl.tensor, out_stride_head: tl.tensor,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PIECES: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Make one of the pieces of a cut sequence: each one's average, weighed by its share of the whole softmax sum.
 
     first: the share that holds the first piece; has_neighbour: whether another sequence stands before it there.
@@ -72,12 +73,14 @@ def _join(
 # Values that change from step to step are not specialized: a new one must not mean compiling in the middle of serving.
 @triton.jit(do_not_specialize=["num_seqs", "table_stride"], do_not_specialize_on_alignment=["tables_ptr", "lengths_ptr"])
 def _decode_kernel(
-    out_ptr, partial_ptr, lse_ptr, arrived_ptr, q_ptr, k_ptr, v_ptr, tables_ptr, lengths_ptr, scale_log2,
-    out_stride_seq, out_stride_head, q_stride_seq, q_stride_head,
-    cache_stride_block, cache_stride_slot, cache_stride_head, table_stride, num_seqs,
+    out_ptr: tl.tensor, partial_ptr: tl.tensor, lse_ptr: tl.tensor, arrived_ptr: tl.tensor, q_ptr: tl.tensor, k_ptr: tl.tensor,
+    v_ptr: tl.tensor, tables_ptr: tl.tensor, lengths_ptr: tl.tensor, scale_log2: tl.tensor,
+    out_stride_seq: tl.tensor, out_stride_head: tl.tensor, q_stride_seq: tl.tensor, q_stride_head: tl.tensor,
+    cache_stride_block: tl.tensor, cache_stride_slot: tl.tensor, cache_stride_head: tl.tensor, table_stride: tl.tensor,
+    num_seqs: tl.tensor,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Program (kv head, share): the GROUP query heads of one kv head over one share of the batch's keys.
 
     The kv heads of a key lie side by side in the cache, so the programs that start together are those. A sequence that

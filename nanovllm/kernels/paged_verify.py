@@ -27,12 +27,14 @@ def tuning_for(dtype: torch.dtype, rows: int) -> Tuning:
 @triton.jit(do_not_specialize=["num_seqs", "table_stride"],
             do_not_specialize_on_alignment=["tables_ptr", "lengths_ptr", "query_lens_ptr"])  # fmt: skip
 def _verify_kernel(
-    out_ptr, partial_ptr, lse_ptr, arrived_ptr, q_ptr, k_ptr, v_ptr, tables_ptr, lengths_ptr, query_lens_ptr, scale_log2,
-    out_stride_token, out_stride_head, q_stride_token, q_stride_head,
-    cache_stride_block, cache_stride_slot, cache_stride_head, table_stride, num_seqs,
+    out_ptr: tl.tensor, partial_ptr: tl.tensor, lse_ptr: tl.tensor, arrived_ptr: tl.tensor, q_ptr: tl.tensor, k_ptr: tl.tensor,
+    v_ptr: tl.tensor, tables_ptr: tl.tensor, lengths_ptr: tl.tensor, query_lens_ptr: tl.tensor, scale_log2: tl.tensor,
+    out_stride_token: tl.tensor, out_stride_head: tl.tensor, q_stride_token: tl.tensor, q_stride_head: tl.tensor,
+    cache_stride_block: tl.tensor, cache_stride_slot: tl.tensor, cache_stride_head: tl.tensor, table_stride: tl.tensor,
+    num_seqs: tl.tensor,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     QUERIES: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Program (kv head, share): QUERIES queries times GROUP heads of one kv head over one share of the batch's keys.
 
     Shares, pieces and their join are those of `_decode_kernel`; a partial result has a row for each query and head.

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -30,9 +31,13 @@ from benchmarks.tensor_parallel import QWEN3_8B
 from benchmarks.workloads import SHAPE
 from nanovllm import LLM, SamplingParams
 from nanovllm.config import DRAFT_MODEL
+from nanovllm.engine.device_drafters import DeviceDrafter
+from nanovllm.engine.draft_on_device import draft_on_device
 from nanovllm.engine.drafts import Drafter
 from nanovllm.engine.drafts_ngram import NgramDrafter
 from nanovllm.engine.sequence import Sequence
+from nanovllm.layers.noise import GOLDEN, mix64
+from nanovllm.utils.draft_state import DraftState
 
 BY_MODEL = {"method": "draft_model", "model": str(DRAFT_MODEL), "num_speculative_tokens": 4}
 LOOK_UP = {"method": "ngram", "prompt_lookup_max": 4, "prompt_lookup_min": 1, "num_speculative_tokens": 8}
@@ -53,8 +58,37 @@ class Spoiled(Drafter):
         return [[token if self.random.random() < self.acceptance else (token + 1) % self.vocab_size for token in drafts]
                 for drafts in self.inner.propose(sequences, limits)]
 
+    def on_device(self) -> DeviceDrafter | None:
+        inner = self.inner.on_device()
+        return inner and SpoiledOnDevice(inner, self.vocab_size)
+
+    def catch_up(self, sequences: list[Sequence]) -> None:
+        self.inner.catch_up(sequences)
+
+    def overwrite(self, blocks: list[int]) -> None:
+        self.inner.overwrite(blocks)
+
+    def follow(self, seq: Sequence) -> None:
+        self.inner.follow(seq)
+
     def forget(self, seq_id: int) -> None:
         self.inner.forget(seq_id)
+
+
+class SpoiledOnDevice:
+    """The same within a graph. acceptance: a number on the device, which may be changed between steps."""
+
+    def __init__(self, inner: DeviceDrafter, vocab_size: int):
+        self.inner, self.reads_text, self.vocab_size = inner, inner.reads_text, vocab_size
+        self.acceptance = torch.ones((), device="cuda")
+
+    def propose(self, kernels: ModuleType, state: DraftState, num_rows: int, num_drafts: int, filtered: bool) -> None:
+        self.inner.propose(kernels, state, num_rows, num_drafts, filtered)
+        n, k, rows = num_rows, num_drafts, state.rows
+        place = rows.cached[:n, None] + torch.arange(k, device=rows.cached.device)
+        chance = (mix64(rows.seeds[:n, None] + (place + 1) * GOLDEN) & 0xFFFFFF).float() / 2**24
+        drafts = state.drafts[:n, :k]
+        drafts.copy_(torch.where(chance < self.acceptance, drafts, (drafts + 1) % self.vocab_size))
 
 
 def timed(llm: LLM, prompts: list[Any], params: list[SamplingParams]) -> tuple[float, list[list[int]], int]:
@@ -137,13 +171,24 @@ def shapes(say: Callable[[str, Any], None], until: float, large: dict[str, Any],
             speculation = llm.engine.speculation
             assert speculation is not None  # so configured
             model, vocab_size, rng = speculation.drafter, large["vocab_size"], random.Random(0)
+            runner: Any = llm.engine.model_runner
+            spoiled = Spoiled(model, 1.0, vocab_size)
+            on_device: Any = None
+            if runner.draft_graphs is not None:  # captured again, with the wrong guesses in them
+                runner.draft_graphs = None
+                graphs: Any = draft_on_device(runner, spoiled, llm.config)
+                on_device = graphs.drafter
+                speculation.rows = graphs  # type: ignore[attr-defined]
+            speculation.times = None  # whatever they cost
 
             def run(num_streams: int, acceptance: float | None) -> tuple[float, float | None]:
                 """Milliseconds for each token of a stream, with drafts (None: without); and the share accepted."""
                 assert speculation is not None
                 speculation.token_cost = 0.0  # four drafts, whatever they are worth
                 speculation.most = 0 if acceptance is None else 4
-                speculation.drafter = Spoiled(model, acceptance or 0.0, vocab_size)
+                speculation.drafter, spoiled.acceptance = spoiled, acceptance or 0.0
+                if on_device is not None:
+                    on_device.acceptance.fill_(spoiled.acceptance)
                 before = speculation.counts.drafted, speculation.counts.accepted
                 prompts = [[rng.randrange(vocab_size) for _ in range(256)] for _ in range(num_streams)]
                 params = [SamplingParams(temperature=NOISE_ALONE, seed=i, max_tokens=num_out, ignore_eos=True)
@@ -216,7 +261,10 @@ def main() -> None:
         print(f"{time.perf_counter() - began:6.1f} s  {what}: {json.dumps(outcome)}", flush=True)
         out.write_text(json.dumps(results, indent=1), encoding="utf-8")
 
-    offline(say, work.runs, **({"max_num_seqs": 64, "dtype": "float32"} if cuda else {}))
+    settings = {"max_num_seqs": 64, "dtype": "float32"} if cuda else {}
+    offline(say, work.runs, **settings)
+    if cuda:  # the dtype that a GPU is used with; texts may part where two tokens are about as likely
+        offline(lambda what, outcome: say(f"bfloat16, {what}", outcome), work.runs, **settings | {"dtype": "bfloat16"})
     if work.shapes:
         small = SHAPE | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "dtype": "bfloat16"}
         shapes(say, began + work.seconds, QWEN3_8B, small)

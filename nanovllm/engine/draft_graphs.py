@@ -69,7 +69,7 @@ class DraftGraphs:
         self.sizes, self.lengths = batch_sizes(max_rows), sorted({max(1, most // 2), most})
         self.state = DraftState.empty(max_rows, most, max_model_len, self.block_size, kv_cache.device, drafter.reads_text)
         self._model, self._draw, self._filtered_draw, self._kv_cache = model, draw, filtered_draw, kv_cache
-        self._row_kernels, self._kernels, self._drafter = row_kernels, kernels, drafter
+        self._row_kernels, self._kernels, self.drafter = row_kernels, kernels, drafter
         self.max_rows = max_rows
         self._starts = torch.arange(max_rows * (most + 1) + 1, dtype=torch.int32, device=kv_cache.device)
         self._results = {length: torch.zeros(max_rows, 2 + 2 * length, dtype=torch.int64, device=kv_cache.device)
@@ -129,7 +129,7 @@ class DraftGraphs:
                 self._stale.discard(row)
                 records.append(DecodeRows.record(row, item, drawn_by))
                 fresh.append(row)
-                texts += [seq] if self._drafter.reads_text else []
+                texts += [seq] if self.drafter.reads_text else []
             entries += enumerate(seq.block_table[self._num_blocks[row]:], row * self.max_blocks + self._num_blocks[row])
             self._num_blocks[row] = len(seq.block_table)
         self._last = {item.seq.seq_id: item for item in items}
@@ -184,7 +184,7 @@ class DraftGraphs:
         """What a graph holds."""
         state, kernels, num_tokens = self.state, self._kernels, size * (length + 1)
         kernels.settle(state, size)
-        self._drafter.propose(kernels, state, size, length, filtered)
+        self.drafter.propose(kernels, state, size, length, filtered)
         kernels.rows_to_check(state, size, length, self.block_size)
         context = Context(
             cu_seqlens_q=self._starts[:num_tokens + 1:length + 1], context_lens=state.context_lens[:size],

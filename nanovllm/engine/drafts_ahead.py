@@ -29,7 +29,7 @@ class SpeculationAhead(Speculation):
 
     def __init__(self, *args: Any, rows: DeviceRows, **settings: Any):
         super().__init__(*args, **settings)
-        self._rows = rows
+        self.rows: DeviceRows | None = rows
 
     @property
     def is_wanted(self) -> bool:
@@ -54,11 +54,15 @@ class SpeculationAhead(Speculation):
                     self._note_miss(item.seq, item.num_drafts > 0)
         super().learn(batch)
 
+    def close(self) -> None:
+        self.rows = None  # and with it the memory of its graphs
+        super().close()
+
     def _fits(self) -> bool:
         """Whether the device can draft for all that run, and for them alone."""
-        scheduler = self._scheduler
+        scheduler, rows = self._scheduler, self.rows
         running = scheduler.running
-        return not scheduler.waiting and 0 < len(running) <= self._rows.max_rows and all(
+        return rows is not None and not scheduler.waiting and 0 < len(running) <= rows.max_rows and all(
             seq.num_uncomputed_tokens == 1 and seq.matcher is None and seq.sampling_params.draws_from_logits
             and (seq.drafts_on_device or not seq.num_pending_drafts) and seq.seq_id not in self._given_up
             and _longest(seq) <= scheduler.max_model_len for seq in running)
@@ -67,10 +71,11 @@ class SpeculationAhead(Speculation):
         """False, and nothing is changed but blocks, when there is no room or the drafter raises."""
         with uninterrupted():
             limits = self._reserve_ahead(running)
-        if limits is None:
+        rows = self.rows
+        if limits is None or rows is None:
             return False
         try:
-            self.drafter.catch_up([seq for seq in running if not self._rows.knows(seq)])
+            self.drafter.catch_up([seq for seq in running if not rows.knows(seq)])
         except Exception as error:
             self._give_up(running, error)
             return False

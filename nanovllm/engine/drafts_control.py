@@ -154,6 +154,10 @@ class Speculation:
         if self._records.pop(seq_id, None):
             self.drafter.forget(seq_id)
 
+    def close(self) -> None:
+        """Give the drafter's memory back."""
+        self.drafter.close()
+
     def _acceptance(self, record: Record) -> float:
         """How likely the sequence's next draft is right; that of all sequences for one that has no record yet."""
         return (record.right + PRIOR * self._right / self._tried) / (record.tried + PRIOR)

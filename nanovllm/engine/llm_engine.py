@@ -222,7 +222,7 @@ class LLMEngine:
             self.is_closed = True
             self.model_runner.close()
             if self.speculation:
-                self.speculation.drafter.close()
+                self.speculation.close()
 
     @property
     def _depth(self) -> int:

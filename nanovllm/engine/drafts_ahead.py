@@ -50,7 +50,7 @@ class SpeculationAhead(Speculation):
         for item in batch.items:
             if item.seq.drafts_on_device:
                 self.drafter.follow(item.seq)
-                if item.seq.seq_id in self._records:
+                if item.num_reserved and item.seq.seq_id in self._records:
                     self._note_miss(item.seq, item.num_drafts > 0)
         super().learn(batch)
 
@@ -81,8 +81,7 @@ class SpeculationAhead(Speculation):
             return False
         for seq, limit in zip(running, limits):
             seq.drafts_on_device, seq.draft_token_ids = True, [UNKNOWN] * limit
-            if limit:
-                self._records.setdefault(seq.seq_id, Record())
+            self._records.setdefault(seq.seq_id, Record())  # the drafter may keep notes of it from here on
         self._drafting = []
         return True
 

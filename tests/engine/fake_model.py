@@ -7,7 +7,7 @@ from random import Random
 from types import SimpleNamespace
 
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.drafts import Drafter
+from nanovllm.engine.drafts import Drafter, num_accepted
 from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.scheduler import Scheduler
 
@@ -76,6 +76,63 @@ class FakeRunner:
         return seq.block_table[position // self.block_size] * self.block_size + position % self.block_size
 
 
+class DraftingRunner(FakeRunner):
+    """A fake runner whose device drafts: where a sequence stands is known to its rows, and to the host a step later.
+
+    It plays `draft_graphs.DraftGraphs`, too. chance: that a draft is right.
+    """
+
+    max_rows = 6
+
+    def __init__(self, num_blocks, block_size, chance):
+        super().__init__(num_blocks, block_size)
+        self.chance, self.random, self.draft_graphs = chance, Random(0), self
+        self.num_drafted = self.num_behind_drafts = 0
+
+    def reset(self):
+        super().reset()
+        self.rows, self.last = {}, {}  # by seq_id: the tokens that its row stands behind, the item that ran there last
+
+    def knows(self, seq):
+        last = self.last.get(seq.seq_id)
+        return last is not None and (
+            seq.num_pending_tokens > 0 or last.start + 1 + (last.num_accepted or 0) == seq.num_computed_tokens)
+
+    def launch(self, batch):
+        if not all(item.seq.drafts_on_device for item in batch.items):
+            self.rows, self.last = {}, {}
+            return batch, self.run(batch), None
+        rows, drawn, outcomes = {}, {}, []
+        for item in batch.items:
+            seq, seq_id = item.seq, item.seq.seq_id
+            tokens = self.rows[seq_id] if self.knows(seq) else (
+                seq.token_ids + self.drawn.get(seq_id, [])[:seq.num_pending_tokens])
+            cached, drafts = len(tokens) - 1, []
+            for _ in range(item.num_reserved if self.random.random() < 0.8 else self.random.randint(0, item.num_reserved)):
+                right = self.random.random() < self.chance
+                drafts.append(next_token(tokens + drafts) if right else self.random.randrange(50))
+            prints = fingerprints(tokens + drafts)
+            for position in range(cached, len(prints)):
+                if position >= seq.num_cached_tokens:
+                    self.slots[self._slot(seq, position)] = prints[position]
+            if [self.slots.get(self._slot(seq, position)) for position in range(len(prints))] != prints:
+                raise RuntimeError(f"{seq!r} reads something else than its own prefix")
+            new = [next_token((tokens + drafts)[:position + 1]) for position in range(cached, len(prints))]
+            right = num_accepted(drafts, new)
+            rows[seq_id], drawn[seq_id] = tokens + new[:right + 1], [new[right]]
+            outcomes.append((drafts, new))
+            self.num_drafted += len(drafts)
+            self.num_behind_drafts += seq.num_pending_drafts > 0
+        self.rows, self.last, self.drawn = rows, {item.seq.seq_id: item for item in batch.items}, drawn
+        return batch, [token for _, new in outcomes for token in new], [drafts for drafts, _ in outcomes]
+
+    def collect(self, launched):
+        batch, tokens, drafts = launched
+        for item, found in zip(batch.items, drafts or []):
+            item.draft_token_ids, item.num_tokens = found, 1 + len(found)
+        return tokens
+
+
 def make(num_blocks=64, block_size=4, caching=True, **limits):
     scheduler = Scheduler(BlockManager(num_blocks, block_size, caching), **limits)
     return scheduler, FakeRunner(num_blocks, block_size)
@@ -97,19 +154,23 @@ class FakeDrafter(Drafter):
             proposals.append(tokens[len(seq):])
         return proposals
 
+    def catch_up(self, sequences):
+        self.known.update(seq.seq_id for seq in sequences)
+
     def forget(self, seq_id):
         self.known.remove(seq_id)
 
 
 def make_engine(num_blocks=64, block_size=4, caching=True, looks_ahead=True, eos_token_ids=(),
-                scheduler_cls=Scheduler, drafter=None, speculative_config=None, **limits):  # fmt: skip
-    """The engine itself, on a model without tensors."""
+                scheduler_cls=Scheduler, drafter=None, speculative_config=None, ahead=None, **limits):  # fmt: skip
+    """The engine itself, on a model without tensors. ahead: the device drafts, right with such a chance."""
     limits = dict(max_num_seqs=512, max_num_batched_tokens=16384, max_model_len=4096) | limits
     config = SimpleNamespace(kvcache_block_size=block_size, enable_prefix_caching=caching, eos_token_ids=eos_token_ids,
                              async_scheduling=looks_ahead,
                              device=SimpleNamespace(type="cpu"), tensor_parallel_size=1, seed=0, model=Path("fake"),
                              hf_config=SimpleNamespace(vocab_size=1000), speculative_config=speculative_config, **limits)
-    return LLMEngine(config, FakeRunner(num_blocks, block_size), scheduler_cls, drafter=drafter)
+    runner = FakeRunner(num_blocks, block_size) if ahead is None else DraftingRunner(num_blocks, block_size, ahead)
+    return LLMEngine(config, runner, scheduler_cls, drafter=drafter)
 
 
 def step(scheduler, runner):

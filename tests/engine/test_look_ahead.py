@@ -131,6 +131,8 @@ def test_a_scheduler_of_ones_own_is_not_looked_past():
 class Serving(RuleBasedStateMachine):
     """Random arrivals, steps, aborts and failures; end tokens are frequent, so rows are often for nothing."""
 
+    ahead = False
+
     @initialize(block_size=st.sampled_from([1, 2, 3, 16]), capacity=st.integers(12, 40), budget=st.integers(1, 40),
                 cap=st.integers(1, 8), caching=st.booleans(), eos=st.sets(st.integers(0, 49), max_size=12),
                 chance=st.sampled_from([None, 0.0, 0.5, 0.9]), most=st.integers(1, 6), in_step=st.integers(2, 12))
@@ -140,7 +142,7 @@ class Serving(RuleBasedStateMachine):
         self.drafter = None if chance is None else FakeDrafter(chance)
         settings = SpeculativeConfig(num_speculative_tokens=most, disable_by_batch_size=in_step)
         self.engine = make_engine(self.capacity // block_size, block_size, caching, eos_token_ids=self.eos,
-                                  drafter=self.drafter, speculative_config=settings,
+                                  drafter=self.drafter, speculative_config=settings, ahead=chance if self.ahead else None,
                                   max_num_seqs=cap, max_num_batched_tokens=budget)
         self.sequences, self.returned = {}, []
 
@@ -200,6 +202,8 @@ class Serving(RuleBasedStateMachine):
             assert counts.drafted == sum(seq.num_drafted_tokens for seq in self.sequences.values())
             assert counts.accepted == sum(seq.num_accepted_tokens for seq in self.sequences.values())
             seen["accepted"] += counts.accepted
+            seen["by the device"] += getattr(self.engine.model_runner, "num_drafted", 0)
+            seen["behind unknown drafts"] += getattr(self.engine.model_runner, "num_behind_drafts", 0)
             seen["refused"] += counts.drafted - counts.accepted
             seen["preempted"] += self.engine.scheduler.num_preemptions
         manager = self.engine.block_manager
@@ -222,3 +226,17 @@ def test_every_promise_holds_with_failures_and_drafts():
         max_examples=250, stateful_step_count=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)))
     assert min(seen["accepted"], seen["refused"]) >= 500 and seen["preempted"] >= 20, seen
     assert seen["failed with drafts"] >= 20, seen
+
+
+class ServingAhead(Serving):
+    """The same where the device drafts, and a step is scheduled before the host knows where it begins."""
+
+    ahead = True
+
+
+def test_every_promise_holds_where_the_device_drafts_a_step_ahead():
+    seen.clear()
+    run_state_machine_as_test(ServingAhead, settings=settings(
+        max_examples=400, stateful_step_count=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)))
+    assert min(seen["accepted"], seen["refused"]) >= 500 and seen["preempted"] >= 20, seen
+    assert seen["by the device"] >= 1000 and seen["behind unknown drafts"] >= 300, seen

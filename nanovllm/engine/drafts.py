@@ -38,6 +38,10 @@ class Drafter(ABC):
         """A form of it that proposes without the host (see `device_drafters.DeviceDrafter`); None where there is none."""
         return None
 
+    def likely(self, seq: Sequence) -> bool:
+        """Whether it would find any draft for the sequence, by a quick look: only then does the device set out to draft."""
+        return True
+
     def catch_up(self, sequences: list[Sequence]) -> None:  # noqa: B027
         """The device's rows are about to draft for these sequences, and have not seen them before."""
 

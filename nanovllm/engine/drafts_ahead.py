@@ -2,18 +2,21 @@
 
 from typing import Any, Protocol
 
-from nanovllm.engine.drafts_control import Record, Speculation
+from nanovllm.engine.drafts_control import RETRY, Record, Speculation
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.sequence import Sequence
 from nanovllm.utils.interrupts import uninterrupted
 
 UNKNOWN = -1  # in place of a draft: the device makes it
+TRIAL = 8  # steps with drafts, to see whether they pay by now
 
 
 class DeviceRows(Protocol):
-    """What is asked of `draft_graphs.DraftGraphs`. max_rows: sequences that it has room for."""
+    """What is asked of `draft_graphs.DraftGraphs`. max_rows: sequences that it has room for. lengths: numbers of drafts that
+    its steps may have, in rising order."""
 
     max_rows: int
+    lengths: list[int]
 
     def knows(self, seq: Sequence) -> bool: ...
 
@@ -25,26 +28,70 @@ class SpeculationAhead(Speculation):
     ahead: a step in flight checks up to k drafts of a sequence, and the next one is scheduled for it all the same. It counts
     on the most tokens that may have come, in blocks and in length, and begins where the device says. In every other step
     drafts come from the host, as they do without a GPU.
+
+    A step has the same number of drafts for all, as its graph computes them anyway: the number that gives the most tokens for
+    the time. Where that is none, a trial of some steps comes after ever longer rests.
     """
 
     def __init__(self, *args: Any, rows: DeviceRows, **settings: Any):
         super().__init__(*args, **settings)
         self.rows: DeviceRows | None = rows
+        self._rest, self._trial, self._num_rests = 2 * RETRY, 0, 1  # in steps
 
     @property
     def is_wanted(self) -> bool:
         return super().is_wanted and not self._fits()
 
     def propose(self) -> None:
-        running = self._scheduler.running
-        if self._fits() and super().is_wanted and self._propose_on_device(running):
+        running, fits = self._scheduler.running, self._fits()
+        length = self._best_for_all(running) if fits else 0
+        if length and self._propose_on_device(running, length):
             return
         for seq in running:
             if seq.drafts_on_device:
                 seq.drafts_on_device, seq.draft_token_ids = False, []
                 if not seq.num_pending_tokens:
                     self._scheduler.block_manager.trim(seq, len(seq))
-        super().propose()
+        if not fits:
+            super().propose()
+
+    def _best_for_all(self, running: list[Sequence]) -> int:
+        """How many drafts each is to have in the next step; 0 for a step without."""
+        n, rows = len(running), self.rows
+        if rows is None or n >= self.most_in_step or (self.times and self.times.lacks_plain(n)):
+            return 0
+        lengths = [length for length in rows.lengths if length <= min(self.most, max(rows.lengths[0], self.most_in_step // n))]
+        chances = [self._chance(seq) for seq in running]
+        if not lengths or not any(chances):
+            return 0
+        if best := self._fastest(lengths, chances):
+            self._rest, self._num_rests = 2 * RETRY, 1
+            return best
+        if self._trial:
+            self._trial -= 1
+            return lengths[-1]
+        if self._rest:
+            self._rest -= 1
+        elif self._fastest(lengths, [float(chance > 0) for chance in chances]):  # right drafts would pay
+            self._num_rests += 1
+            self._rest, self._trial = RETRY << min(self._num_rests, 5), TRIAL
+        return 0
+
+    def _fastest(self, lengths: list[int], chances: list[float]) -> int:
+        cost, best, best_speed = self._cost(), 0, 1.0
+        for length in lengths:
+            tokens = sum(sum(chance ** i for i in range(length + 1)) for chance in chances) / len(chances)
+            if (speed := tokens / (cost(length) if callable(cost) else 1 + length * cost)) > best_speed:
+                best, best_speed = length, speed
+        return best
+
+    def _chance(self, seq: Sequence) -> float:
+        """How likely its next draft is right; 0 where there will be none."""
+        if seq.num_output_tokens + 1 >= seq.sampling_params.max_tokens:
+            return 0.0
+        record = self._records.setdefault(seq.seq_id, Record())  # the drafter may keep notes of it from here on
+        found = not record.num_misses if seq.drafts_on_device else self.drafter.likely(seq)
+        return self._acceptance(record) if found else 0.0
 
     def learn(self, batch: ScheduledBatch) -> None:
         for item in batch.items:
@@ -67,10 +114,10 @@ class SpeculationAhead(Speculation):
             and (seq.drafts_on_device or not seq.num_pending_drafts) and seq.seq_id not in self._given_up
             and _longest(seq) <= scheduler.max_model_len for seq in running)
 
-    def _propose_on_device(self, running: list[Sequence]) -> bool:
+    def _propose_on_device(self, running: list[Sequence], length: int) -> bool:
         """False, and nothing is changed but blocks, when there is no room or the drafter raises."""
         with uninterrupted():
-            limits = self._reserve_ahead(running)
+            limits = self._reserve_ahead(running, length)
         rows = self.rows
         if limits is None or rows is None:
             return False
@@ -81,11 +128,11 @@ class SpeculationAhead(Speculation):
             return False
         for seq, limit in zip(running, limits):
             seq.drafts_on_device, seq.draft_token_ids = True, [UNKNOWN] * limit
-            self._records.setdefault(seq.seq_id, Record())  # the drafter may keep notes of it from here on
+            self._records.setdefault(seq.seq_id, Record())
         self._drafting = []
         return True
 
-    def _reserve_ahead(self, running: list[Sequence]) -> list[int] | None:
+    def _reserve_ahead(self, running: list[Sequence], length: int) -> list[int] | None:
         """How many drafts each may have, with blocks for the most tokens that may come; None when these do not suffice."""
         scheduler, manager = self._scheduler, self._scheduler.block_manager
         blocks = manager.num_free_blocks - sum(manager.num_new_blocks(seq, _longest(seq)) for seq in running)
@@ -96,7 +143,8 @@ class SpeculationAhead(Speculation):
         for seq in running:
             longest, held = _longest(seq), len(seq.block_table)
             plain = manager.num_new_blocks(seq, longest)
-            limit = max(0, min(self._length(seq), share, tokens, scheduler.max_model_len - longest))
+            most = min(length, seq.sampling_params.max_tokens - seq.num_output_tokens - 1, share)
+            limit = max(0, min(most, tokens, scheduler.max_model_len - longest))
             while limit and manager.num_new_blocks(seq, longest + limit) - plain > blocks:
                 limit -= 1
             tokens -= limit

@@ -51,13 +51,16 @@ class NgramDrafter(Drafter):
         return f"NgramDrafter(runs of {self.shortest} to {self.longest} tokens, {len(self._indexes)} sequences)"
 
     def propose(self, sequences: list[Sequence], limits: list[int]) -> list[list[int]]:
-        proposals = []
-        for seq, limit in zip(sequences, limits):
-            index = self._indexes.get(seq.seq_id)
-            if index is None:
-                index = self._indexes[seq.seq_id] = NgramIndex(self.shortest, self.longest)
-            proposals.append(index.propose(seq.token_ids, limit))
-        return proposals
+        return [self._index_of(seq).propose(seq.token_ids, limit) for seq, limit in zip(sequences, limits)]
+
+    def likely(self, seq: Sequence) -> bool:
+        return bool(self._index_of(seq).propose(seq.token_ids, 1))
+
+    def _index_of(self, seq: Sequence) -> NgramIndex:
+        index = self._indexes.get(seq.seq_id)
+        if index is None:
+            index = self._indexes[seq.seq_id] = NgramIndex(self.shortest, self.longest)
+        return index
 
     def on_device(self) -> Any:
         from nanovllm.engine.device_drafters import LookUp  # which needs torch

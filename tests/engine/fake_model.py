@@ -82,7 +82,7 @@ class DraftingRunner(FakeRunner):
     It plays `draft_graphs.DraftGraphs`, too. chance: that a draft is right.
     """
 
-    max_rows = 6
+    max_rows, lengths = 6, [1, 3]
 
     def __init__(self, num_blocks, block_size, chance):
         super().__init__(num_blocks, block_size)

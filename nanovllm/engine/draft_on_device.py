@@ -15,10 +15,10 @@ def draft_on_device(runner: ModelRunner, drafter: Drafter, config: Config, captu
     A drafter of your own that has no `on_device` needs the host, and so does a sampler of your own. Without a GPU steps are as
     long as their launches, and nothing is gained; capture=False has them run so all the same.
     """
+    if capture and (runner.graphs is None or runner.backend.name != "triton"):
+        return None
     settings, proposer = config.speculative_config, getattr(drafter, "on_device", lambda: None)()
     if settings is None or proposer is None or runner.sampler is not runner.own_sampler:
-        return None
-    if capture and (runner.graphs is None or runner.backend.name != "triton"):
         return None
     kernels: ModuleType = draft_state
     if runner.row_kernels is not row_state:

@@ -43,7 +43,7 @@ class LLMEngine:
     Any thread may call it: one is inside at a time (see `Turn`), and a step advances everybody's requests.
 
     drafter: guesses tokens for sequences that decode, so that one step may draw several (see `drafts`). While some sequence
-        drafts, there is one step at a time.
+        drafts, there is one step at a time, unless the device drafts for all (see `drafts_ahead`).
     num_steps, num_ended, num_failed_steps: steps taken, requests that have ended, and steps that were rolled back.
     """
 

@@ -69,7 +69,7 @@ class DraftChain:
                 self._starts[:n]))
             guesses = self._guess(state, hidden, filtered)
             chain.append(guesses)
-        torch.stack(chain, 1, out=state.drafts[:n, :num_drafts])
+        state.drafts[:n, :num_drafts].copy_(torch.stack(chain, 1))
         state.found[:n].fill_(num_drafts)
 
     def _forward(self, state: DraftState, num_tokens: int, context: Context) -> Tensor:

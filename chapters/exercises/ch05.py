@@ -12,6 +12,7 @@ from nanovllm.fleet.simulation import Simulation
 from nanovllm.tracing.trace import Trace
 
 from .ch04 import Workbench, measure
+from .tables import Table
 from .verdict import check, require
 
 
@@ -39,13 +40,22 @@ def preemptions(trace: Trace) -> int:
     return sum(len(r.preempted) for r in trace)
 
 
-def table(evenings: Mapping[int, Trace]) -> None:
-    """Print one line for each size of the cache. evenings: {number of blocks: trace}."""
-    print("blocks  steps  preemptions  tokens computed again  tokens/s  mean TTFT  longest gap")
+def table(evenings: Mapping[int, Trace]) -> Table:
+    """A row for each size of the cache. evenings: {number of blocks: trace}."""
+    header = ("blocks", "steps", "preemptions", "tokens computed again", "tokens/s", "mean TTFT (s)", "longest gap (s)")
+    rows = []
     for num_blocks, trace in evenings.items():
-        rate, first, gap = measure(trace)
-        print(f"{num_blocks:6}  {len(trace):5}  {preemptions(trace):11}  {recomputed(trace):21}  {rate:8.0f}  "
-              f"{first:7.2f} s  {gap:9.2f} s")
+        rate, *waits = measure(trace)
+        counts = len(trace), preemptions(trace), recomputed(trace), round(rate)
+        rows.append((num_blocks, *counts, *(round(seconds, 2) for seconds in waits)))
+    return Table(header, rows)
+
+
+def means_table(rules: Mapping[str, Mapping[str, float]]) -> Table:
+    """A row for each rule of admission. rules: {name: what `mean_outcomes` returns}."""
+    rows = [(name, round(means["tokens/s"]), *(means[what] for what in ("mean TTFT", "longest gap", "preemptions")))
+            for name, means in rules.items()]
+    return Table(("rule", "tokens/s", "mean TTFT (s)", "longest gap (s)", "preemptions"), rows)
 
 
 def mean_outcomes(scheduler_cls: type[Scheduler], num_blocks: int, evenings: int = 20) -> dict[str, float]:

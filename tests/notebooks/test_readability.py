@@ -53,6 +53,21 @@ LIMITS = {  # COURSE.md's, the last with the little that counting screens by lin
 }
 
 
+# The anatomy of a chapter's end; each exercise has its task in words above the cell to fill in.
+EXERCISES = ("## Exercises", "### Warm-up", "### Core", "### Stretch")
+SECTIONS = (*EXERCISES, "## In vLLM", "## Recap", "## Ten short questions")
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_chapter_has_all_its_sections(chapter):
+    cells = nbformat.read(chapter, 4).cells
+    headings = [line for cell in cells if cell.cell_type == "markdown" for line in cell.source.splitlines() if line[:1] == "#"]
+    places = [next((i for i, line in enumerate(headings) if line.startswith(section)), None) for section in SECTIONS]
+    missing = [section for section, place in zip(SECTIONS, places, strict=True) if place is None]
+    assert not missing, f"{chapter.name} has no section {', '.join(missing)}: was a cell lost?"
+    assert places[:len(EXERCISES)] == sorted(places)[:len(EXERCISES)], [headings[place] for place in places]
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
 def test_chapter_keeps_the_measure(chapter):
     figures = measure(nbformat.read(chapter, 4))

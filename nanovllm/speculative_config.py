@@ -53,8 +53,10 @@ class SpeculativeConfig:
               "a folder for method 'draft_model', and left out for others", "name the smaller model's folder")
         _check_whole("num_speculative_tokens", self.num_speculative_tokens, 1, MOST_TOKENS)
         _check_whole("disable_by_batch_size", self.disable_by_batch_size, 1, 1 << 20)
+        for name in ("prompt_lookup_max", "prompt_lookup_min"):
+            if (given := getattr(self, name)) is not None:
+                _check_whole(name, given, 1, LONGEST_RUN)
         shortest, longest = self.lookup_lengths
-        _check_whole("prompt_lookup_max", longest, 1, LONGEST_RUN)
         _check_whole("prompt_lookup_min", shortest, 1, longest)
 
     @property

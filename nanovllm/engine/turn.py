@@ -41,10 +41,10 @@ class Turn:
                     self._next.acquire()
                     self._lock.acquire()
             except BaseException:
-                _let_go(self._next, self._lock)
+                _release_own(self._next, self._lock)
                 guard.__exit__()
                 raise
-            _let_go(self._next)
+            _release_own(self._next)
         self._guards.append(guard)
 
     def __exit__(self, *exc_info: object) -> None:
@@ -96,7 +96,7 @@ def _is_ours(lock: threading.RLock) -> bool:
     return bool(lock._is_owned())  # type: ignore[attr-defined]  # as threading.Condition asks
 
 
-def _let_go(*locks: threading.RLock) -> None:
+def _release_own(*locks: threading.RLock) -> None:
     """Release those that this thread came to hold before it was interrupted."""
     for lock in locks:
         if _is_ours(lock):

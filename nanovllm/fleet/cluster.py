@@ -14,16 +14,16 @@ STARTS = 3
 
 def connect(num_cpus: int | None = None, attempts: int = STARTS) -> None:
     """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine, with its telemetry off. Does nothing when that
-    has been done. num_cpus: CPU cores that Ray believes it has, where it is started here. attempts: see `patiently`."""
+    has been done. num_cpus: CPU cores that Ray believes it has, where it is started here. attempts: see `with_retries`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
         started_here = "RAY_ADDRESS" not in os.environ
         # "local": what another, perhaps long gone, cluster of this machine left behind is not looked for.
         own: dict[str, Any] = dict(address="local", num_cpus=num_cpus, include_dashboard=False) if started_here else {}
-        patiently(lambda: ray.init(log_to_driver=False, **own), attempts)
+        with_retries(lambda: ray.init(log_to_driver=False, **own), attempts)
 
 
-def patiently(start: Callable[[], T], attempts: int = STARTS) -> T:
+def with_retries(start: Callable[[], T], attempts: int = STARTS) -> T:
     """`start()`, tried again when it fails: a Ray node ends itself when its agent process needs more than 15 seconds to
     start, which it does on a busy machine, and much less the second time, when its files are in memory."""
     for attempt in range(1, attempts + 1):

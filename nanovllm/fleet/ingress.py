@@ -1,4 +1,4 @@
-"""The door of a fleet on Ray Serve: an ASGI application that passes every request on to the replica that the router picks."""
+"""The ingress of a fleet on Ray Serve: an ASGI application that passes each request on to the replica that the router picks."""
 
 import asyncio
 import json

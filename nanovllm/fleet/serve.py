@@ -109,7 +109,7 @@ def build(model: str | None = None, *, replicas: int | tuple[int, int] = 1, rout
     ).bind(model, served_model_name, generation_config, max_queue, reasoning_parser, max_stored_responses if most == 1 else 0,
            settings)
 
-    def door() -> ASGIApp:
+    def asgi_app() -> ASGIApp:
         handle: DeploymentHandle[Any] = serve.get_deployment_handle("Engine", app_name=serve.get_replica_context().app_name)
         guarded: ASGIApp = Guard(
             Ingress(handle, _tokenizer(model), BLOCK_SIZE), api_key=api_key, max_body_bytes=max_body_bytes,
@@ -119,7 +119,7 @@ def build(model: str | None = None, *, replicas: int | tuple[int, int] = 1, rout
             guarded = CORSMiddleware(guarded, allow_origins=list(allowed_origins), allow_methods=["*"], allow_headers=["*"])
         return guarded
 
-    ingress = _deployment(serve.ingress(door)(), "Ingress", num_replicas=1, max_ongoing_requests=100_000,
+    ingress = _deployment(serve.ingress(asgi_app)(), "Ingress", num_replicas=1, max_ongoing_requests=100_000,
                           ray_actor_options={"num_cpus": 0}, graceful_shutdown_timeout_s=shutdown_seconds,
                           max_surge_percent=100)
     return ingress.bind(engines)

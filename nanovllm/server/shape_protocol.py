@@ -21,7 +21,6 @@ def response_shape(given: dict[str, Any] | None) -> StructuredOutputsParams | No
     kind = "text" if given is None else given.get("type")
     check_request(kind in ("text", "json_object", "json_schema"), "response_format.type", kind,
                   "'text', 'json_object' or 'json_schema'", "other shapes are asked for by structured_outputs")
-    assert given is None or isinstance(given, dict)
     allowed = {"type", "json_schema"} if kind == "json_schema" else {"type"}
     _check_names("response_format", given or {}, allowed)
     if kind == "json_object":

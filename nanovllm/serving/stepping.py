@@ -32,11 +32,11 @@ def step(engine: LLMEngine, seen: int) -> int:
             except Exception as error:
                 if engine.num_failed_steps == failed_before:
                     raise  # the step is done: a listener raised this, or the engine is closed
-                _step_without_offenders(engine, error)
+                _step_without_failing_requests(engine, error)
         return engine.num_steps
 
 
-def _step_without_offenders(engine: LLMEngine, error: Exception) -> None:
+def _step_without_failing_requests(engine: LLMEngine, error: Exception) -> None:
     """Take the step that failed with `error` in parts: halves of halves, until an item fails all by itself.
 
     What a request draws does not depend on who else is in its batch, so the others get the tokens they would have got.

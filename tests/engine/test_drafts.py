@@ -205,6 +205,8 @@ def test_ends_inside_a_draft_count():
     ({"method": "eagle", "model": "x"}, "'eagle': must be one of"), ({"method": "draft_model"}, r"\['model'\]=None"),
     ({"method": "ngram", "model": "x"}, r"\['model'\]='x'"), ({"method": "ngram", "prompt_lookup_max": 0}, "prompt_lookup_max"),
     ({"method": "ngram", "prompt_lookup_min": 5, "prompt_lookup_max": 3}, "prompt_lookup_min"),
+    ({"method": "ngram", "prompt_lookup_min": 0}, r"\['prompt_lookup_min'\]=0: "),
+    ({"method": "ngram", "prompt_lookup_min": 99}, r"\['prompt_lookup_min'\]=99: "),
     ({"method": "ngram", "num_spec_tokens": 3}, "did you mean 'num_speculative_tokens'"), (["ngram"], "must be a dict"),
     ({"method": "ngram", "disable_by_batch_size": 0}, "disable_by_batch_size")])  # fmt: skip
 def test_settings_that_cannot_be_are_refused_by_name(settings, message):

@@ -53,7 +53,9 @@ LOWEST = tl.constexpr(0x007FFFFF)  # `sort_key` of -inf
 
 
 @triton.jit
-def _row_filters(top_k_ptr, top_p_ptr, min_p_ptr, row):
+def _row_filters(
+    top_k_ptr: tl.tensor, top_p_ptr: tl.tensor, min_p_ptr: tl.tensor, row: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """(top_k, top_p, min_p, whether any is on)."""
     top_k, top_p, min_p = tl.load(top_k_ptr + row), tl.load(top_p_ptr + row), tl.load(min_p_ptr + row)
     return top_k, top_p, min_p, (top_k != NO_TOP_K) | (top_p < 1) | (min_p > 0)
@@ -61,10 +63,12 @@ def _row_filters(top_k_ptr, top_p_ptr, min_p_ptr, row):
 
 @triton.jit
 def _survey_kernel(
-    groups_ptr, arrived_ptr, highest_ptr, bound_ptr, count_ptr, total_ptr, above_ptr,
-    logits_ptr, temperatures_ptr, top_k_ptr, top_p_ptr, min_p_ptr, stride_row, vocab_size,
+    groups_ptr: tl.tensor, arrived_ptr: tl.tensor, highest_ptr: tl.tensor, bound_ptr: tl.tensor, count_ptr: tl.tensor,
+    total_ptr: tl.tensor, above_ptr: tl.tensor,
+    logits_ptr: tl.tensor, temperatures_ptr: tl.tensor, top_k_ptr: tl.tensor, top_p_ptr: tl.tensor, min_p_ptr: tl.tensor,
+    stride_row: tl.tensor, vocab_size: tl.tensor,
     TILE: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr, CAPACITY: tl.constexpr, LOW: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Program (part, row): the best of each of WIDTH groups of its tokens. Who is the last of a row finds its highest logit
     and the bound.
 
@@ -105,10 +109,12 @@ def _survey_kernel(
 
 @triton.jit
 def _gather_kernel(
-    values_ptr, tokens_ptr, count_ptr, total_ptr, above_ptr, drawn_ptr, highest_ptr, bound_ptr,
-    logits_ptr, temperatures_ptr, top_k_ptr, top_p_ptr, min_p_ptr, stride_row, vocab_size,
+    values_ptr: tl.tensor, tokens_ptr: tl.tensor, count_ptr: tl.tensor, total_ptr: tl.tensor, above_ptr: tl.tensor,
+    drawn_ptr: tl.tensor, highest_ptr: tl.tensor, bound_ptr: tl.tensor,
+    logits_ptr: tl.tensor, temperatures_ptr: tl.tensor, top_k_ptr: tl.tensor, top_p_ptr: tl.tensor, min_p_ptr: tl.tensor,
+    stride_row: tl.tensor, vocab_size: tl.tensor,
     TILE: tl.constexpr, CHUNK: tl.constexpr, CAPACITY: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Program (part, row): the part's candidates go to the row's list, its weights to the row's sums.
 
     Each candidate asks for its index itself: of thousands of tokens one or two do, and none once the list is full.
@@ -153,9 +159,10 @@ def _gather_kernel(
 
 @triton.jit
 def _draw_among(
-    values_ptr, tokens_ptr, count, all_there, total, highest, temperature, top_k, top_p, min_p, low, high,
+    values_ptr: tl.tensor, tokens_ptr: tl.tensor, count: tl.tensor, all_there: tl.tensor, total: tl.tensor, highest: tl.tensor,
+    temperature: tl.tensor, top_k: tl.tensor, top_p: tl.tensor, min_p: tl.tensor, low: tl.tensor, high: tl.tensor,
     SIZE: tl.constexpr, LOW: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
+) -> tl.tensor:  # fmt: skip
     """The token drawn of `count` candidates; NOT_ENOUGH if there may be others that belong to them.
 
     all_there: there are no others above -inf.
@@ -186,8 +193,9 @@ def _draw_among(
 
 @triton.jit
 def _kth_score(
-    row_ptr, vocab_size, top_k, temperature, LOW: tl.constexpr, FAST: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
+    row_ptr: tl.tensor, vocab_size: tl.tensor, top_k: tl.tensor, temperature: tl.tensor, LOW: tl.constexpr, FAST: tl.constexpr,
+    TILE: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
     """The top_k-th highest score of a whole row: as `threshold`, over memory, two bits a pass."""
     found = tl.full([], 0, tl.uint32)
     one = tl.full([], 1, tl.uint32)
@@ -209,8 +217,9 @@ def _kth_score(
 
 @triton.jit
 def _best_above(
-    row_ptr, vocab_size, highest, temperature, floor, score, min_p, low, high, FAST: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
+    row_ptr: tl.tensor, vocab_size: tl.tensor, highest: tl.tensor, temperature: tl.tensor, floor: tl.tensor, score: tl.tensor,
+    min_p: tl.tensor, low: tl.tensor, high: tl.tensor, FAST: tl.constexpr, TILE: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """One pass over the tokens that score `floor` or more, and more than `score`: (the token that is drawn of those which
     min-p leaves, the weight of all)."""
     least = (min_p * WEIGHTS).to(tl.int64)
@@ -233,9 +242,10 @@ def _best_above(
 
 @triton.jit
 def _draw_from_row(
-    row_ptr, vocab_size, drawn, total, highest, temperature, top_k, top_p, min_p, low, high,
+    row_ptr: tl.tensor, vocab_size: tl.tensor, drawn: tl.tensor, total: tl.tensor, highest: tl.tensor, temperature: tl.tensor,
+    top_k: tl.tensor, top_p: tl.tensor, min_p: tl.tensor, low: tl.tensor, high: tl.tensor,
     LOW: tl.constexpr, FAST: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
+) -> tl.tensor:  # fmt: skip
     """As `_draw_among`, when only the whole row is enough. drawn: the token that was drawn without filters."""
     floor = tl.full([], float("-inf"), tl.float32)
     token = drawn
@@ -260,10 +270,12 @@ def _draw_from_row(
 
 @triton.jit
 def _choose_kernel(
-    out_ptr, values_ptr, tokens_ptr, count_ptr, total_ptr, above_ptr, highest_ptr, bound_ptr, logits_ptr, temperatures_ptr,
-    seeds_ptr, offsets_ptr, top_k_ptr, top_p_ptr, min_p_ptr, stride_row, vocab_size,
+    out_ptr: tl.tensor, values_ptr: tl.tensor, tokens_ptr: tl.tensor, count_ptr: tl.tensor, total_ptr: tl.tensor,
+    above_ptr: tl.tensor, highest_ptr: tl.tensor, bound_ptr: tl.tensor, logits_ptr: tl.tensor, temperatures_ptr: tl.tensor,
+    seeds_ptr: tl.tensor, offsets_ptr: tl.tensor, top_k_ptr: tl.tensor, top_p_ptr: tl.tensor, min_p_ptr: tl.tensor,
+    stride_row: tl.tensor, vocab_size: tl.tensor,
     FEW: tl.constexpr, CAPACITY: tl.constexpr, LOW: tl.constexpr, FAST: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Program (row): its token."""
     row = tl.program_id(0).to(tl.int64)
     top_k, top_p, min_p, active = _row_filters(top_k_ptr, top_p_ptr, min_p_ptr, row)

@@ -13,7 +13,7 @@ MAX_SPLITS = 128
 
 
 @triton.jit
-def best_token(scores, tokens):
+def best_token(scores: tl.tensor, tokens: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     """The highest score and its token; of equals the first, as torch's argmax has it."""
     highest = tl.max(scores, 0)
     return highest, tl.min(tl.where(scores == highest, tokens, 0x7FFFFFFF), 0)
@@ -22,9 +22,10 @@ def best_token(scores, tokens):
 # How the vocabulary is split differs from batch size to batch size, which must not mean compiling again.
 @triton.jit(do_not_specialize=["tiles_per_split"])
 def _draw_kernel(
-    tokens_ptr, score_ptr, logits_ptr, temperatures_ptr, seeds_ptr, offsets_ptr, stride_row, vocab_size, tiles_per_split,
+    tokens_ptr: tl.tensor, score_ptr: tl.tensor, logits_ptr: tl.tensor, temperatures_ptr: tl.tensor, seeds_ptr: tl.tensor,
+    offsets_ptr: tl.tensor, stride_row: tl.tensor, vocab_size: tl.tensor, tiles_per_split: tl.tensor,
     TILE: tl.constexpr, FAST: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Program (split, row): the winner of one row among one split of the vocabulary; token -1, above all, if it is unsound."""
     split, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     temperature = tl.load(temperatures_ptr + row)
@@ -57,7 +58,8 @@ def _draw_kernel(
 
 
 @triton.jit(do_not_specialize=["splits"])
-def _final_kernel(out_ptr, tokens_ptr, score_ptr, splits, BLOCK: tl.constexpr):
+def _final_kernel(out_ptr: tl.tensor, tokens_ptr: tl.tensor, score_ptr: tl.tensor, splits: tl.tensor,
+                  BLOCK: tl.constexpr) -> None:
     """Program (row): the winner of the splits' winners."""
     row, split = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside = split < splits

@@ -5,6 +5,7 @@ may end in the states of `ends`.
 """
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -61,26 +62,71 @@ def check_kept(kept):
     return "eight masks, with bits at both ends of a word."
 
 
+class CountedMoves(dict):
+    """The moves of a state, which count how often they are asked for a character."""
+
+    def __init__(self, moves: dict[str, int], asked: list[str]) -> None:
+        super().__init__(moves)
+        self.asked = asked
+
+    def __contains__(self, char: object) -> bool:
+        self.asked.append(str(char))
+        return super().__contains__(char)
+
+    def __getitem__(self, char: str) -> int:
+        self.asked.append(char)
+        return super().__getitem__(char)
+
+    def get(self, char: str, default: Any = None) -> Any:
+        self.asked.append(char)
+        return super().get(char, default)
+
+
+# Tokens that begin alike: a walk through each of them from its start asks many times what a tree asks once.
+ALIKE = [*WORDS, *("!" * n for n in range(3, 33)), *(f"fox!{'i' * n}" for n in range(12)), *(f"zebra{n}" for n in range(120)),
+         *(f"hen{'!' * n}on" for n in range(1, 20))]
+
+
+def beginnings(moves: list[dict[str, int]], state: int, vocabulary: list[str]) -> int:
+    """How many different beginnings of tokens have to be looked at: those whose own beginning is alive."""
+    return len({text[:n + 1] for text in vocabulary for n in range(len(text)) if end_of(moves, state, text[:n]) is not None})
+
+
 @check("allowed tokens")
 def check_allowed_tokens(allowed_tokens):
     """allowed_tokens(moves, state, vocabulary) -> the ids of the tokens that keep the automaton alive, in rising order."""
-    for state in range(len(MOVES)):
-        right = [i for i, text in enumerate(WORDS) if text and end_of(MOVES, state, text) is not None]
-        got = list(allowed_tokens([dict(m) for m in MOVES], state, list(WORDS)))
-        if got == right:
-            continue
-        more = [WORDS[i] for i in got if i not in right]
-        less = [WORDS[i] for i in right if i not in got]
-        hint = f"{REGEX} in state {state} allows {[WORDS[i] for i in right]}"
-        hint += f", and not {more}" * bool(more) + f"; you left out {less}" * bool(less) + "."
-        if "" in more:
-            hint += " A token without text moves nothing on: an answer could go on with it for ever."
-        elif any(text[0] in MOVES[state] for text in more):
-            hint += " Every character of a token must find a move."
-        elif less:
-            hint += " A token need not reach an end of the pattern, and may go through one."
-        require(False, hint)
-    return f"{len(MOVES)} states with {len(WORDS)} tokens each."
+    for words in (WORDS, ALIKE):
+        for state in range(len(MOVES)):
+            right = [i for i, text in enumerate(words) if text and end_of(MOVES, state, text) is not None]
+            asked: list[str] = []
+            got = list(allowed_tokens([CountedMoves(m, asked) for m in MOVES], state, list(words)))
+            require(got == right, _wrong_tokens(got, right, state, words))
+            most = 3 * beginnings(MOVES, state, words) + 3  # a look, a move, and one to spare
+            require(words is WORDS or len(asked) <= most, f"{REGEX} in state {state}: {len(words)} tokens have {most // 3 - 1} "
+                    f"different beginnings to look at, and the moves were asked {len(asked)} times. Tokens that begin alike "
+                    "must share the walk.")
+    return f"{len(MOVES)} states with {len(WORDS)} and with {len(ALIKE)} tokens, no beginning looked at twice."
+
+
+def _wrong_tokens(got: list[int], right: list[int], state: int, words: list[str]) -> str:
+    if sorted(got) == right:
+        return f"{REGEX} in state {state}: the right tokens, and they must be in rising order."
+    more = [words[i] for i in got if i not in right]
+    less = [words[i] for i in right if i not in got]
+    hint = f"{REGEX} in state {state} allows {_some(words[i] for i in right)}"
+    hint += f", and not {_some(more)}" * bool(more) + f"; you left out {_some(less)}" * bool(less) + "."
+    if "" in more:
+        hint += " A token without text moves nothing on: an answer could go on with it for ever."
+    elif any(text[0] in MOVES[state] for text in more):
+        hint += " Every character of a token must find a move."
+    elif less:
+        hint += " A token need not reach an end of the pattern, and may go through one."
+    return hint
+
+
+def _some(texts: Iterable[str]) -> str:
+    texts = list(texts)
+    return str(texts) if len(texts) < 14 else f"{str(texts[:12])[:-1]}, … {len(texts) - 12} more]"
 
 
 class Exclamations(Drafter):

@@ -39,6 +39,24 @@ def allows_tokens_without_text(moves, state, vocabulary):
     return [i for i, text in enumerate(vocabulary) if survives(text)]
 
 
+def walks_through_each_token(moves, state, vocabulary):
+    def survives(text):
+        here = state
+        for char in text:
+            if char not in moves[here]:
+                return False
+            here = moves[here][char]
+        return text != ""
+
+    return [i for i, text in enumerate(vocabulary) if survives(text)]
+
+
+def in_the_order_of_the_tree(moves, state, vocabulary):
+    from chapters.exercises.solutions.ch16 import allowed_tokens
+
+    return sorted(allowed_tokens(moves, state, vocabulary), key=lambda i: vocabulary[i])
+
+
 class NeverRollsBack(Matcher):
     def rollback(self, num_tokens):
         pass
@@ -66,6 +84,7 @@ class ForgetsTheEndToken(Matcher):
 
 WRONG = {
     "check_kept": [takes_a_word_for_a_token, reads_bits_from_the_top],
-    "check_allowed_tokens": [looks_at_the_first_character, wants_the_end, allows_tokens_without_text],
+    "check_allowed_tokens": [looks_at_the_first_character, wants_the_end, allows_tokens_without_text,
+                             walks_through_each_token, in_the_order_of_the_tree],
     "check_Matcher": [NeverRollsBack, KeepsOldBits, NeverEnds, ForgetsTheEndToken],
 }

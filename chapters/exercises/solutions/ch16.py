@@ -8,15 +8,21 @@ def kept(p, bits):
 
 
 def allowed_tokens(moves, state, vocabulary):
-    def survives(text):
-        here = state
+    tree = ({}, [])  # of characters: the branches, and the tokens that end here
+    for token, text in enumerate(vocabulary):
+        branches, tokens = tree
         for char in text:
-            here = moves[here].get(char)
-            if here is None:
-                return False
-        return text != ""
-
-    return [token for token, text in enumerate(vocabulary) if survives(text)]
+            branches, tokens = branches.setdefault(char, ({}, []))
+        if text:
+            tokens.append(token)
+    found, todo = [], [(tree, state)]
+    while todo:
+        (branches, tokens), here = todo.pop()
+        found += tokens
+        for char, branch in branches.items():
+            if char in moves[here]:
+                todo.append((branch, moves[here][char]))
+    return sorted(found)
 
 
 class Matcher:

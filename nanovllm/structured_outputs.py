@@ -89,6 +89,7 @@ class StructuredOutputsParams:
         else:
             _check_serializable(name, schema)
         _check_size(name, schema)
+        _check_characters(name, json.dumps(schema, ensure_ascii=False))
 
     def _check_regex(self) -> None:
         _check_text("structured_outputs.regex", self.regex, "a regular expression")
@@ -104,6 +105,7 @@ class StructuredOutputsParams:
                 raise InvalidRequest(f"{name}={shown(text)}: must have a JSON schema behind each %json ({error}); "
                                      "correct it.") from None
             _check_size(name, schema)
+            _check_characters(name, json.dumps(schema, ensure_ascii=False))
 
     def _check_choice(self) -> None:
         name, choice = "structured_outputs.choice", self.choice
@@ -123,8 +125,12 @@ class StructuredOutputsParams:
 def _check_text(name: str, text: object, what: str) -> None:
     check_request(isinstance(text, str) and text != "", name, text, what, "pass a text that is not empty")
     _check_length(name, str(text))
+    _check_characters(name, str(text))
+
+
+def _check_characters(name: str, text: str) -> None:
     try:
-        str(text).encode()
+        text.encode()
     except UnicodeEncodeError:
         raise InvalidRequest(f"{name}={shown(text)}: must be characters, and holds half of a surrogate pair; decode the text "
                              "again with errors='replace'.") from None

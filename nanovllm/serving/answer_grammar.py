@@ -12,6 +12,7 @@ from typing import Any
 from nanovllm.errors import InvalidRequest
 from nanovllm.serving import thinking, tool_calls
 from nanovllm.serving.grammars import WHITESPACE
+from nanovllm.serving.json_schemas import compilable
 from nanovllm.serving.thinking import Thinks
 from nanovllm.structured_outputs import StructuredOutputsParams
 from nanovllm.utils.numbers import shown
@@ -92,7 +93,7 @@ def _inlined(shape: StructuredOutputsParams) -> str:
 
 def _json(schema: dict[str, Any], how: dict[str, Any]) -> str:
     # In JSON, % stands in texts only; %json would begin a schema of its own.
-    return json.dumps(schema | {"x-guidance": how}).replace("%", "\\u0025")
+    return json.dumps(compilable(schema) | {"x-guidance": how}).replace("%", "\\u0025")
 
 
 def _quoted(text: str) -> str:

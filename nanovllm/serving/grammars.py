@@ -5,6 +5,7 @@ lazily as the text goes on, and an Earley parser over what the lexer finds. To s
 next, it walks the tree of all tokens' bytes and leaves out a branch at its first byte that nothing matches.
 """
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence as ListLike
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from nanovllm.errors import InvalidRequest, RequestFailed
 from nanovllm.serving.grammar_vocabulary import read_vocabulary
+from nanovllm.serving.json_schemas import compilable
 from nanovllm.structured_outputs import StructuredOutputsParams
 from nanovllm.utils.numbers import shown
 
@@ -197,7 +199,7 @@ def grammar_of(shape: StructuredOutputsParams) -> str:
     from llguidance import LLMatcher
 
     if shape.schema is not None:
-        return LLMatcher.grammar_from_json_schema(shape.schema, overrides={
+        return LLMatcher.grammar_from_json_schema(json.dumps(compilable(json.loads(shape.schema))), overrides={
             "whitespace_flexible": not shape.disable_any_whitespace,
             "whitespace_pattern": None if shape.disable_any_whitespace else WHITESPACE})
     if shape.regex is not None:
@@ -221,4 +223,6 @@ def _refused(shape: StructuredOutputsParams, why: str) -> InvalidRequest:
 def _reason(message: str) -> str:
     """The line of one of llguidance's messages that says what is wrong: of a bad expression, not the first."""
     lines = message.strip().splitlines() or [""]
-    return next((line for line in lines if line.startswith("error: ")), lines[0]).removeprefix("error: ")[:300]
+    line = next((line for line in lines if line.startswith("error: ")), lines[0]).removeprefix("error: ")[:300]
+    # Its words for a matcher that can take no token.
+    return "no text has this shape, or none that ends" if line in ("NoExtension", "NoExtensionBias") else line

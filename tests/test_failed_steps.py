@@ -9,6 +9,7 @@ import torch
 from fastapi.testclient import TestClient
 
 from nanovllm import LLM, AsyncLLM, SamplingParams
+from nanovllm.engine.launched import Launched
 from nanovllm.errors import RequestFailed
 from nanovllm.server.app import create_app
 
@@ -130,6 +131,26 @@ def test_on_a_device_that_is_gone_nothing_is_tried_again(llm, monkeypatch, caplo
     with pytest.raises(torch.AcceleratorError, match="device-side assert"):
         llm.generate(PROMPTS, PARAMS, use_tqdm=False)
     assert len(calls) == 1 and caplog.text.count("Traceback") == 1
+
+
+@pytest.mark.parametrize("place", ["launch", "collect"])
+def test_a_server_whose_device_is_gone_is_unhealthy_and_says_why(llm, monkeypatch, place):
+    """Every step fails from now on: whoever watches the server must take it away, however well it still answers."""
+    runner = llm.engine.model_runner
+
+    def dead(*args):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously")
+
+    with TestClient(create_app(AsyncLLM(llm)), base_url="http://localhost") as client:
+        assert client.get("/health").json() == {"status": "ok"}
+        monkeypatch.setattr(runner, "failure", None)  # which is what it is, and is to be again
+        monkeypatch.setattr(*((runner, "forward", dead) if place == "launch" else (Launched, "wait", dead)))
+        said = client.post("/v1/completions", json={"model": "offline", "prompt": "A fox", "max_tokens": 2})
+        assert said.status_code == 500
+        for path in ("/health", "/ping"):
+            reply = client.get(path)
+            assert reply.status_code == 503 and reply.json()["status"] == "broken"
+            assert reply.json()["reason"].endswith("CUDA error: device-side assert triggered")
 
 
 def test_a_scheduler_that_fails_again_cannot_tell_anybody_apart(llm, monkeypatch):

@@ -57,6 +57,12 @@ def fit_blocks(model: CausalLM, sampler: Sample, shape: CacheShape, config: Conf
     return blocks
 
 
+def most_draws(config: Config) -> int:
+    """The most rows that one step draws: a token for each sequence, and one more for each draft."""
+    drafts = config.speculative_config.disable_by_batch_size if config.speculative_config else 0
+    return min(config.max_num_seqs, config.max_num_batched_tokens) + drafts  # no step has room for more sequences
+
+
 @torch.inference_mode()
 def _free_memory(model: CausalLM, sampler: Sample, shape: CacheShape, config: Config) -> int:
     """Bytes left for the cache: our share of the card, less our weights and the peak of the largest step.
@@ -80,7 +86,7 @@ def _free_memory(model: CausalLM, sampler: Sample, shape: CacheShape, config: Co
         block_tables=torch.zeros(len(lens), -(-longest // shape.block_size), dtype=torch.int32, device=device),
         slot_mapping=torch.full((sum(lens),), -1, dtype=torch.int64, device=device),
         max_seqlen_q=longest, max_seqlen_k=longest, num_decodes=0 if longest > 1 else len(lens),
-        last_rows=torch.zeros(config.max_num_seqs, dtype=torch.int64, device=device))
+        last_rows=torch.zeros(most_draws(config), dtype=torch.int64, device=device))
     tokens = torch.zeros(sum(lens), dtype=torch.int64, device=device)
     hidden = model(tokens, tokens, shape.allocate(1, device), context)
     sample_worst(sampler, model.compute_logits(hidden[context.last_rows]), config.max_model_len)
@@ -96,8 +102,7 @@ def _graph_memory(config: Config) -> int:
     if config.enforce_eager:
         return 0
     vocab_size: int = config.hf_config.vocab_size
-    drafts = config.speculative_config.disable_by_batch_size if config.speculative_config else 0
-    num_rows = sum(batch_sizes(min(config.max_num_seqs, config.max_num_batched_tokens) + drafts))
+    num_rows = sum(batch_sizes(most_draws(config)))
     return num_rows * vocab_size * config.dtype.itemsize + GRAPH_BYTES
 
 

@@ -1,7 +1,8 @@
 """From scheduled sequences to the exact tensors of a step, through the model, to sampled tokens."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from nanovllm.config import Config
-from nanovllm.engine.cache_size import CacheShape, fit_blocks
+from nanovllm.engine.cache_size import CacheShape, fit_blocks, most_draws
 from nanovllm.engine.cuda_graphs import DecodeGraphs, RowKernels
 from nanovllm.engine.device_masks import DeviceMasks, MaskMaker
 from nanovllm.engine.draft_graphs import DraftGraphs
@@ -57,6 +58,7 @@ class ModelRunner:
             load_weights(model, config.model)
         self.model, self.own_sampler, self.row_kernels, self._apply_bitmask = self._fastest_form(model.eval())
         self.sampler: Sample = self.own_sampler  # may be replaced
+        self.failure: str | None = None
         self.graphs: DecodeGraphs | None = None
         self.step_graphs: StepGraphs | None = None
         self.draft_graphs: DraftGraphs | None = None  # see `draft_on_device`
@@ -84,9 +86,14 @@ class ModelRunner:
             gc.collect()
             gc.freeze()
 
-    @property
-    def failure(self) -> None:
-        """It runs in this process, and so does not end without it."""
+    @contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        """After an error of the device itself, such as a failed assertion, it does nothing any more."""
+        try:
+            yield
+        except torch.AcceleratorError as error:
+            self.failure = f"the device does nothing any more after: {str(error).partition(chr(10))[0]}"
+            raise
 
     def __repr__(self) -> str:
         dtype, mebibytes = str(self.dtype).removeprefix("torch."), self.num_blocks * self.bytes_per_block / 2**20
@@ -111,20 +118,22 @@ class ModelRunner:
     @torch.inference_mode()
     def launch(self, batch: ScheduledBatch) -> Launched:
         """Enqueue a step and return at once. See `Runner.launch` for what is left to `draw`."""
-        if self.draft_graphs and all(item.seq.drafts_on_device for item in batch.items):
-            return self._launch_drafts(self.draft_graphs, batch)
-        if self.draft_graphs:
-            self.draft_graphs.invalidate()
-        launched = Launched(batch, self._launch_forward(batch))
-        if not batch.masks_wait:
-            launched.draw()
-        return launched
+        with self._noting_failure():
+            if self.draft_graphs and all(item.seq.drafts_on_device for item in batch.items):
+                return self._launch_drafts(self.draft_graphs, batch)
+            if self.draft_graphs:
+                self.draft_graphs.invalidate()
+            launched = Launched(batch, self._launch_forward(batch))
+            if not batch.masks_wait:
+                launched.draw()
+            return launched
 
     @in_own_torch_state
     @torch.inference_mode()
     def draw(self, launched: Launched) -> None:
         """Enqueue the draws of a step whose masks had to wait."""
-        launched.draw()
+        with self._noting_failure():
+            launched.draw()
 
     def _launch_drafts(self, graphs: DraftGraphs, batch: ScheduledBatch) -> Launched:
         """A step that the device's rows draft for: it is compared and drawn there, too."""
@@ -185,7 +194,8 @@ class ModelRunner:
 
     def collect(self, launched: Launched) -> list[int]:
         """Wait for the step that `launch` enqueued; its log-probabilities go to the sequences that asked for them."""
-        return launched.wait()
+        with self._noting_failure():
+            return launched.wait()
 
     def reset(self) -> None:
         """Forget the tokens last drawn, after a step that failed: sequences that run next bring their own."""
@@ -271,12 +281,9 @@ class ModelRunner:
 
     def decode_graphs(self, config: Config, capture: bool = True) -> DecodeGraphs:
         """For as many rows as may decode at once, drafted positions included."""
-        most = min(config.max_num_seqs, config.max_num_batched_tokens)  # no step has room for more
-        if config.speculative_config:
-            most += config.speculative_config.disable_by_batch_size  # each draft takes a row
         sampler = self.own_sampler
         return DecodeGraphs(self.model, sampler.draw, sampler.filtered_draw, self._apply_bitmask, self.row_kernels,
-                            self.kv_cache, max_num_seqs=most, max_model_len=config.max_model_len, capture=capture)
+                            self.kv_cache, max_num_seqs=most_draws(config), max_model_len=config.max_model_len, capture=capture)
 
     def mixed_step_graphs(self, config: Config, capture: bool = True) -> StepGraphs:
         """For the `triton` backend, whose tiles of queries they list."""

@@ -36,7 +36,8 @@ def compilable(schema: Schema) -> Schema:
 
     schema: of at most `structured_outputs.MAX_DEPTH` levels. It stays as it is.
     """
-    return _rewritten(schema, schema)
+    found: Schema = _rewritten(schema, schema)
+    return found
 
 
 def _rewritten(schema: Any, root: Schema) -> Any:

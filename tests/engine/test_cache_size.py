@@ -13,6 +13,7 @@ from nanovllm.engine.sequence import Sequence
 from nanovllm.layers.logits_processors import LogitsProcessors
 from nanovllm.layers.sampler import Sampler, SamplingBatch
 from nanovllm.layers.sampling_memory import sample_worst
+from nanovllm.speculative_config import SpeculativeConfig
 
 OPTIONS = [dict(top_k=50), dict(top_p=0.9), dict(min_p=0.05), dict(repetition_penalty=1.2), dict(presence_penalty=0.5),
            dict(frequency_penalty=0.5), dict(logit_bias={3: 1.0}), dict(logprobs=20), dict(min_tokens=2, stop_token_ids=[1, 2])]
@@ -84,4 +85,7 @@ def test_the_memory_that_is_measured_is_that_of_the_worst_step(monkeypatch):
             return runner.sampler(logits, batch)
 
         cache_size._free_memory(runner.model, sampler, runner.cache_shape, llm.config)
-    assert asked == [((7, llm.config.hf_config.vocab_size), (7,), (7, 90))]
+        llm.config.speculative_config = SpeculativeConfig(disable_by_batch_size=5)  # each draft is drawn for, too
+        cache_size._free_memory(runner.model, sampler, runner.cache_shape, llm.config)
+    vocab_size = llm.config.hf_config.vocab_size
+    assert asked == [((7, vocab_size), (7,), (7, 90)), ((12, vocab_size), (12,), (12, 90))]

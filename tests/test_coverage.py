@@ -14,9 +14,16 @@ ROOT = Path(__file__).parents[1]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["coverage"]
 ON_A_GPU = {"class FlashAttnBackend:": {"layers/attention_backends.py"}, r"def compute_capability\(": {"layers/attention.py"},
             r"def _capture\(": {"engine/cuda_graphs.py", "engine/step_graphs.py", "engine/draft_graphs.py"},
-            "if FAST:": {"kernels/noise.py"}}
+            "if FAST:": {"kernels/noise.py", "kernels/threshold.py"}}
 CODE = "def shown(wanted):\n    if wanted:\n        return 1\n    return 0\n"
 TEST = "from measured import part\n\n\ndef test_it():\n    assert part.shown(True) == {}\n"
+ELSEWHERE = """
+import subprocess, sys
+
+def test_it():
+    code = "import os; from measured import part; part.shown(True); part.shown(False); os._exit(0)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+"""
 
 
 def test_the_floor_is_what_was_promised():
@@ -47,20 +54,31 @@ def test_make_test_measures_all_the_tests_and_no_part_of_them():
     assert "--cov" not in command("TEST_ARGS=tests/engine -x")
 
 
+def measured_run(folder: Path, test: str, floor: int) -> subprocess.CompletedProcess[str]:
+    """pytest over one test of a small package, measured as ours is."""
+    (folder / "measured").mkdir()
+    (folder / "measured" / "part.py").write_text(CODE, encoding="utf-8")
+    (folder / "test_part.py").write_text(test, encoding="utf-8")
+    run = "".join(f"{name} = {value!r}\n" for name, value in (SETTINGS["run"] | {"source": ["measured"]}).items())
+    (folder / "pyproject.toml").write_text(f"[tool.coverage.run]\n{run}\n[tool.coverage.report]\nfail_under = {floor}\n",
+                                           encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("COV", "PYTEST"))}
+    return subprocess.run([sys.executable, "-m", "pytest", "-n", "1", "-p", "no:cacheprovider", "--cov", "--cov-report="],
+                          cwd=folder, capture_output=True, encoding="utf-8", env=environment | {"PYTHONPATH": str(folder)})
+
+
 @pytest.mark.parametrize("expected, floor, status, said, last", [
     (1, 70, 0, "Required test coverage of 70.0% reached", "1 passed"),
     (1, 90, 1, "FAIL Required test coverage of 90.0% not reached", "1 passed"),
     (2, 70, 1, "Required test coverage of 70.0% reached", "1 failed"),
 ])
 def test_a_failed_test_and_a_missed_floor_fail_the_run_and_the_summary_ends_it(tmp_path, expected, floor, status, said, last):
-    (tmp_path / "measured").mkdir()
-    (tmp_path / "measured" / "part.py").write_text(CODE, encoding="utf-8")
-    (tmp_path / "test_part.py").write_text(TEST.format(expected), encoding="utf-8")
-    run = "".join(f"{name} = {value!r}\n" for name, value in (SETTINGS["run"] | {"source": ["measured"]}).items())
-    (tmp_path / "pyproject.toml").write_text(f"[tool.coverage.run]\n{run}\n[tool.coverage.report]\nfail_under = {floor}\n",
-                                             encoding="utf-8")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("COV", "PYTEST"))}
-    ran = subprocess.run([sys.executable, "-m", "pytest", "-n", "1", "-p", "no:cacheprovider", "--cov", "--cov-report="],
-                         cwd=tmp_path, capture_output=True, encoding="utf-8", env=environment | {"PYTHONPATH": str(tmp_path)})
+    ran = measured_run(tmp_path, TEST.format(expected), floor)
     assert ran.returncode == status, ran.stdout + ran.stderr
     assert said in ran.stdout and last in ran.stdout.rstrip().splitlines()[-1], ran.stdout
+
+
+def test_what_another_process_runs_counts_even_when_it_ends_at_once(tmp_path):
+    ran = measured_run(tmp_path, ELSEWHERE, 100)
+    assert ran.returncode == 0 and "Total coverage: 100.00%" in ran.stdout, ran.stdout + ran.stderr
+    assert [path.name for path in tmp_path.glob(".coverage*")] == [".coverage"]

@@ -1,6 +1,8 @@
 """The CPU kernels against loops in float64 and against the plain model, in steps of few tokens and of many."""
 
 import ctypes
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -86,13 +88,75 @@ def model_and_batch(family, sequences, dtype, seed=0, packs=True):
 def test_the_model_is_the_plain_one(family, sequences, packs):
     model, (tokens, positions, cache, context) = model_and_batch(family, sequences, torch.float32, packs=packs)
     fused = fused_cpu.FusedCPUModel(model, block_size=16)
-    assert fits(model) and fused.weight_dtype == (torch.bfloat16 if packs else torch.float32)
+    assert fits(model) and (fused.form != library.FLOATS) == packs
     own_cache = cache.clone()
     expected, found = model(tokens, positions, cache, context), fused(tokens, positions, own_cache, context)
     real = torch.cat([torch.full((n,), length > 0) for n, length in sequences])
     torch.testing.assert_close(found[real], expected[real], rtol=1e-4, atol=5e-4)
     torch.testing.assert_close(own_cache, cache, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(fused.compute_logits(found[real]), model.compute_logits(expected[real]), rtol=1e-4, atol=2e-3)
+
+
+FORMS = {"floats": library.FLOATS, "halves": library.HALVES, "tiles": library.TILES}
+
+
+@pytest.fixture(params=FORMS)
+def form(request, monkeypatch):
+    """How weights lie and who multiplies; the matrix unit where there is one."""
+    if request.param == "tiles" and not library.library().has_tiles():
+        pytest.skip("this CPU has no matrix unit (AMX)")
+    if request.param == "halves":
+        monkeypatch.setattr(fused_cpu, "TILES", library.HALVES)
+    return FORMS[request.param]
+
+
+@pytest.fixture(params=[1, 2, 3], ids="{} threads".format)
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 16, 17, 32, 33, 70, 600])
+@pytest.mark.parametrize("inputs, features", [(16, 16), (96, 80), (64, 97)])
+def test_products(form, rows, inputs, features, threads):
+    torch.manual_seed(rows)
+    x, weight = torch.randn(rows, inputs), torch.randn(features, inputs).bfloat16().float()
+    padded = -(-features // 16) * 16
+    panels = library.panels_of(weight, form)
+    y = torch.full((rows, padded), float("nan"))
+    library.library().product_of(
+        ctypes.c_void_p(x.data_ptr()), ctypes.byref(library.Weight(panels.data_ptr(), None, inputs, padded)),
+        ctypes.c_void_p(y.data_ptr()), ctypes.c_long(rows), ctypes.c_long(padded), form, 3, threads)
+    torch.testing.assert_close(y[:, :features].double(), x.double() @ weight.T.double(), rtol=0, atol=2e-5)
+    assert (y[:, features:] == 0).all()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("limit", [fused_cpu.BYTES_OF_A_CORE, 0], ids=["in cache", "too large for it"])
+def test_a_row_is_the_same_alone_and_among_others(form, threads, limit, monkeypatch):
+    """Few rows and many, shared by the threads or a block for each, come to the same bits."""
+    monkeypatch.setattr(fused_cpu, "BYTES_OF_A_CORE", limit)
+    sequences = [(1, 17), (300, 300), (1, 70), (9, 9), (40, 90)]
+    model, batch = model_and_batch("Qwen3", sequences, torch.float32, packs=form != library.FLOATS)
+    tokens, positions, cache, context = batch
+    fused = fused_cpu.FusedCPUModel(model, block_size=16)
+    assert fused.form == form
+    together, of_all = cache.clone(), cache.clone()
+    x = fused(tokens, positions, together, context)
+    logits = fused.compute_logits(x)
+    torch.testing.assert_close(x, model(tokens, positions, of_all, context), rtol=1e-4, atol=1e-3)
+    starts = context.cu_seqlens_q
+    for i in range(len(sequences)):
+        a, b = starts[i:i + 2].tolist()
+        alone = type(context)(torch.tensor([0, b - a], dtype=torch.int32), context.context_lens[i:i + 1],
+                              context.block_tables[i:i + 1], context.slot_mapping[a:b], b - a, sequences[i][1], 0,
+                              torch.tensor([b - a - 1]))
+        own = cache.clone()
+        found = fused(tokens[a:b], positions[a:b], own, alone)
+        assert torch.equal(found, x[a:b]) and torch.equal(fused.compute_logits(found[-1:]), logits[b - 1:b])
+    assert not torch.equal(together, cache)
 
 
 @torch.inference_mode()
@@ -162,6 +226,26 @@ def test_it_is_compiled_once_into_the_users_cache(new_library, tmp_path, monkeyp
     new_library.cache_clear()
     monkeypatch.setattr(library, "_compile", None)  # not called again
     assert new_library()["attention_float32"] and file.suffix == ".so"
+
+
+def test_a_broken_file_in_the_cache_is_made_anew(new_library, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "_compile", lambda compiler, file: file.write_bytes(b"\x7fELF and no more"))
+        with pytest.raises(OSError, match="file too short|invalid ELF|not a mach-o|header"):
+            new_library()
+    file, = (tmp_path / "nanovllm").iterdir()
+    assert new_library()["attention_float32"] and file.stat().st_size > 1000
+
+
+def test_a_forked_child_computes_with_threads_of_its_own(threads):
+    """Its parent's threads are not there, and nothing waits for them."""
+    case = paged_case(MIXED, num_decodes=4)
+    expected, backend = run(case, CPUBackend()), CPUBackend()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        os._exit(0 if torch.equal(run(case, backend), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("compiler, words", [("no-such-compiler", "cannot be run"), ("false", "could not be compiled")])

@@ -14,13 +14,16 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from nanovllm.errors import EngineError
 
 FOLDER = Path(__file__).parent
-SOURCES = ("step.cpp", "attention.h", "layers.h", "vector.h")
+SOURCES = ("step.cpp", "attention.h", "layers.h", "pool.h", "product.h", "tiles.h", "vector.h")
 # Sums may be taken in any order that is fast, but a NaN is a NaN: no -ffast-math.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-w")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC",
+         "-pthread", "-w")
 
 
 class Batch(ctypes.Structure):
@@ -35,8 +38,39 @@ class Shape(ctypes.Structure):
 
     _fields_ = [*((name, ctypes.c_int) for name in (
                     "num_layers", "hidden", "num_heads", "num_kv_heads", "head_dim", "intermediate", "block_size")),
-                ("eps", ctypes.c_float), ("scale", ctypes.c_float), ("layer_stride", ctypes.c_long),
+                ("eps", ctypes.c_float), ("scale", ctypes.c_float),
+                *((name, ctypes.c_long) for name in ("layer_stride", "bytes_of_a_core")),
                 ("cos", ctypes.c_void_p), ("sin", ctypes.c_void_p)]
+
+
+class Weight(ctypes.Structure):
+    """`Weight` of product.h: a weight in panels, its bias or null, and how many inputs and features it has."""
+
+    _fields_ = [("panels", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("inputs", ctypes.c_int), ("features", ctypes.c_int)]
+
+
+class Layer(ctypes.Structure):
+    """`Layer` of step.cpp."""
+
+    _fields_ = [*((name, ctypes.c_void_p) for name in ("norm", "q_norm", "k_norm", "norm2")),
+                *((name, Weight) for name in ("qkv", "o", "gate_up", "down"))]
+
+
+FLOATS, HALVES, TILES = range(3)  # `Form` of product.h
+PANEL = 32
+
+
+def panels_of(weight: Tensor, form: int) -> Tensor:
+    """A weight [features, inputs] as `Form` says, filled up with zeros to whole panels: [num_panels, inputs * 32]."""
+    depth = 1 if form == FLOATS else PANEL
+    dtype = torch.float32 if form == FLOATS else torch.bfloat16
+    padded = F.pad(weight.detach().to(dtype), (0, -weight.shape[1] % depth, 0, -weight.shape[0] % PANEL))
+    features, inputs = padded.shape
+    if form == FLOATS:
+        panels = padded.view(-1, PANEL, inputs).transpose(1, 2)
+    else:
+        panels = padded.view(-1, 2, PANEL // 2, inputs // 2, 2).permute(0, 3, 1, 2, 4)  # pairs before halves
+    return panels.reshape(features // PANEL, inputs * PANEL)
 
 
 @cache
@@ -53,19 +87,20 @@ def library() -> ctypes.CDLL:
     for name in SOURCES:
         digest.update((FOLDER / name).read_bytes())
     file = _cache_folder() / f"cpu-kernels-{digest.hexdigest()[:16]}.so"
-    if not file.is_file():
-        _compile(compiler, file)
+    if file.is_file():
+        try:
+            return ctypes.CDLL(str(file))
+        except OSError:
+            pass  # cut short, or from a machine with other libraries: made anew
+    _compile(compiler, file)
     return ctypes.CDLL(str(file))
 
 
 def _compile(compiler: str, file: Path) -> None:
     """Beside its place first, and then into it: two processes that start together do each other no harm."""
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-        half, whole = Path(scratch, "step.o"), Path(scratch, "step.so")
-        openmp = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))  # torch's own: two pools of threads would quarrel
-        parallel = ["-fopenmp"] if openmp else []
-        _run([compiler, *FLAGS, *parallel, "-c", str(FOLDER / "step.cpp"), "-o", str(half)])
-        _run([compiler, "-shared", str(half), *map(str, openmp[:1]), "-o", str(whole)])
+        whole = Path(scratch, "step.so")
+        _run([compiler, *FLAGS, "-shared", str(FOLDER / "step.cpp"), "-o", str(whole)])
         whole.replace(file)
 
 

@@ -1,14 +1,11 @@
-// The forward pass of a dense model on a CPU: attention and what stands between products, for any number of tokens, and
-// whole steps of a few tokens in one call. Called from Python through ctypes; see kernels/cpu/library.py.
+// A step of a dense model on a CPU in one call: all its tokens through all layers. Called from Python through ctypes; see
+// kernels/cpu/library.py.
+#include <memory>
 #include <vector>
-#ifdef _OPENMP
-#include <omp.h>
-#else
-inline int omp_get_thread_num() { return 0; }
-inline int omp_get_num_threads() { return 1; }
-#endif
 #include "attention.h"
 #include "layers.h"
+#include "pool.h"
+#include "product.h"
 
 struct Batch {  // a step, as utils/context.py has it
   int num_tokens, num_seqs, table_width;
@@ -19,21 +16,27 @@ struct Batch {  // a step, as utils/context.py has it
 struct Shape {
   int num_layers, hidden, num_heads, num_kv_heads, head_dim, intermediate, block_size;
   float eps, scale;
-  long layer_stride;  // of a layer's keys and values in the cache, and keys come first
+  long layer_stride;     // of a layer's keys and values in the cache, and keys come first
+  long bytes_of_a_core;  // weights that its own cache holds, about
   const float *cos, *sin;
 };
 
+struct Layer {  // norms: float32; the heads' may be null
+  const float *norm, *q_norm, *k_norm, *norm2;
+  Weight qkv, o, gate_up, down;
+};
+
 // Keys and values to their slots, queries normed and turned to `q`. qkv: one token's product.
-template <class X, class T>
-void norm_rope_store(const X* qkv, const float* q_norm, const float* k_norm, const Shape& s, int64_t position, int64_t slot,
-                     T* q, T* k_cache, T* v_cache) {
+template <class T>
+void norm_rope_store(const float* qkv, const Layer& layer, const Shape& s, int64_t position, int64_t slot, T* q, T* k_cache,
+                     T* v_cache) {
   const int dim = s.head_dim, width = s.num_kv_heads * dim;
   const float *cos = s.cos + position * dim / 2, *sin = s.sin + position * dim / 2;
-  for (int h = 0; h < s.num_heads; h++) norm_rope(qkv + h * dim, q_norm, s.eps, cos, sin, q + h * dim, dim);
+  for (int h = 0; h < s.num_heads; h++) norm_rope(qkv + h * dim, layer.q_norm, s.eps, cos, sin, q + h * dim, dim);
   if (slot < 0) return;
-  const X *k = qkv + s.num_heads * dim, *v = k + width;
+  const float *k = qkv + s.num_heads * dim, *v = k + width;
   for (int h = 0; h < s.num_kv_heads; h++)
-    norm_rope(k + h * dim, k_norm, s.eps, cos, sin, k_cache + slot * width + h * dim, dim);
+    norm_rope(k + h * dim, layer.k_norm, s.eps, cos, sin, k_cache + slot * width + h * dim, dim);
   for (int i = 0; i < width; i += WIDTH) store(v_cache + slot * width + i, load(v + i));
 }
 
@@ -68,165 +71,188 @@ void attend(const Tile& t, const T* q, T* out, const T* k_cache, const T* v_cach
               s.num_heads / s.num_kv_heads, s.scale);
 }
 
-// y[r][o] = w[o] . x[r] + bias[o], or added to it, for o in [from, to): a row of the weight is read once for R rows of x.
-template <int R, bool ADD, class W>
-void product_of(const float* x, const W* w, const float* bias, float* y, int in, int out, int from, int to) {
-  for (int o = from; o < to; o++) {
-    Vector sums[R] = {};
-    for (int i = 0; i < in; i += WIDTH) {
-      Vector weight = load(w + (long)o * in + i);
-      for (int r = 0; r < R; r++) sums[r] += weight * load(x + (long)r * in + i);
-    }
-    for (int r = 0; r < R; r++) {
-      float& to = y[(long)r * out + o];
-      to = sum(sums[r]) + (bias ? bias[o] : 0.0f) + (ADD ? to : 0.0f);
-    }
-  }
-}
+constexpr int MANY = 256;  // rows that a layer's weights are read for once, where they fit no cache
 
-// This thread's share of the features of a product. Inside a parallel region.
-template <bool ADD, class W>
-void product(int rows, const float* x, const W* w, const float* bias, float* y, int in, int out) {
-  const int n = omp_get_num_threads(), me = omp_get_thread_num();
-  const int from = (long)out * me / n, to = (long)out * (me + 1) / n;
-  while (rows > 0) {
-    const int now = rows >= 8 ? 8 : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
-    auto run = now == 8 ? product_of<8, ADD, W> : now == 4 ? product_of<4, ADD, W>
-             : now == 2 ? product_of<2, ADD, W> : product_of<1, ADD, W>;
-    run(x, w, bias, y, in, out, from, to);
-    rows -= now, x += (long)now * in, y += (long)now * out;
-  }
-}
+// Runs the stretches between attentions for a block of rows. Either one thread has the block to itself (`team` null), and
+// what it computes stays in its cache; or all threads share every product of it, and wait for each other behind each.
+struct Rows {
+  Member* team;
+  int parts, pieces;
+  Form form;
+  Input input;
+  int tiles_set = -1;
 
-template <class W>
-struct Layer {  // pointers from Python; biases and head norms may be null
-  const float* norm;
-  const W* qkv;
-  const float *qkv_bias, *q_norm, *k_norm;
-  const W* o;
-  const float *o_bias, *norm2;
-  const W* gate_up;
-  const float* gate_up_bias;
-  const W* down;
-  const float* down_bias;
-};
-
-// Few tokens through all layers, in one parallel region whose threads wait for each other behind every product.
-// x: [num_tokens, hidden], the residual stream; the final norm of it comes back in its place.
-template <class T, class W>
-void few(const Shape& s, const Batch& b, const Layer<W>* layers, const float* last_norm, float* x, T* cache, int num_threads) {
-  const int n = b.num_tokens, hidden = s.hidden, inner = s.intermediate, q_width = s.num_heads * s.head_dim;
-  const int qkv_width = q_width + 2 * s.num_kv_heads * s.head_dim;
-  std::vector<float> wide((long)n * std::max(qkv_width, 2 * inner));  // what a product leaves for all threads
-  std::vector<T> q((long)n * q_width), attended((long)n * q_width);
-  const auto tiles = tiles_of(b, s.num_kv_heads, s.num_heads / s.num_kv_heads, num_threads);
-#pragma omp parallel num_threads(num_threads)
-  {
-    std::vector<float> own((long)n * std::max({hidden, inner, q_width}));  // a product's input: each thread makes it for itself
-    auto norm = [&](const float* weight) {
-      for (long r = 0; r < n; r++) rms_norm(x + r * hidden, weight, s.eps, &own[r * hidden], hidden);
+  // fill(): makes the product's input. Called only by threads that get a share.
+  template <class F>
+  void product_of(F fill, const Weight& w, float* y, long stride, bool add) {
+    const int panels = (w.out + PANEL - 1) / PANEL;
+    auto make = [&] {
+      fill();
+      if (form == TILES) input.split(w.in, parts);
     };
-    for (int l = 0; l < s.num_layers; l++) {
-      const Layer<W>& layer = layers[l];
-      T *k_cache = cache + 2 * l * s.layer_stride, *v_cache = k_cache + s.layer_stride;
-      norm(layer.norm);
-      product<false>(n, own.data(), layer.qkv, layer.qkv_bias, wide.data(), hidden, qkv_width);
-#pragma omp barrier
-#pragma omp for schedule(static)
-      for (long r = 0; r < n; r++)
-        norm_rope_store(&wide[r * qkv_width], layer.q_norm, layer.k_norm, s, b.positions[r], b.slots[r], &q[r * q_width],
-                        k_cache, v_cache);
-#pragma omp for schedule(dynamic)
-      for (size_t i = 0; i < tiles.size(); i++) attend(tiles[i], q.data(), attended.data(), k_cache, v_cache, b, s);
-      for (long i = 0; i < (long)n * q_width; i += WIDTH) store(&own[i], load(&attended[i]));
-      product<true>(n, own.data(), layer.o, layer.o_bias, x, q_width, hidden);
-#pragma omp barrier
-      norm(layer.norm2);
-      product<false>(n, own.data(), layer.gate_up, layer.gate_up_bias, wide.data(), hidden, 2 * inner);
-#pragma omp barrier
-      for (long r = 0; r < n; r++)
-        for (long i = 0; i < inner; i += WIDTH) {
-          const float* gate = &wide[r * 2 * inner + i];
-          store(&own[r * inner + i], silu_and_mul(load(gate), load(gate + inner)));
-        }
-      product<true>(n, own.data(), layer.down, layer.down_bias, x, inner, hidden);
-#pragma omp barrier
+    if (!team) {
+      make();
+      product(form, input, w, y, stride, add, 0, panels, tiles_set);
+      return;
     }
-#pragma omp for schedule(static)
-    for (long r = 0; r < n; r++) rms_norm(x + r * hidden, last_norm, s.eps, x + r * hidden, hidden);
-  }
-}
-
-// The stretches between products of many tokens, a row or a tile for each thread at a time.
-template <class T>
-struct Many {
-  static void norm(T* x, const T* added, const float* weight, float eps, T* out, long rows, int size, int num_threads) {
-#pragma omp parallel for num_threads(num_threads)
-    for (long r = 0; r < rows; r++) {
-      T* row = x + r * size;
-      if (added)
-        for (int i = 0; i < size; i += WIDTH) store(row + i, load(row + i) + load(added + r * size + i));
-      rms_norm(row, weight, eps, out + r * size, size);
-    }
+    bool made = false;
+    const int shares = std::min(panels, pieces);
+    team->share(shares, [&](long i) {
+      if (!made) make(), made = true;
+      product(form, input, w, y, stride, add, (int)(panels * i / shares), (int)(panels * (i + 1) / shares), tiles_set);
+    });
   }
 
-  static void store_heads(const T* qkv, const float* q_norm, const float* k_norm, const Shape* s, const Batch* b, T* q,
-                          T* k_cache, T* v_cache, int num_threads) {
-    const long q_width = s->num_heads * s->head_dim, width = q_width + 2 * s->num_kv_heads * s->head_dim;
-#pragma omp parallel for num_threads(num_threads)
-    for (long r = 0; r < b->num_tokens; r++)
-      norm_rope_store(qkv + r * width, q_norm, k_norm, *s, b->positions[r], b->slots[r], q + r * q_width, k_cache, v_cache);
-  }
-
-  static void attention(const T* q, T* out, const T* k_cache, const T* v_cache, const Shape* s, const Batch* b,
-                        int num_threads) {
-    const auto tiles = tiles_of(*b, s->num_kv_heads, s->num_heads / s->num_kv_heads, num_threads);
-#pragma omp parallel for num_threads(num_threads) schedule(dynamic)
-    for (size_t i = 0; i < tiles.size(); i++) attend(tiles[i], q, out, k_cache, v_cache, *b, *s);
-  }
-
-  static void gate(const T* gate_up, T* out, long rows, int size, int num_threads) {
-#pragma omp parallel for num_threads(num_threads)
-    for (long r = 0; r < rows; r++)
-      for (int i = 0; i < size; i += WIDTH) {
-        const T* at = gate_up + r * 2 * size + i;
-        store(out + r * size + i, silu_and_mul(load(at), load(at + size)));
-      }
+  template <class F>
+  void each(long n, F f) {
+    if (team) return team->share(n, f);
+    for (long i = 0; i < n; i++) f(i);
   }
 };
 
-// What Python sees: a name per type of the cache, T, and of the weights, W.
-#define FOR_CACHE(NAME, T)                                                                                                    \
-  void norm_##NAME(T* x, const T* added, const float* weight, float eps, T* out, long rows, int size, int num_threads) {      \
-    Many<T>::norm(x, added, weight, eps, out, rows, size, num_threads);                                                       \
-  }                                                                                                                           \
-  void store_heads_##NAME(const T* qkv, const float* q_norm, const float* k_norm, const Shape* s, const Batch* b, T* q,       \
-                          T* k_cache, T* v_cache, int num_threads) {                                                          \
-    Many<T>::store_heads(qkv, q_norm, k_norm, s, b, q, k_cache, v_cache, num_threads);                                        \
-  }                                                                                                                           \
-  void attention_##NAME(const T* q, T* out, const T* k_cache, const T* v_cache, const Shape* s, const Batch* b,               \
-                        int num_threads) {                                                                                    \
-    Many<T>::attention(q, out, k_cache, v_cache, s, b, num_threads);                                                          \
-  }                                                                                                                           \
-  void gate_##NAME(const T* gate_up, T* out, long rows, int size, int num_threads) {                                          \
-    Many<T>::gate(gate_up, out, rows, size, num_threads);                                                                     \
+template <class T>
+struct Step {
+  Shape s;
+  Batch b;
+  const Layer* layers;
+  const float* last_norm;
+  float* x;
+  T* cache;
+  Form form;
+  int num_threads, q_width, qkv_width;
+  bool alone;   // whether a block of rows belongs to one thread
+  long block;   // rows in it
+  std::vector<Tile> tiles;
+  std::vector<float> wide;
+  std::vector<T> q, attended;
+
+  Step(const Shape& s, const Batch& b, const Layer* layers, const float* last_norm, float* x, T* cache, Form form, int num_threads)
+      : s(s), b(b), layers(layers), last_norm(last_norm), x(x), cache(cache), form(form), num_threads(num_threads),
+        q_width(s.num_heads * s.head_dim), qkv_width(q_width + 2 * s.num_kv_heads * s.head_dim),
+        tiles(tiles_of(b, s.num_kv_heads, s.num_heads / s.num_kv_heads, num_threads)) {
+    const long numbers = (long)s.hidden * (qkv_width + q_width) + 3L * s.hidden * s.intermediate;
+    const bool fits = numbers * (form == FLOATS ? 4 : 2) <= s.bytes_of_a_core;
+    alone = num_threads == 1 || (fits && b.num_tokens >= BLOCK * num_threads);
+    block = std::min<long>(b.num_tokens, alone && fits ? BLOCK : MANY);
+    if (!alone) wide.resize(block * std::max(qkv_width, 2 * s.intermediate));
+    q.resize((long)b.num_tokens * q_width), attended.resize((long)b.num_tokens * q_width);
   }
-#define FOR_WEIGHTS(NAME, T, W)                                                                                               \
-  void few_##NAME(const Shape* s, const Batch* b, const Layer<W>* layers, const float* last_norm, float* x, T* cache,         \
-                  int num_threads) {                                                                                          \
-    few(*s, *b, layers, last_norm, x, cache, num_threads);                                                                    \
+
+  long blocks() const { return (b.num_tokens + block - 1) / block; }
+  int stretches() const { return (s.num_layers + 1) * (alone ? 2 : 6 * (int)blocks() + 1) + 2; }
+
+  T* keys(int layer) const { return cache + 2 * layer * s.layer_stride; }
+
+  void before_attention(const Layer& layer, T* k_cache, long first, long n, Rows& rows, float* wide) {
+    rows.product_of([&] {
+      float* to = rows.input.room(n, s.hidden);
+      for (long r = 0; r < n; r++) rms_norm(x + (first + r) * s.hidden, layer.norm, s.eps, to + r * s.hidden, s.hidden);
+    }, layer.qkv, wide, qkv_width, false);
+    rows.each(n, [&](long r) {
+      norm_rope_store(wide + r * qkv_width, layer, s, b.positions[first + r], b.slots[first + r], &q[(first + r) * q_width],
+                      k_cache, k_cache + s.layer_stride);
+    });
   }
-#define FOR_PRODUCT(NAME, W)                                                                                                  \
-  void product_##NAME(const float* x, const W* w, float* y, int rows, int in, int out, int num_threads) {                     \
-    _Pragma("omp parallel num_threads(num_threads)") product<false>(rows, x, w, (const float*)nullptr, y, in, out);           \
+
+  void after_attention(const Layer& layer, long first, long n, Rows& rows, float* wide) {
+    float* stream = x + first * s.hidden;
+    rows.product_of([&] {
+      float* to = rows.input.room(n, q_width);
+      for (long i = 0; i < n * q_width; i += WIDTH) store(to + i, load(&attended[first * q_width + i]));
+    }, layer.o, stream, s.hidden, true);
+    rows.product_of([&] {
+      float* to = rows.input.room(n, s.hidden);
+      for (long r = 0; r < n; r++) rms_norm(stream + r * s.hidden, layer.norm2, s.eps, to + r * s.hidden, s.hidden);
+    }, layer.gate_up, wide, 2 * s.intermediate, false);
+    rows.product_of([&] {
+      float* to = rows.input.room(n, s.intermediate);
+      for (long r = 0; r < n; r++)
+        for (long i = 0; i < s.intermediate; i += WIDTH) {
+          const float* gate = wide + r * 2 * s.intermediate + i;
+          store(to + r * s.intermediate + i, silu_and_mul(load(gate), load(gate + s.intermediate)));
+        }
+    }, layer.down, stream, s.hidden, true);
   }
+
+  void work(Member& member) {
+    thread_local Rows rows;
+    thread_local std::vector<float> own;
+    rows.team = alone ? nullptr : &member, rows.form = form, rows.parts = sizeof(T) == 4 ? 3 : 2;
+    rows.pieces = 3 * num_threads, rows.tiles_set = -1;
+    if (alone) own.resize(block * std::max(qkv_width, 2 * s.intermediate));
+    float* to = alone ? own.data() : wide.data();
+    for (int l = 0; l <= s.num_layers; l++) {  // what follows a layer's attention runs up to the next one's
+      auto between = [&](long i) {
+        const long first = i * block, n = std::min(block, b.num_tokens - first);
+        if (l > 0) after_attention(layers[l - 1], first, n, rows, to);
+        if (l < s.num_layers) {
+          before_attention(layers[l], keys(l), first, n, rows, to);
+        } else {
+          rows.each(n, [&](long r) {
+            float* row = x + (first + r) * s.hidden;
+            rms_norm(row, last_norm, s.eps, row, s.hidden);
+          });
+        }
+      };
+      if (alone) member.share(blocks(), between);
+      else for (long i = 0; i < blocks(); i++) between(i);
+      if (l == s.num_layers) break;
+      member.share(tiles.size(), [&](long i) {
+        attend(tiles[i], q.data(), attended.data(), keys(l), keys(l) + s.layer_stride, b, s);
+      });
+    }
+    if (form == TILES) leave_tiles();
+  }
+};
+
+template <class T>
+void take_step(const Shape* s, const Batch* b, const Layer* layers, const float* last_norm, float* x, T* cache, int form,
+               int num_threads) {
+  auto step = std::make_shared<Step<T>>(*s, *b, layers, last_norm, x, cache, (Form)form, num_threads);
+  run(num_threads, step->stretches(), [step](Member& member) { step->work(member); });
+}
+
+template <class T>
+void attend_all(const T* q, T* out, const T* k_cache, const T* v_cache, const Shape* s, const Batch* b, int num_threads) {
+  auto tiles = std::make_shared<std::vector<Tile>>(tiles_of(*b, s->num_kv_heads, s->num_heads / s->num_kv_heads, num_threads));
+  run(num_threads, 1, [=, shape = *s, batch = *b](Member& member) {
+    member.share(tiles->size(), [&](long i) { attend((*tiles)[i], q, out, k_cache, v_cache, batch, shape); });
+  });
+}
 
 extern "C" {
-FOR_CACHE(float32, float)
-FOR_CACHE(bfloat16, bfloat16)
-FOR_WEIGHTS(float32_float32, float, float)
-FOR_WEIGHTS(float32_bfloat16, float, bfloat16)
-FOR_WEIGHTS(bfloat16_bfloat16, bfloat16, bfloat16)
-FOR_PRODUCT(float32, float)
-FOR_PRODUCT(bfloat16, bfloat16)
+int has_tiles() { return tiles_work(); }
+
+// x: [num_tokens, hidden] float32, the residual stream; the final norm of it comes back in its place.
+void step_float32(const Shape* s, const Batch* b, const Layer* layers, const float* last_norm, float* x, float* cache, int form,
+                  int num_threads) {
+  take_step(s, b, layers, last_norm, x, cache, form, num_threads);
+}
+void step_bfloat16(const Shape* s, const Batch* b, const Layer* layers, const float* last_norm, float* x, bfloat16* cache,
+                   int form, int num_threads) {
+  take_step(s, b, layers, last_norm, x, cache, form, num_threads);
+}
+
+void attention_float32(const float* q, float* out, const float* k_cache, const float* v_cache, const Shape* s, const Batch* b,
+                       int num_threads) {
+  attend_all(q, out, k_cache, v_cache, s, b, num_threads);
+}
+void attention_bfloat16(const bfloat16* q, bfloat16* out, const bfloat16* k_cache, const bfloat16* v_cache, const Shape* s,
+                        const Batch* b, int num_threads) {
+  attend_all(q, out, k_cache, v_cache, s, b, num_threads);
+}
+
+// y [rows, stride] = x [rows, in] w^T. parts: see Input.
+void product_of(const float* x, const Weight* w, float* y, long rows, long stride, int form, int parts, int num_threads) {
+  const Weight weight = *w;
+  run(num_threads, (int)((rows + MANY - 1) / MANY), [=](Member& member) {
+    Rows block{&member, parts, 3 * num_threads, (Form)form};
+    for (long first = 0; first < rows; first += MANY) {
+      const long n = std::min<long>(MANY, rows - first);
+      block.product_of([&] { memcpy(block.input.room(n, weight.in), x + first * weight.in, n * weight.in * sizeof(float)); },
+                       weight, y + first * stride, stride, false);
+    }
+    if (form == TILES) leave_tiles();
+  });
+}
 }

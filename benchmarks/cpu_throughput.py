@@ -1,8 +1,13 @@
 """The engine beside `transformers.generate` on this machine's CPU: 64 chat requests, the same work for both.
 
-    python -m benchmarks.cpu_throughput                  # three pairs, the table, and benchmarks/results/<machine>.json
-    python -m benchmarks.cpu_throughput --backends       # plain PyTorch against the CPU kernels: chats, one and eight streams
-    python -m benchmarks.cpu_throughput --profile        # where the engine's own time goes, nothing written
+    python -m benchmarks cpu                        # three pairs, the table, and benchmarks/results/<machine>.json
+    python -m benchmarks cpu --profile              # where the engine's own time goes, nothing written
+    python -m benchmarks cpu --others               # beside openvino-genai and llama.cpp as well, if they are installed
+    python -m benchmarks cpu --against CHECKOUT     # beside this project at another commit
+    python -m benchmarks cpu --memory               # a Qwen3-0.6B shape in bfloat16 against what the memory gives
+
+The first two compare with transformers in this process, through `auto`. `--others` and `--against` measure the CPU kernels,
+plain PyTorch and the rest in a process each, in turn: chats, eight streams and one (see `cpu_comparison`).
 
 Requests mix short and long prompts and answers, and most share a system prompt, as chat traffic does. `generate` gets
 them sixteen at a time in order of arrival, padded on the left; each batch runs until its longest answer is done, because
@@ -25,6 +30,7 @@ from typing import Any
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.cpu_comparison import against_memory, compare, table
 from benchmarks.machine import commit, cpu, results_file
 from nanovllm import LLM, SamplingParams
 from nanovllm.config import OFFLINE_MODEL
@@ -135,34 +141,6 @@ def measure(folder: Path, pairs: int, threads: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def compare_backends(folder: Path, pairs: int, threads: int, dtype: str) -> None:
-    """attention_backend 'cpu' against 'torch', in turn; the fastest of each workload, and how many texts are the same.
-
-    The CPU seconds are those of all threads, which other work on the machine does not lengthen as it does the wall's.
-    """
-    torch.set_num_threads(threads)
-    best: dict[tuple[str, str], tuple[float, float]] = {}
-    texts: dict[tuple[str, str], list[list[int]]] = {}
-    for _ in range(pairs):
-        for backend in ("torch", "cpu"):
-            with LLM(folder, device="cpu", dtype=dtype, attention_backend=backend) as llm:
-                chats = chat_requests(llm)
-                streams = [(prompt, 64) for prompt, _ in chats[:8]]
-                run_engine(llm, [(prompt[::-1], 2) for prompt, _ in chats[:8]])  # first calls choose kernels
-                for name, work in (("one stream", [(chats[-1][0], 128)]), ("8 streams", streams), ("64 chats", chats)):
-                    wall, cpu_seconds = time.perf_counter(), time.process_time()
-                    texts[name, backend] = run_engine(llm, work)
-                    took = time.perf_counter() - wall, time.process_time() - cpu_seconds
-                    best[name, backend] = tuple(map(min, best.get((name, backend), took), took))  # type: ignore[assignment]
-    print(f"{dtype}, {threads} threads, {cpu()}\n{'':12}{'tokens':>8}{'torch, s':>10}{'cpu, s':>8}{'ratio':>7}"
-          f"{'CPU s, torch':>14}{'cpu':>7}{'ratio':>7}   same texts")
-    for name in ("one stream", "8 streams", "64 chats"):
-        (plain, plain_cpu), (fast, fast_cpu) = best[name, "torch"], best[name, "cpu"]
-        same = sum(a == b for a, b in zip(texts[name, "torch"], texts[name, "cpu"], strict=True))
-        print(f"{name:12}{sum(map(len, texts[name, 'cpu'])):8}{plain:10.2f}{fast:8.2f}{plain / fast:7.2f}{plain_cpu:14.2f}"
-              f"{fast_cpu:7.2f}{plain_cpu / fast_cpu:7.2f}   {same} of {len(texts[name, 'cpu'])}")
-
-
 def machine() -> dict[str, Any]:
     """What the figures depend on; nothing that says whose machine it is."""
     import transformers
@@ -187,8 +165,10 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="measured pairs (3)")
     parser.add_argument("--threads", type=int, default=2, help="torch's threads, for both (2)")
     parser.add_argument("--profile", action="store_true", help="where the engine's time goes, by operator")
-    parser.add_argument("--backends", action="store_true", help="attention_backend 'cpu' against 'torch'")
-    parser.add_argument("--dtype", default="float32", help="of the weights with --backends (float32)")
+    parser.add_argument("--others", action="store_true", help="beside transformers, openvino-genai and llama.cpp's server")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="beside this project as it is in another folder")
+    parser.add_argument("--llama-server", default="llama-server", metavar="PROGRAM", help="llama.cpp's (llama-server)")
+    parser.add_argument("--memory", action="store_true", help="decode a Qwen3-0.6B shape against the memory's speed")
     args = parser.parse_args()
     if args.pairs < 1 or args.threads < 1:
         parser.error(f"--pairs {args.pairs} --threads {args.threads}: both must be 1 or more")
@@ -196,8 +176,17 @@ def main() -> None:
         if args.profile:
             profile(folder, args.threads)
             return
-        if args.backends:
-            compare_backends(folder, args.pairs, args.threads, args.dtype)
+        if args.memory:
+            write(f"{cpu()} {args.threads} threads memory", machine() | against_memory(args.threads))
+            return
+        if args.others or args.against:
+            if args.against and not (args.against / "nanovllm").is_dir():
+                parser.error(f"--against {args.against}: no folder nanovllm in it; name a checkout of this project")
+            with LLM(folder, device="cpu", dtype="float32") as llm:
+                chats = chat_requests(llm)
+            found = compare(folder, chats, args.pairs, args.threads, args.others, args.against, args.llama_server)
+            print(f"{cpu()}, {args.threads} threads, {kind}\n{table(found)}\n\n{found['versions']}")
+            write(f"{cpu()} {args.threads} threads others", machine() | {"model": kind} | found)
             return
         result = {"model": kind} | measure(folder, args.pairs, args.threads)
     result = machine() | result
@@ -210,7 +199,11 @@ def main() -> None:
         runs = " ".join(f"{s:.2f}" for s in times[name])
         print(f"{label:26}{rates[name]:10.0f}{statistics.median(times[name]):19.2f}   {runs}")
     print(f"\nratio {result['ratio']:.2f} (median of {args.pairs} pairs)")
-    file = results_file(f"{result['cpu']} {result['threads']} threads")
+    write(f"{result['cpu']} {result['threads']} threads", result)
+
+
+def write(name: str, result: dict[str, Any]) -> None:
+    file = results_file(name)
     file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"written to benchmarks/results/{file.name}")
 

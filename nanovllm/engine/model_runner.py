@@ -267,7 +267,7 @@ class ModelRunner:
         if self.backend.name == "cpu":
             from nanovllm.models import fused_cpu
 
-            fused = fused_cpu.FusedCPUModel(model, self.block_size) if fused_cpu.fits(model) else model
+            fused = fused_cpu.FusedCPUModel(model, self.block_size, takes_over=True) if fused_cpu.fits(model) else model
             return fused, Sampler(), row_state, apply_bitmask
         if self.backend.name == "torch" or import_error("triton"):
             return model, Sampler(), row_state, apply_bitmask

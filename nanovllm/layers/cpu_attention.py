@@ -9,11 +9,17 @@ from nanovllm.layers.attention_backends import TorchBackend
 from nanovllm.utils.context import Context
 
 
+MOST_HEADS = 32  # query heads for each key/value head, that the kernel has room for
+
+
 class CPUBackend(TorchBackend):
     """`kernels/cpu/attention.h`, a thread for each (tile of queries, key/value head).
 
-    float32 or bfloat16, head_dim a multiple of 32 up to 256, up to 32 query heads for each key/value head. Stores as the
-    reference does. Raises EngineError where there is no C++ compiler.
+    float32 or bfloat16, head_dim a multiple of 32 up to 256; more query heads for a key/value head than the kernel has room
+    for attend as the reference does, and it stores as the reference does. Raises EngineError where there is no C++ compiler.
+
+    Dense models run whole steps in the kernels beside it (`models.fused_cpu`); others, such as mixtures of experts, run their
+    plain modules around this attention.
     """
 
     name = "cpu"
@@ -28,6 +34,8 @@ class CPUBackend(TorchBackend):
         kernels, q = self._kernels, q.contiguous()
         num_tokens, num_heads, head_dim = q.shape
         _, block_size, num_kv_heads, _ = k_cache.shape
+        if num_heads // num_kv_heads > MOST_HEADS:
+            return super().attend(q, k_cache, v_cache, context, scale)
         shape = kernels.Shape(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, block_size=block_size,
                               scale=scale)
         tables, slots = context.block_tables, context.slot_mapping

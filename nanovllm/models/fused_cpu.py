@@ -9,13 +9,13 @@ from torch import Tensor
 
 from nanovllm.kernels.cpu import library
 from nanovllm.kernels.cpu.library import FLOATS, HALVES, PANEL, TILES, Batch, Layer, Shape, Weight
+from nanovllm.layers.cpu_attention import MOST_HEADS
 from nanovllm.layers.layernorm import RMSNorm
 from nanovllm.layers.linear import ReplicatedLinear
 from nanovllm.models.qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3MLP
 from nanovllm.utils.context import Context
 
 WIDTH = 16       # numbers that the kernels take at a time
-MOST_HEADS = 32  # query heads for a key/value head, that they have room for
 BYTES_OF_A_CORE = 4 << 20  # a layer's weights that its cache holds, about; then each thread takes tokens of its own
 
 

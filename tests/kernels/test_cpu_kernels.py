@@ -47,6 +47,12 @@ def test_attention_of_other_heads_and_numbers(head_dim, dtype, limit):
     assert out.dtype == dtype and case.error(out) < limit
 
 
+@pytest.mark.parametrize("num_heads", [32, 33, 64])
+def test_attention_of_many_heads_for_one_key(num_heads):
+    case = paged_case(MIXED, num_decodes=4, num_heads=num_heads, num_kv_heads=1)
+    assert case.error(run(case, CPUBackend())) < 2e-6
+
+
 def test_padding_rows_are_zero_and_a_sequence_is_the_same_alone():
     case = paged_case([(1, 6), (1, 0), (4, 0), (1, 200)], num_decodes=2)
     out = run(case, CPUBackend())
@@ -231,7 +237,7 @@ def test_it_is_compiled_once_into_the_users_cache(new_library, tmp_path, monkeyp
 def test_a_broken_file_in_the_cache_is_made_anew(new_library, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(library, "_compile", lambda compiler, file: file.write_bytes(b"\x7fELF and no more"))
-        with pytest.raises(OSError, match="file too short|invalid ELF|not a mach-o|header"):
+        with pytest.raises(OSError, match=r"file too short|invalid ELF|not a mach-o|header"):
             new_library()
     file, = (tmp_path / "nanovllm").iterdir()
     assert new_library()["attention_float32"] and file.stat().st_size > 1000

@@ -38,56 +38,71 @@ class Engine:
         self.version: str = self._answer()["version"]
 
     def run(self, requests: Requests) -> dict[str, Any]:
-        """`wall` and `processor` seconds, and the `tokens`, which are as many as asked for."""
+        """`wall` and `processor` seconds, and the `tokens`, which are as many as asked for. Raises EngineEnded."""
         assert self._process.stdin is not None
-        print(json.dumps({"requests": requests}), file=self._process.stdin, flush=True)
+        try:
+            print(json.dumps({"requests": requests}), file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            pass  # what it has to say comes below
         told = self._answer()
         made = [len(tokens) for tokens in told["tokens"]]
         if made != [n for _, n in requests]:
-            raise SystemExit(f"{self.label} made {made} tokens, not {[n for _, n in requests]}: its figures mean nothing")
+            raise EngineEnded(f"{self.label} made {made} tokens, not {[n for _, n in requests]}: its figures mean nothing")
+        print(f"  {self.label}: {told['wall']:.3f} s, {told['processor']:.2f} of the processor", file=sys.stderr, flush=True)
         return told
 
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:  # it has threads that do not end
+            self._process.kill()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.label} ended with {self._process.wait()}; its own words stand above")
+            raise EngineEnded(f"{self.label} ended with {self._process.wait()}; its own words stand above")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
+class EngineEnded(Exception):
+    """An engine that cannot be measured here, and why."""
+
+
 def engines(model: Path, scratch: Path, threads: int, others: bool, against: Path | None, llama_server: str) -> list[Engine]:
-    """All that are to be measured, ours first. A program or package that is not there is said, and left out."""
-    found = [Engine("nanovllm, float32", "nanovllm", model=str(model), threads=threads, dtype="float32",
-                    attention_backend="cpu"),
-             Engine("nanovllm, bfloat16", "nanovllm", model=str(model), threads=threads, dtype="bfloat16",
-                    attention_backend="cpu"),
-             Engine("nanovllm, plain PyTorch", "nanovllm", model=str(model), threads=threads, dtype="float32",
-                    attention_backend="torch")]
+    """All that are to be measured, ours first. One that is not there, or does not start, is said and left out."""
+    own: dict[str, Any] = {"model": str(model), "threads": threads, "dtype": "float32"}
+    cpu, plain = {"attention_backend": "cpu"}, {"attention_backend": "torch"}
+    wanted: list[tuple[str, str, Path | None, dict[str, Any]]] = [
+        ("nanovllm, float32", "nanovllm", None, own | cpu),
+        ("nanovllm, bfloat16", "nanovllm", None, own | cpu | {"dtype": "bfloat16"}),
+        ("nanovllm, plain PyTorch", "nanovllm", None, own | plain)]
     if against is not None:
-        found.append(Engine(f"nanovllm at {_commit_of(against)}, float32", "nanovllm", checkout=against, model=str(model),
-                            threads=threads, dtype="float32"))
-    if not others:
-        return found
-    found.append(Engine("transformers, float32", "transformers", model=str(model), threads=threads, dtype="float32"))
-    if find_spec("openvino_genai"):
-        write_gguf(model, scratch / "float16.gguf", torch.float16)  # which it reads, and not float32
-        for label, precision in (("openvino-genai, its own precision", None), ("openvino-genai, float32", "f32")):
-            found.append(Engine(label, "openvino-genai", model=str(scratch / "float16.gguf"), threads=threads,
-                                precision=precision))
-    else:
-        print("openvino-genai: not installed (pip install openvino-genai), left out")
-    if shutil.which(llama_server):
-        write_gguf(model, scratch / "model.gguf")
-        found.append(Engine("llama.cpp, float32", "llama.cpp", model=str(scratch / "model.gguf"), threads=threads,
-                            program=llama_server))
-    else:
-        print(f"llama.cpp: no program {llama_server!r} (--llama-server PATH), left out")
+        wanted.append((f"nanovllm at {_commit_of(against)}, float32", "nanovllm", against, own))
+    if others:
+        if find_spec("openvino_genai"):
+            half = {"model": str(scratch / "float16.gguf"), "threads": threads}  # which it reads, and not float32
+            write_gguf(model, scratch / "float16.gguf", torch.float16)
+            wanted += [("openvino-genai, its own precision", "openvino-genai", None, half),
+                       ("openvino-genai, float32", "openvino-genai", None, half | {"precision": "f32"})]
+        else:
+            print("openvino-genai: not installed (pip install --group others), left out")
+        if shutil.which(llama_server):
+            write_gguf(model, scratch / "float32.gguf")
+            wanted.append(("llama.cpp, float32", "llama.cpp", None,
+                           {"model": str(scratch / "float32.gguf"), "threads": threads, "program": llama_server}))
+        else:
+            print(f"llama.cpp: no program {llama_server!r} (--llama-server PROGRAM), left out")
+        wanted.append(("transformers, float32", "transformers", None, own))
+    found = []
+    for label, kind, checkout, settings in wanted:
+        try:
+            found.append(Engine(label, kind, checkout, **settings))
+        except EngineEnded as error:
+            print(f"{error}; left out")
     return found
 
 
@@ -103,19 +118,29 @@ def compare(model: Path, chats: Requests, runs: int, threads: int, others: bool 
                                   "64 chats": chats}
     with tempfile.TemporaryDirectory() as scratch:
         rows = engines(model, Path(scratch), threads, others, against, llama_server)
+        result: dict[str, Any] = {"versions": {engine.label: engine.version for engine in rows}, "works": {}}
+
+        def told_by(engine: Engine, requests: Requests) -> list[dict[str, Any]]:
+            try:
+                return [engine.run(requests)]
+            except EngineEnded as error:
+                print(f"{error}; left out from here on")
+                rows.remove(engine)
+                return []
+
         try:
-            result: dict[str, Any] = {"versions": {engine.label: engine.version for engine in rows}, "works": {}}
-            for engine in rows:
-                engine.run([(prompt[::-1], 4) for prompt, _ in chats[:16]])
+            for engine in [*rows]:
+                told_by(engine, [(prompt[::-1], 4) for prompt, _ in chats[:16]])
             for name, requests in works.items():
                 told: dict[str, list[dict[str, Any]]] = {engine.label: [] for engine in rows}
                 for _ in range(runs):
-                    for engine in rows:
-                        told[engine.label].append(engine.run(requests))
+                    for engine in [*rows]:
+                        told[engine.label] += told_by(engine, requests)
                 texts = told[rows[0].label][0]["tokens"]
                 result["works"][name] = {"tokens": sum(n for _, n in requests)} | {label: {
                     "wall": [run["wall"] for run in of], "processor": [run["processor"] for run in of],
-                    "same texts": sum(map(list.__eq__, of[-1]["tokens"], texts))} for label, of in told.items()}
+                    "same texts": sum(map(list.__eq__, of[-1]["tokens"], texts))}
+                    for label, of in told.items() if len(of) == runs}
         finally:
             for engine in rows:
                 engine.close()

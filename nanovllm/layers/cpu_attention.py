@@ -8,7 +8,6 @@ from torch import Tensor
 from nanovllm.layers.attention_backends import TorchBackend
 from nanovllm.utils.context import Context
 
-
 MOST_HEADS = 32  # query heads for each key/value head, that the kernel has room for
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -18,6 +19,9 @@ from nanovllm.models import fused_cpu
 from nanovllm.models.registry import model_class
 from tests.checkpoints import TINY, TINY_EXPERTS
 from tests.layers.paged_cases import paged_case
+
+if not shutil.which(os.environ.get("CXX", "c++")):
+    pytest.skip("there is no C++ compiler", allow_module_level=True)
 
 MIXED = [(1, 1), (1, 9), (1, 230), (1, 0), (5, 5), (3, 12), (70, 80), (1, 17), (40, 300)]  # 4 decodes, then chunks
 CONFIG = SimpleNamespace(**TINY | {"intermediate_size": 96, "hidden_act": "silu", "rms_norm_eps": 1e-6})
@@ -243,15 +247,25 @@ def test_a_broken_file_in_the_cache_is_made_anew(new_library, tmp_path, monkeypa
     assert new_library()["attention_float32"] and file.stat().st_size > 1000
 
 
-def test_a_forked_child_computes_with_threads_of_its_own(threads):
-    """Its parent's threads are not there, and nothing waits for them."""
-    case = paged_case(MIXED, num_decodes=4)
-    expected, backend = run(case, CPUBackend()), CPUBackend()
+def test_a_forked_child_computes_with_threads_of_its_own():
+    """Its parent's threads are not there, and nothing waits for them. torch's own would, so the child leaves torch alone."""
+    kernels = library.library()
+    x, panels, y = torch.randn(70, 64), library.panels_of(torch.randn(96, 64), library.FLOATS), torch.zeros(70, 96)
+    weight, (x_at, y_at) = library.Weight(panels.data_ptr(), None, 64, 96), (ctypes.c_void_p(t.data_ptr()) for t in (x, y))
+    numbers = y.numpy()
+
+    def compute():
+        numbers[:] = 0
+        kernels.product_of(x_at, ctypes.byref(weight), y_at, ctypes.c_long(70), ctypes.c_long(96), library.FLOATS, 3, 3)
+        return numbers.tobytes()
+
+    expected = compute()
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(60)
-        os._exit(0 if torch.equal(run(case, backend), expected) else 1)
-    assert os.waitpid(child, 0)[1] == 0
+        os._exit(0 if compute() == expected else 1)
+    assert any(expected) and os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("compiler, words", [("no-such-compiler", "cannot be run"), ("false", "could not be compiled")])

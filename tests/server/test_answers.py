@@ -12,7 +12,8 @@ from nanovllm import SamplingParams
 from .conftest import http
 
 PROMPT = "Once upon a time a fox"
-MESSAGES = [{"role": "system", "content": "You tell stories."}, {"role": "user", "content": "Tell me about a hen and a bell."}]
+MESSAGES = [{"role": "system", "content": "You tell stories."},
+            {"role": "user", "content": "Tell me a story about a hen and a bell."}]
 GREEDY = dict(model="offline", temperature=0, max_tokens=24)
 
 

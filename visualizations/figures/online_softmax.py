@@ -46,5 +46,5 @@ def plot_online_softmax(scores: Sequence[float], tile: int, *, seq_id: int = 0, 
     ax.spines["left"].set_visible(False)
     theme.title(ax, "Softmax, one tile at a time",
                 f"Dark: just taken in. A new highest score came {changes} {'time' if changes == 1 else 'times'}, and "
-                "all that had been summed was rescaled.")
+                "the sums were rescaled.")
     return fig

@@ -24,7 +24,7 @@ def install() -> None:
     """Let `import triton` succeed with this in its place."""
     has_triton_package()  # PyTorch asks once; it must learn that there is none
     triton, language = ModuleType("triton"), ModuleType("triton.language")
-    triton.jit, triton.language, language.constexpr = jit, language, int
+    triton.jit, triton.language, language.constexpr, language.tensor = jit, language, int, object
     triton.cdiv = lambda a, b: -(-a // b)
     triton.next_power_of_2 = lambda n: 1 << (n - 1).bit_length()
     sys.modules |= {"triton": triton, "triton.language": language}

@@ -237,6 +237,6 @@ class ServingAhead(Serving):
 def test_every_promise_holds_where_the_device_drafts_a_step_ahead():
     seen.clear()
     run_state_machine_as_test(ServingAhead, settings=settings(
-        max_examples=400, stateful_step_count=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)))
+        max_examples=550, stateful_step_count=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)))
     assert min(seen["accepted"], seen["refused"]) >= 500 and seen["preempted"] >= 20, seen
     assert seen["by the device"] >= 1000 and seen["behind unknown drafts"] >= 300, seen

@@ -121,10 +121,10 @@ def test_the_token_that_ends_a_request_is_not_in_its_text(llm):
     first = plain.token_ids.index(token)
     out, = llm.generate(STORY, SamplingParams(**params, stop_token_ids=[token]), use_tqdm=False)
     assert (out.finish_reason, out.stop_reason, out.token_ids) == ("stop", token, plain.token_ids[:first + 1])
-    assert out.text == llm.tokenizer.decode(plain.token_ids[:first])
+    assert out.text == llm.tokenizer.decode(plain.token_ids[:first], skip_special_tokens=True)
     kept, = llm.generate(STORY, SamplingParams(**params, stop_token_ids=[token],
                                                include_stop_str_in_output=True), use_tqdm=False)
-    assert kept.text == llm.tokenizer.decode(plain.token_ids[:first + 1])
+    assert kept.text == llm.tokenizer.decode(plain.token_ids[:first + 1], skip_special_tokens=True)
 
 
 def test_a_stop_string_ends_the_sequence_in_the_engine(llm):

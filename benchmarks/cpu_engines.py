@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +47,12 @@ def nanovllm(model: str, threads: int, dtype: str, **settings: Any) -> tuple[Run
     return run, torch.__version__
 
 
-def transformers(model: str, threads: int, dtype: str) -> tuple[Run, str]:
+def run_transformers(lm: Any, requests: Requests) -> list[list[int]]:
     """`generate`, sixteen prompts at a time in order of arrival, padded on the left, each batch to its longest answer."""
     import torch
-    import transformers
 
-    torch.set_num_threads(threads)
-    lm: Any = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
-    lm.generation_config.eos_token_id = None
-
-    @torch.inference_mode()
-    def run(requests: Requests) -> list[list[int]]:
-        outputs = []
+    outputs = []
+    with torch.inference_mode():
         for first in range(0, len(requests), BATCH):
             batch = requests[first:first + BATCH]
             width, longest = max(len(prompt) for prompt, _ in batch), max(n for _, n in batch)
@@ -66,9 +61,19 @@ def transformers(model: str, threads: int, dtype: str) -> tuple[Run, str]:
             out = lm.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=longest, min_new_tokens=longest,
                               pad_token_id=0)
             outputs += [row[width:width + n].tolist() for row, (_, n) in zip(out, batch, strict=True)]
-        return outputs
+    return outputs
 
-    return run, transformers.__version__
+
+def transformers(model: str, threads: int, dtype: str) -> tuple[Run, str]:
+    """What `transformers.generate` does with them."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(threads)
+    lm: Any = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+    lm.generation_config.eos_token_id = None
+
+    return partial(run_transformers, lm), transformers.__version__
 
 
 def llama_cpp(model: str, threads: int, program: str = "llama-server", slots: int = 32, port: int = 8391) -> tuple[Run, str]:

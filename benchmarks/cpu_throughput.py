@@ -31,11 +31,11 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.cpu_comparison import against_memory, compare, table
+from benchmarks.cpu_engines import BATCH, run_transformers
 from benchmarks.machine import commit, cpu, results_file
 from nanovllm import LLM, SamplingParams
 from nanovllm.config import OFFLINE_MODEL
 
-BATCH = 16
 SYSTEM = ("You are a patient helper who answers in short, plain sentences. Say so when you do not know something. Never "
           "invent a name, a number or a place; ask the reader one question at a time and keep every answer kind.")
 TOPICS = ("a lost kitten", "rain on a tin roof", "why bread rises", "the road to the sea", "a letter to a friend",
@@ -87,20 +87,6 @@ def chat_requests(llm: LLM, num_requests: int = 64, seed: int = 0) -> list[Reque
 def run_engine(llm: LLM, requests: list[Request]) -> list[list[int]]:
     params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for _, n in requests]
     return [out.token_ids for out in llm.generate([prompt for prompt, _ in requests], params, use_tqdm=False)]
-
-
-@torch.inference_mode()
-def run_transformers(model: Any, requests: list[Request]) -> list[list[int]]:
-    outputs = []
-    for first in range(0, len(requests), BATCH):
-        batch = requests[first:first + BATCH]
-        width, longest = max(len(prompt) for prompt, _ in batch), max(n for _, n in batch)
-        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt, _ in batch])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt, _ in batch])
-        out = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=longest, min_new_tokens=longest,
-                             pad_token_id=0)
-        outputs += [row[width:width + n].tolist() for row, (_, n) in zip(out, batch, strict=True)]
-    return outputs
 
 
 def seconds(call: Callable[..., list[list[int]]], *arguments: Any) -> tuple[float, list[list[int]]]:

@@ -50,7 +50,7 @@ class DraftChain:
     def __init__(self, model: CausalLM, kv_cache: Tensor, draw: Draw, filtered_draw: FilteredDraw, max_model_len: int):
         self._model, self._kv_cache, self._max_model_len = model, kv_cache, max_model_len
         self._draw, self._filtered_draw, self.block_size = draw, filtered_draw, kv_cache.shape[3]
-        self._starts = torch.zeros(0, dtype=torch.int32)
+        self._starts = torch.zeros(0, dtype=torch.int32, device=kv_cache.device)
 
     def propose(self, kernels: ModuleType, state: DraftState, num_rows: int, num_drafts: int, filtered: bool) -> None:
         n, tables = num_rows, state.rows.block_tables[:num_rows]

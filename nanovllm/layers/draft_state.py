@@ -113,7 +113,8 @@ def look_up(state: DraftState, num_rows: int, num_drafts: int, shortest: int, lo
         state.found[row] = 0 if end is None else num_drafts
         if end is not None:
             period = len(text) - end
-            state.drafts[row, :num_drafts] = torch.tensor([text[end + i % period] for i in range(num_drafts)])
+            found = [text[end + i % period] for i in range(num_drafts)]
+            state.drafts[row, :num_drafts] = torch.tensor(found, dtype=state.drafts.dtype, device=state.drafts.device)
 
 
 def _slot(tables: Tensor, position: Tensor, block_size: int) -> Tensor:

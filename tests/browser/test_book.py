@@ -3,7 +3,6 @@
 import pytest
 
 from chapters.book import build
-from tests.notebooks.test_readability import NOT_YET
 from visualizations.explorers.base import SAVED
 
 STEP = "() => +document.querySelector('.nvx-root').dataset.step"
@@ -79,10 +78,9 @@ def test_code_does_not_scroll_sideways_at_1400(book, reader):
     for chapter in sorted(build.CHAPTERS.glob("*.ipynb")):
         reader.goto((book / f"{chapter.stem}.html").as_uri())
         assert reader.evaluate("() => document.documentElement.scrollWidth <= innerWidth"), chapter.stem
-        if not chapter.stem.startswith(NOT_YET):
-            wide = reader.evaluate("() => [...document.querySelectorAll('.cell_input pre')].filter("
-                                   "pre => pre.scrollWidth > pre.clientWidth + 1).map(pre => pre.innerText.slice(0, 80))")
-            assert wide == [], chapter.stem
+        wide = reader.evaluate("() => [...document.querySelectorAll('.cell_input pre')].filter("
+                               "pre => pre.scrollWidth > pre.clientWidth + 1).map(pre => pre.innerText.slice(0, 80))")
+        assert wide == [], chapter.stem
 
 
 def test_figures_follow_the_books_dark_mode_and_numbers_of_chapters_are_links(book, reader):

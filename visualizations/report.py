@@ -126,7 +126,7 @@ def _facts(trace: Trace) -> dict[str, str]:
     first_token = trace_latencies(trace)
     medians = {name: f"{1000 * np.median(values):,.1f} ms" for name, values in first_token.items() if len(values)}
     return {"requests ended": f"{len(ended):,}", "steps": f"{len(trace):,}", "time": f"{seconds:,.2f} s",
-            "tokens generated": f"{drawn:,}", "generated a second": f"{drawn / max(seconds, 1e-9):,.0f}",
+            "tokens generated": f"{drawn:,}", "generated per second": f"{drawn / max(seconds, 1e-9):,.0f}",
             "prompt tokens computed": f"{prompt:,}", "found in the prefix cache": f"{hits:,}",
             "preemptions": f"{preemptions:,}",
             "most blocks held": f"{most:,} of {trace.meta.get('num_blocks', len(last.blocks)):,}",

@@ -57,7 +57,7 @@ class Workbench(Scheduler):
 
 
 def measure(trace: Trace) -> tuple[float, float, float]:
-    """(tokens a second, mean seconds to the first token, longest seconds between two tokens of one answer)."""
+    """(tokens per second, mean seconds to the first token, longest seconds between two tokens of one answer)."""
     arrived: dict[int, float] = {}
     drawn: dict[int, list[float]] = {}
     for r in trace:

@@ -78,7 +78,7 @@ def check_largest_batch(largest_batch):
         blocks = max(0, (total - weights - activations) // (per_token * size))
         right = _served_at_once(blocks, size, length) if blocks else 0
         got = largest_batch(total, weights, activations, per_token, length, size)
-        hint = (f"{total} bytes, weights {weights}, activations {activations}, {per_token} bytes a token, {length} tokens "
+        hint = (f"{total} bytes, weights {weights}, activations {activations}, {per_token} bytes per token, {length} tokens "
                 f"each, blocks of {size}: the block manager serves {right} at once, you say {got}.")
         if got > right and got == max(0, total - weights - activations) // (per_token * length):
             hint += " A sequence owns whole blocks, and the cache has whole blocks only."

@@ -67,7 +67,7 @@ class ParallelRunner:
     def __repr__(self) -> str:
         dtype, mebibytes = str(self.dtype).removeprefix("torch."), self.num_blocks * self.bytes_per_block / 2**20
         return (f"ParallelRunner({self.size} ranks on {self.device.type}, {dtype}, attention={self.backend_name}, "
-                f"{self.num_blocks} blocks x {self.block_size} tokens, {mebibytes:.0f} MiB a rank)")
+                f"{self.num_blocks} blocks x {self.block_size} tokens, {mebibytes:.0f} MiB per rank)")
 
     @property
     def failure(self) -> str | None:

@@ -13,7 +13,7 @@ ENGINE_SETTINGS = {  # of nanovllm.config.Config, whose defaults hold
     "max_num_batched_tokens": (int, "tokens that one step may compute"),
     "gpu_memory_utilization": (float, "share of the GPU's memory for weights, activations and KV cache together"),
     "num_kvcache_blocks": (int, "blocks of the KV cache (default: what the memory holds)"),
-    "kvcache_block_size": (int, "tokens a block"),
+    "kvcache_block_size": (int, "tokens per block"),
     "tensor_parallel_size": (int, "GPUs to split the model over"),
     "device": (str, "auto, cpu or cuda[:n]"),
     "dtype": (str, "auto, float32, float16 or bfloat16"),

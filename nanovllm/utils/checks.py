@@ -11,7 +11,8 @@ def check(ok: bool, name: str, value: object, limit: str, remedy: str, *, error:
           ) -> None:
     """Raise `error`, "name=value: must be limit; remedy", unless `ok`. Unlike `assert`, it survives `python -O`."""
     if not ok:
-        raise error(f"{name}={shown(value)}: must be {limit}; {remedy}.")
+        end = "" if remedy.endswith("?") else "."
+        raise error(f"{name}={shown(value)}: must be {limit}; {remedy}{end}")
 
 
 def check_request(ok: bool, name: str, value: object, limit: str, remedy: str) -> None:

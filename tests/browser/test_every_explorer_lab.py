@@ -51,7 +51,7 @@ def through_its_paces(lab, lab_page, name: str, source: str):
     for key in ("Home", "ArrowRight", "ArrowRight", "ArrowLeft", "a", "b", "d", "d"):
         page.keyboard.press(key)
     assert page.evaluate(STEP) == 1 and page.evaluate(FOCUS_IS_INSIDE) and page.evaluate(CELLS) == 1
-    page.get_by_label("s a second").select_option("30")
+    page.get_by_label("s per second").select_option("30")
     page.focus(".nvx-scrub")
     page.keyboard.press("Space")
     page.wait_for_function("() => +document.querySelector('.nvx-root').dataset.step > 3")

@@ -156,7 +156,7 @@ def test_steps_plays_scrubs_and_takes_keys(show):
         assert page.evaluate(STEP) == step, key
     page.locator(".nvx-scrub").fill("5")
     assert page.evaluate(STEP) == 5
-    page.get_by_label("steps a second").select_option("30")
+    page.get_by_label("steps per second").select_option("30")
     page.focus(".nvx-scrub")
     page.keyboard.press("Space")
     page.wait_for_function("() => +document.querySelector('.nvx-root').dataset.step > 8")

@@ -31,7 +31,7 @@ def test_playing_shows_who_is_how_far_at_every_moment(show):
     now = 0.5 * 200e-6 * 1.02
     done = sum(o["time"] + o["duration"] <= now for o in profiled(False).operations if o["track"] != "launches")
     assert f"{done} of 40 kernels done" in states(page)[0] and "done after 90.0 µs" in states(page)[1]
-    page.get_by_label("ticks a second").select_option("30")
+    page.get_by_label("ticks per second").select_option("30")
     page.focus(".nvx-scrub")
     page.keyboard.press("Space")
     page.wait_for_function(f"() => +document.querySelector('.nvx-root').dataset.step > {TICKS // 2 + 4}")

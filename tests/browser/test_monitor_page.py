@@ -27,7 +27,7 @@ def test_scrubbing_shows_each_moment(show):
 
 def test_it_plays(show):
     page = show(batch_monitor())
-    page.get_by_label("looks a second").select_option("30")
+    page.get_by_label("looks per second").select_option("30")
     page.focus(".nvx-scrub")
     page.keyboard.press("Home")
     page.keyboard.press("Space")

@@ -20,7 +20,7 @@ def step() -> dict:
 
 def test_arrows_visit_every_token_and_the_cards_do_the_sum(show, step):
     page = show(TensorXRay(step, decode=lambda token: f"w{token}"))
-    page.get_by_role("img", name="Tensors with an entry a token").click(position={"x": 100 + 20, "y": 14 + 19 + 8})
+    page.get_by_role("img", name="Tensors with an entry per token").click(position={"x": 100 + 20, "y": 14 + 19 + 8})
     tensors = step["tensors"]
     for row in range(12):
         owner = next(i for i in range(3) if row < tensors["cu_seqlens_q"][i + 1])
@@ -45,7 +45,7 @@ def test_arrows_visit_every_token_and_the_cards_do_the_sum(show, step):
 def test_pointing_shows_without_choosing(show, step):
     page = show(TensorXRay(step), width=700, mode="dark")
     before = page.inner_text(SAYS)
-    page.get_by_role("img", name="Tensors with an entry a sequence").hover(position={"x": 268 + 26 + 8, "y": 18 + 26 + 8})
+    page.get_by_role("img", name="Tensors with an entry per sequence").hover(position={"x": 268 + 26 + 8, "y": 18 + 26 + 8})
     assert page.inner_text(SAYS).startswith("block_tables[1, 1] = ")
     page.mouse.move(5, 5)
     assert page.inner_text(SAYS) == before

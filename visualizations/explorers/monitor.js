@@ -1,8 +1,8 @@
-// BatchMonitor: a running engine, live: tokens a second, the cache, the queues, and the sequences with their texts.
+// BatchMonitor: a running engine, live: tokens per second, the cache, the queues, and the sequences with their texts.
 import { clamp, count, decodeColour, explorer, font, h, hatch, player, promptColour, surface, textOnPhase } from "./shared.js";
 
 const GREY = "#7b8794", PALE = 0.45;
-const STRIPS = [["tokens a second", 104], ["blocks of the cache", 62], ["sequences", 50]], GAP = 24, GUTTER = 52;
+const STRIPS = [["tokens per second", 104], ["blocks of the cache", 62], ["sequences", 50]], GAP = 24, GUTTER = 52;
 const STATES = { w: "waiting", r: "running", p: "preempted", f: "finished" };
 const FEW = 4; // sequences whose texts get several lines
 
@@ -20,7 +20,7 @@ export function take(state, { told, frames, texts }) {
   return true;
 }
 
-// Tokens a second from look to look: [{from, to, prompt, decode}]. A look that came right after another is counted with the
+// Tokens per second from look to look: [{from, to, prompt, decode}]. A look that came right after another is counted with the
 // next one: over a few milliseconds a rate says little.
 export function speedsOf(frames, shortest = 0.05) {
   const spans = [];
@@ -34,7 +34,7 @@ export function speedsOf(frames, shortest = 0.05) {
   return spans;
 }
 
-// Tokens a second over the second that ends with a frame, but not over a rest in between.
+// Tokens per second over the second that ends with a frame, but not over a rest in between.
 export function recentRate(frames, index, name) {
   let first = index;
   while (first > 0 && frames[index].time - frames[first - 1].time <= 1.05 && !frames[first].quiet) first--;
@@ -87,7 +87,7 @@ export default explorer((context) => {
   function words(frame) {
     if (!frame) return "nothing has run yet";
     const index = state.frames.indexOf(frame), speed = recentRate(state.frames, index, "decode") + recentRate(state.frames, index, "prompt");
-    return `${rounded(speed)} tokens a second, ${frame.running} running, ${frame.waiting} waiting, ${frame.finished} finished`;
+    return `${rounded(speed)} tokens per second, ${frame.running} running, ${frame.waiting} waiting, ${frame.finished} finished`;
   }
 
   function draw() {
@@ -102,7 +102,7 @@ export default explorer((context) => {
       return;
     }
     const share = state.meta.num_blocks ? frame.used / state.meta.num_blocks : 0;
-    says.textContent = `${rounded(recentRate(frames, index, "decode"))} tokens a second decoded and ${rounded(recentRate(frames, index, "prompt"))} of prompts read · ` +
+    says.textContent = `${rounded(recentRate(frames, index, "decode"))} tokens per second decoded and ${rounded(recentRate(frames, index, "prompt"))} of prompts read · ` +
       `${frame.running} running · ${frame.waiting} waiting · ${frame.finished} finished · cache ${Math.round(100 * share)}% held` +
       (frame.preemptions ? ` · ${count(frame.preemptions, "preemption")}` : "") + ` · step ${frame.steps}`;
     drawChart(index);

@@ -19,7 +19,7 @@ NEWEST = 40         # characters of a text in the still picture
 
 
 class BatchMonitor(Explorer):
-    """Tokens a second, the cache, the queues, and every sequence with its text as it streams, while the engine runs.
+    """Tokens per second, the cache, the queues, and every sequence with its text as it streams, while the engine runs.
 
         monitor = BatchMonitor(llm)     # an LLM, an LLMEngine or an AsyncLLM
         monitor                         # shown in one cell; then generate, stream or chat in the next ones
@@ -89,7 +89,7 @@ class BatchMonitor(Explorer):
                 f"{last['finished']} requests finished. Run this cell in JupyterLab to watch a run.")
 
     def figure(self) -> Figure:
-        """Tokens a second over the whole run, and where each of the sequences followed last stood at its end."""
+        """Tokens per second over the whole run, and where each of the sequences followed last stood at its end."""
         frames = self.watch.frames
         rows = frames[-1]["rows"] if frames else []
         height = max(1.2, 0.3 * len(rows))

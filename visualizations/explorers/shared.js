@@ -197,7 +197,7 @@ export function player(context, { length, onStep, describe = (step) => `step ${s
   };
 
   const scrub = h("input", { type: "range", class: "nvx-scrub", min: 0, step: 1, "aria-label": noun, oninput: () => { pause(); go(+scrub.value); } });
-  const speed = h("select", { class: "nvx-speed", "aria-label": `${noun}s a second`, title: `${noun}s a second` },
+  const speed = h("select", { class: "nvx-speed", "aria-label": `${noun}s per second`, title: `${noun}s per second` },
     ...[1, 2, 5, 10, 30].map((n) => h("option", { value: n, selected: n === 5 }, `${n}/s`)));
   const playButton = iconButton("play", "play", () => toggle());
   const where = h("output", { class: "nvx-position" });

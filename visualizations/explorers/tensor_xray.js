@@ -133,8 +133,8 @@ export default explorer((context) => {
   root.style.setProperty("--nvx-light", decodeColour(0));
   let chosen = { name: "slot_mapping", i: recorded[0].tensors.input_ids.length - 1 }, hovered = null, cells = { tokens: [], sequences: [] };
 
-  const tokens = surface("tensors with an entry a token", { focusable: true });
-  const sequences = surface("tensors with an entry a sequence", { focusable: true });
+  const tokens = surface("tensors with an entry per token", { focusable: true });
+  const sequences = surface("tensors with an entry per sequence", { focusable: true });
   const cards = h("ol", { class: "nvx-path", "aria-live": "polite", "aria-label": "what the entry says" });
   const says = h("p", { class: "nvx-tx-says", "aria-live": "polite" });
   const caption = h("p", { class: "nvx-caption" });
@@ -196,8 +196,8 @@ export default explorer((context) => {
     const wrong = about.rows.flatMap((r) => tokenAt(step, r)?.wrong ?? []);
     says.classList.toggle("nvx-tx-wrong", wrong.length > 0);
     says.textContent = `${path} = ${value}: ${about.says}.` + (wrong.length ? ` Something is wrong here: ${wrong[0]}.` : "");
-    tokens.canvas.setAttribute("aria-label", `Tensors with an entry a token. ${says.textContent} Arrows lead to other entries.`);
-    sequences.canvas.setAttribute("aria-label", `Tensors with an entry a sequence. ${says.textContent} Arrows lead to other entries.`);
+    tokens.canvas.setAttribute("aria-label", `Tensors with an entry per token. ${says.textContent} Arrows lead to other entries.`);
+    sequences.canvas.setAttribute("aria-label", `Tensors with an entry per sequence. ${says.textContent} Arrows lead to other entries.`);
   }
 
   // One cell of a tensor. Lit: it speaks of what is chosen.

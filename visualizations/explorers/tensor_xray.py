@@ -51,7 +51,7 @@ class TensorXRay(Explorer):
         return self.steps[min(self.step, len(self.steps) - 1)]
 
     def figure(self) -> Figure:
-        """The step shown: the tensors with an entry a token, then those with an entry a sequence."""
+        """The step shown: the tensors with an entry per token, then those with an entry per sequence."""
         one = self._shown
         rows = min(len(one["sequences"]), STILL_SEQUENCES)
         fig, ax = theme.canvas(None, 12.2, 0.27 * (rows + 9.5))

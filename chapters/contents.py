@@ -11,6 +11,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 QUESTION = re.compile(r"\*\*([^*]+\?)\*\*")
+SERVED = re.compile(r"\.(?:serve|speak)_with\(")  # the cell below an exercise
 WORDS_PER_MINUTE = 180
 SECONDS_PER_LINE = 4  # of code that is read
 MINUTES_PER_EXERCISE = 12
@@ -58,7 +59,8 @@ class Chapter:
     def question(self) -> str:
         """The first bold question; empty for a chapter that asks none, such as the glossary."""
         found = QUESTION.search("\n".join(self.sources["markdown"][:2]))
-        return " ".join(found[1].split()) if found else ""
+        words = " ".join(found[1].split()) if found else ""
+        return words[:1].upper() + words[1:]  # it may be the end of a longer sentence
 
     @property
     def minutes(self) -> int:
@@ -72,6 +74,12 @@ class Chapter:
         """Of its exercises, in the folder `exercises`; None where it has none."""
         name = "museum" if self.number == "A" else f"ch{self.number}"
         return name if (HERE / "exercises" / f"{name}.py").is_file() else None
+
+    @property
+    def serves(self) -> bool:
+        """Whether the real engine serves tokens with what its reader has written."""
+        code = "\n".join(text for text in self.sources["code"] if "NotImplementedError" in text or "check_" in text)
+        return bool(SERVED.search(code)) or any(exercise.title.endswith("that serves") for exercise in self.exercises)
 
     @cached_property
     def exercises(self) -> list[Exercise]:

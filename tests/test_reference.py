@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import nanovllm
-from chapters.book import reference
+from chapters.book import readme, reference
 from chapters.book.docstrings import to_rst
+from chapters.contents import chapters
 
 ROOT = Path(__file__).parents[1]
 NAMES = [name for _, _, names in reference.PAGES.values() for name in names]
@@ -67,6 +68,50 @@ def test_every_command_and_option_that_the_readme_names_exists(file):
     serving = text[text.index("python -m nanovllm serve"):].split("\n## ")[0]
     for option in re.findall(r"`(--[a-z][a-z-]+)`", serving):
         assert option in whole, f"{file} names the option {option}"
+
+
+MINUTES_OFF = 5  # one step of an estimate: an edited paragraph need not change the README
+
+
+@pytest.mark.parametrize("file", readme.FILES)
+def test_the_readme_lists_the_chapters_as_they_are(file):
+    """Numbers, paths, titles and questions; after a change: python -m chapters.book.readme."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    listed, true = readme.rows(text), readme.rows(readme.updated(text, file == "README.md"))
+    for number, row in listed.items():
+        assert {**row, "minutes": None} == {**true[number], "minutes": None}, "run python -m chapters.book.readme"
+        assert abs(int(row["minutes"]) - int(true[number]["minutes"])) <= MINUTES_OFF, "run python -m chapters.book.readme"
+
+
+def test_a_readme_without_a_chapter_is_refused():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="the table lists 00, 01"):
+        readme.updated(re.sub(r"\| 05 \|.*\n", "", text), english=True)
+    assert readme.rows(readme.updated(text.replace("[Scheduler](", "[Planner]("), True)) == readme.rows(readme.updated(text, True))
+
+
+@pytest.mark.parametrize(("file", "between"), [("README.md", r"In chapters ([\d,toand ]+) what you wrote then serves"),
+                                               ("README.zh-CN.md", r"在第 ([\d至、和 ]+) 章，你写的代码随后")])
+def test_the_readme_says_in_which_chapters_the_readers_code_serves(file, between):
+    [told] = re.findall(between, (ROOT / file).read_text(encoding="utf-8"))
+    numbers = set(re.findall(r"\d\d", told))
+    for first, last in re.findall(r"(\d\d) (?:to|至) (\d\d)", told):
+        numbers |= {f"{n:02d}" for n in range(int(first), int(last) + 1)}
+    assert numbers == {chapter.number for chapter in chapters() if chapter.serves}
+
+
+@pytest.mark.parametrize("file", readme.FILES)
+def test_the_readme_tells_of_the_readers_command(file):
+    """Each subcommand that it names is one, and the capstone's chapters are those of its parts."""
+    from chapters.exercises.capstone import PARTS
+
+    text = (ROOT / file).read_text(encoding="utf-8")
+    helped = subprocess.run([sys.executable, "-m", "chapters", "--help"], cwd=ROOT, capture_output=True, text=True, check=True,
+                            encoding="utf-8").stdout
+    named = re.findall(r"python -m chapters ([a-z]+)", text)
+    assert set(named) == {"open", "check", "capstone"} and all(f"python -m chapters {name}" in helped for name in named)
+    *first, last = sorted(PARTS.values())
+    assert (f"{', '.join(first)} and {last} are solved" if file == "README.md" else f"第 {'、'.join(first)} 和 {last} 章") in text
 
 
 def test_docstrings_become_what_sphinx_reads():

@@ -32,7 +32,9 @@ def updated(text: str, english: bool) -> str:
 
     def row(found: re.Match[str]) -> str:
         chapter: Chapter = course[found["number"]]
-        title, question = (chapter.title, chapter.question or found["question"]) if english else found.group("title", "question")
+        title, question = found.group("title", "question")
+        if english:
+            title, question = chapter.title, chapter.question or question
         return (f"| {chapter.number} | [{title}](chapters/{chapter.path.name}) | {question} | {found['before']} | "
                 f"{chapter.minutes} |")
 

@@ -18,7 +18,8 @@ ON_PAPER = {"Statistical Theory of Extreme Values"}  # books without a page of t
 
 def markdown(chapter: Path) -> list[str]:
     """The lines of a chapter's text, each a paragraph."""
-    return [line for cell in nbformat.read(chapter, 4).cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
+    cells = nbformat.read(chapter, 4).cells
+    return [line for cell in cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)

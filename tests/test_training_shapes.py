@@ -5,18 +5,26 @@ import re
 
 import jsonschema
 import pytest
+from tokenizers import Tokenizer
 
+from nanovllm.config import OFFLINE_MODEL
 from nanovllm.serving.chat_template import render as by_template
 from training.data import MARKS, SPECIAL, train_tokenizer
 from training.dice import Dice
 from training.grammar import plural
 from training.judge_shapes import calls_in, fits, judged_calls, judged_json, shapes
+from training.key_names import WORDS, another_name
 from training.render import CHAT_TEMPLATE, assistant, conversation, prompt, render, user
 from training.shapes import COUNTED, PERSON, STORY, json_case, json_chat
 from training.tools import FAMILIES, exchange, make_tool, reserved, tool_case, tool_chat
 
 FACT = re.compile(r"(\w+) the ([\w ]+?) (?:is (\d+) years old, )?(?:lives in|has|built|sleeps in) the (\w+) house"
                   r"(?: near [\w' ]+)?, (?:owns|keeps|carries) (an? [\w ]+?) and likes ([\w ]+)\.")
+
+
+def _judges_names():
+    own = {names[-1] for field in (PERSON, STORY, COUNTED) for names, *_ in field.values()}
+    return own | {argument.names[-1] for family in FAMILIES.values() for argument in family.arguments.values()}
 
 
 @pytest.mark.parametrize("unseen", [False, True], ids=("training", "judge"))
@@ -115,6 +123,30 @@ def test_names_of_tools_and_arguments_are_kept_for_the_judge():
     assert not {tool.name for tool in made[False]} & {tool.name for tool in made[True]}
 
 
+def test_keys_are_words_of_several_tokens_too_and_never_the_judges():
+    rng, own = Dice(12), _judges_names()
+    assert len(WORDS) == len(set(WORDS)) > 500 and not set(WORDS) & own
+    names = [another_name(rng) for _ in range(2000)]
+    assert not set(names) & own and len(set(names)) > 1200
+    english = {word for name in names for word in re.findall(r"[A-Z]?[a-z]+", name) if word.lower() in WORDS}
+    assert len(english) > 400
+    backend = Tokenizer.from_file(str(OFFLINE_MODEL / "tokenizer.json"))
+    pieces = [len(backend.encode(word).ids) for word in WORDS]
+    assert sum(count >= 2 for count in pieces) > 0.9 * len(pieces)
+    assert all(another_name(rng, taken=(name,)) != name for name in names[:300])
+
+
+def test_documents_have_such_keys_and_the_judge_keeps_its_own():
+    rng = Dice(13)
+    for unseen, least in ((False, 0.2), (True, 0.0)):
+        schemas = [case.schema for case in (json_case(rng, unseen) for _ in range(300)) if "properties" in case.schema]
+        keys = [key for schema in schemas for key in schema["properties"]]
+        keys += [key for _ in range(300) for tool in tool_case(rng, unseen).tools
+                 for key in tool["function"]["parameters"]["properties"]]
+        share = sum(any(word.lower() in WORDS for word in re.findall(r"[A-Z]?[a-z]+", key)) for key in keys) / len(keys)
+        assert least <= share < (0.35 if least else 0.15), share
+
+
 def test_text_is_rendered_by_the_template_that_is_exported():
     rng = Dice(9)
     for _ in range(60):
@@ -185,8 +217,7 @@ def test_the_judge_of_shapes_can_be_satisfied_and_can_not():
 
 def test_the_judge_of_shapes_tells_known_names_from_unseen_ones():
     """A model that copies only the names of training texts: right wherever every name is one, wrong elsewhere."""
-    own = {names[-1] for field in (PERSON, STORY, COUNTED) for names, *_ in field.values()}
-    own |= {argument.names[-1] for family in FAMILIES.values() for argument in family.arguments.values()}
+    own = _judges_names()
 
     def copies_known(prompts, longest):
         return ["{}" if own & set(re.findall(r"\w+", text)) else known.get(text, "") for text in prompts]

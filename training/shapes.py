@@ -10,9 +10,9 @@ from typing import Any
 
 from training.dice import Dice
 from training.grammar import ANIMALS, PEOPLE, POOLS, WORLD, expand, with_article
+from training.key_names import another_name, made_up
 from training.render import Message, assistant, conversation, system, user
 from training.stories import Story
-from training.tools import made_up
 from training.village import Village, Villager
 
 # What can be told about somebody: the keys it goes by (the last is the judge's own), its type and what it is.
@@ -42,12 +42,15 @@ class JsonCase:
 
 
 def keys_for(rng: Dice, fields: dict[str, Field], chosen: list[str], unseen: bool) -> dict[str, str]:
-    """Another key for each of the chosen fields, no two alike."""
+    """Another key for each of the chosen fields, no two alike. unseen: the judge's own, which change for no training."""
     keys: dict[str, str] = {}
     for name in chosen:
         names = fields[name][0]
         free = [key for key in (names[-1:] if unseen else names[:-1]) if key not in keys.values()]
-        keys[name] = rng.choice(free) if free and rng.flip(0.85) else made_up(rng)
+        if unseen:
+            keys[name] = rng.choice(free) if free and rng.flip(0.85) else made_up(rng)
+        else:
+            keys[name] = rng.choice(free) if free and rng.flip(0.6) else another_name(rng, keys.values())
     return keys
 
 
@@ -141,7 +144,7 @@ def _villagers(rng: Dice, unseen: bool) -> JsonCase:
     answer: Any = rows
     words = in_words(PERSON, keys)
     if rng.flip(0.4):
-        outer = rng.choice(("villagers", "people", "list", "all", made_up(rng)) if not unseen else ("inhabitants",))
+        outer = rng.choice(("villagers", "people", "list", "all", another_name(rng)) if not unseen else ("inhabitants",))
         schema = {"type": "object", "properties": {outer: schema}, "required": [outer]}
         answer = {outer: rows}
         words = f"{outer}, which is an array of objects with the keys {words}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from training.dice import Dice
 from training.grammar import ANIMALS, OBJECTS, PEOPLE, PLACES, POOLS, WORLD, expand, with_article
+from training.key_names import another_name, made_up
 from training.render import Message, assistant, conversation, system, user
 
 Values = dict[str, Any]
@@ -128,11 +129,6 @@ NO_TOOL = ("[I have no tool for that, so I do not know.|None of my tools can tel
            "I cannot find that out with my tools.]")
 
 
-def made_up(rng: Dice) -> str:
-    """A word that no language has."""
-    return "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.whole(2, 4)))
-
-
 def reserved(verb: str, noun: str) -> bool:
     """Names that only the judge gives to tools: about one in six."""
     return (sum(map(ord, verb)) * 5 + sum(map(ord, noun)) * 11) % 6 == 0
@@ -154,8 +150,8 @@ class Tool:
 
 def make_tool(rng: Dice, family: Family, unseen: bool = False) -> Tool:
     pairs = [(v, n) for v in family.verbs for n in family.nouns if reserved(v, n) == unseen]
-    if not pairs or rng.flip(0.25):
-        name = made_up(rng) + (f"_{rng.choice(family.nouns)}" if rng.flip(0.3) else "")
+    if not pairs or rng.flip(0.25 if unseen else 0.35):
+        name = (made_up(rng) if unseen else another_name(rng)) + (f"_{rng.choice(family.nouns)}" if rng.flip(0.3) else "")
     else:
         verb, noun = rng.choice(pairs)
         name = f"{verb}_{noun}" if rng.flip(0.85) else verb + noun.title().replace("_", "")
@@ -163,7 +159,10 @@ def make_tool(rng: Dice, family: Family, unseen: bool = False) -> Tool:
     properties: Message = {}
     for role, argument in family.arguments.items():
         free = [n for n in (argument.names[-1:] if unseen else argument.names[:-1]) if n not in names.values()]
-        names[role] = rng.choice(free) if free and rng.flip(0.85) else made_up(rng)
+        if unseen:
+            names[role] = rng.choice(free) if free and rng.flip(0.85) else made_up(rng)
+        else:
+            names[role] = rng.choice(free) if free and rng.flip(0.6) else another_name(rng, names.values())
         said: Message = {"type": argument.type, "description": argument.about}
         if argument.enum and rng.flip(0.5):
             said["enum"] = list(argument.enum)

@@ -332,7 +332,7 @@ def test_a_sampler_of_ones_own_must_apply_the_processors():
 
 
 def test_a_grammar_that_cannot_be_followed_ends_its_own_request_only(llm, monkeypatch):
-    from nanovllm.serving.grammars import GrammarMatcher
+    from nanovllm.serving.grammar_matcher import GrammarMatcher
 
     fill, calls = GrammarMatcher.fill_bitmask, []
 

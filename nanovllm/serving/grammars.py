@@ -6,112 +6,41 @@ next, it walks the tree of all tokens' bytes and leaves out a branch at its firs
 """
 
 import json
+import os
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Sequence as ListLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from nanovllm.errors import InvalidRequest, RequestFailed
+from nanovllm.errors import InvalidRequest
+from nanovllm.serving.grammar_matcher import CompiledGrammar, GrammarMatcher, reason
 from nanovllm.serving.grammar_vocabulary import read_vocabulary
 from nanovllm.serving.json_schemas import compilable
 from nanovllm.structured_outputs import StructuredOutputsParams
 from nanovllm.utils.numbers import shown
 
 if TYPE_CHECKING:
-    from llguidance import LLExecutor, LLMatcher, LLTokenizer
+    from llguidance import LLExecutor, LLTokenizer
 
     from nanovllm.serving.tokenizer import Tokenizer
 
 # What one answer may cost. With llguidance's own limits, compiling may take more than a second.
 LEXER_FUEL = 300_000
 WHITESPACE = r"( |\n[ \t]{0,16})"  # between two tokens of JSON: a pattern without a limit lets a model write blanks for ever
-FEWEST_FOR_THREADS = 4  # matchers: below, waking threads takes longer than a mask
 MAX_CACHED = 128  # compiled grammars; those last used stay
-
-
-class GrammarMatcher:
-    """One answer's place in its grammar: the engine's `TokenMatcher`, by llguidance.
-
-    Owns a matcher, which has taken in the tokens of the answer so far. executor: threads that fill masks, the compiler's.
-    """
-
-    def __init__(self, matcher: "LLMatcher", vocab_size: int, executor: "LLExecutor"):
-        self._matcher, self._vocab_size, self._executor = matcher, vocab_size, executor
-
-    def __repr__(self) -> str:
-        return f"GrammarMatcher({self._matcher.stop_reason()}, is_accepting={self.is_accepting})"
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the answer has its shape, and nothing can follow."""
-        return self._matcher.is_stopped() and not self._matcher.is_error()
-
-    @property
-    def is_accepting(self) -> bool:
-        """Whether the answer has its shape, and may end here."""
-        return self._matcher.is_accepting()
-
-    def fill_bitmask(self, bitmask: NDArray[np.int32]) -> None:
-        """Set the bit of every token that may come next, and clear all others; bit i of word w is token 32 w + i.
-
-        bitmask: [ceil(vocab_size / 32)] int32, contiguous. Tokens that end a sequence are among them where the answer may
-        end. Raises RequestFailed when the grammar is too complex to say.
-        """
-        self._matcher.unsafe_compute_mask_ptr(bitmask.ctypes.data, bitmask.nbytes)
-        self._check()
-
-    @classmethod
-    def fill_bitmasks(cls, matchers: ListLike["GrammarMatcher"], bitmasks: NDArray[np.int32], rows: ListLike[int]
-                      ) -> dict[int, RequestFailed]:
-        """See `BatchMatcher`: by llguidance's threads, and without Python's lock."""
-        if len(matchers) >= FEWEST_FOR_THREADS:
-            matchers[0]._executor.unsafe_compute_mask_ptr([(matcher._matcher, row) for matcher, row in zip(matchers, rows)],
-                                                          bitmasks.ctypes.data, bitmasks.strides[0], len(bitmasks))
-        errors = {}
-        for matcher, row in zip(matchers, rows):
-            try:
-                if len(matchers) >= FEWEST_FOR_THREADS:
-                    matcher._check()
-                else:
-                    matcher.fill_bitmask(bitmasks[row])
-            except RequestFailed as error:
-                errors[row] = error
-        return errors
-
-    def advance(self, token_id: int) -> bool:
-        """Take in the answer's next token. False, with nothing changed, when it may not come next."""
-        if self._matcher.try_consume_tokens([token_id]) == 1:
-            return True
-        self._check()
-        return False
-
-    def num_allowed(self, token_ids: list[int]) -> int:
-        """How many of these tokens may follow, one after the other. Takes none of them in."""
-        return self._matcher.validate_tokens(token_ids) if token_ids else 0
-
-    def rollback(self, num_tokens: int) -> None:
-        """Forget the last tokens taken in."""
-        if num_tokens:
-            self._matcher.rollback(num_tokens)
-            self._check()
-
-    def copy(self) -> "GrammarMatcher":
-        """Another one at the same place, which goes its own way from here."""
-        return GrammarMatcher(self._matcher.deep_copy(), self._vocab_size, self._executor)
-
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            raise RequestFailed(f"structured_outputs: its grammar cannot be followed any further "
-                                f"({_reason(self._matcher.get_error())}); ask for a simpler shape")
+MAX_THREADS = 32
+FEWEST_TOKENS_FOR_THREADS = 16_384  # of a vocabulary: a mask of fewer takes no longer than waking a thread
+LEXERS_PER_THREAD = 4  # with one for each, threads that divide a step's masks often meet at one
+COSTLY = 0.02  # seconds of a processor: what takes longer to compile has one lexer
 
 
 class GrammarCompiler:
     """Compiles shapes for one model's vocabulary. Owns the grammars it has compiled, of which the last used stay.
 
-    Owns the threads that fill the masks of its grammars, too.
+    Owns the threads that fill the masks of its grammars, too. num_threads: None has four for five processors, or one where the
+    vocabulary is small.
 
     Any thread may call it. Nobody waits for a grammar that another thread compiles, nor does the interpreter: llguidance
     lets go of Python's lock meanwhile.
@@ -119,12 +48,15 @@ class GrammarCompiler:
     tokenizer: None, or one without a Rust library behind it, compiles nothing. vocab_size: how many logits the model has.
     """
 
-    def __init__(self, tokenizer: "Tokenizer | None", vocab_size: int, eos_token_ids: tuple[int, ...] = ()):
+    def __init__(self, tokenizer: "Tokenizer | None", vocab_size: int, eos_token_ids: tuple[int, ...] = (),
+                 num_threads: int | None = None):
         self._tokenizer, self._vocab_size, self._eos_token_ids = tokenizer, vocab_size, eos_token_ids
+        most = _num_processors() * 4 // 5 if vocab_size >= FEWEST_TOKENS_FOR_THREADS else 1
+        self._num_threads = num_threads or max(1, min(MAX_THREADS, most))
         self._lock = threading.Lock()
         self._vocabulary: LLTokenizer | None = None
         self._executor: LLExecutor | None = None
-        self._compiled: OrderedDict[StructuredOutputsParams, GrammarMatcher] = OrderedDict()
+        self._compiled: OrderedDict[StructuredOutputsParams, CompiledGrammar] = OrderedDict()
         self.num_compiled = 0
 
     def __repr__(self) -> str:
@@ -143,10 +75,13 @@ class GrammarCompiler:
 
         Raises InvalidRequest, naming the field, for a shape that cannot be compiled, or that no answer can have.
         """
+        return self._grammar(shape).matcher()
+
+    def _grammar(self, shape: StructuredOutputsParams) -> CompiledGrammar:
         with self._lock:
             if known := self._compiled.get(shape):
                 self._compiled.move_to_end(shape)
-                return known.copy()
+                return known
             vocabulary, executor = self._get_ready()
         compiled = self._compile(shape, vocabulary, executor)
         with self._lock:
@@ -154,32 +89,36 @@ class GrammarCompiler:
             self._compiled[shape] = compiled
             while len(self._compiled) > MAX_CACHED:
                 self._compiled.popitem(last=False)
-            return compiled.copy()
+            return compiled
 
-    def _compile(self, shape: StructuredOutputsParams, vocabulary: "LLTokenizer", executor: "LLExecutor") -> GrammarMatcher:
+    def _compile(self, shape: StructuredOutputsParams, vocabulary: "LLTokenizer", executor: "LLExecutor | None"
+                 ) -> CompiledGrammar:
         from llguidance import LLMatcher, LLParserLimits
 
-        limits = LLParserLimits(initial_lexer_fuel=LEXER_FUEL, verbose_errors=False)
-        matcher = LLMatcher(vocabulary, grammar_of(shape), log_level=0, limits=limits)
+        def compiled() -> LLMatcher:
+            limits = LLParserLimits(initial_lexer_fuel=LEXER_FUEL, verbose_errors=False)
+            return LLMatcher(vocabulary, grammar_of(shape), log_level=0, limits=limits)
+
+        before, matcher = time.thread_time(), compiled()
+        first = np.zeros(-(-self._vocab_size // 32), np.int32)
+        if not matcher.is_error():
+            matcher.unsafe_compute_mask_ptr(first.ctypes.data, first.nbytes)
         if matcher.is_error():
             raise _refused(shape, matcher.get_error())
-        compiled = GrammarMatcher(matcher, self._vocab_size, executor)
-        first = np.zeros(-(-self._vocab_size // 32), np.int32)
-        try:
-            compiled.fill_bitmask(first)
-        except RequestFailed:
-            raise _refused(shape, matcher.get_error()) from None
         for token in self._eos_token_ids:
             first[token // 32] &= ~np.int32(np.uint32(1 << token % 32).view(np.int32))
         if not first.any():
             raise _refused(shape, "no text has this shape, or none that the model's tokens can write")
-        return compiled
+        several = self._num_threads > 1 and time.thread_time() - before < COSTLY
+        most_lexers = LEXERS_PER_THREAD * self._num_threads if several else 1
+        return CompiledGrammar(matcher, compiled, most_lexers, executor)
 
-    def _get_ready(self) -> tuple["LLTokenizer", "LLExecutor"]:
+    def _get_ready(self) -> tuple["LLTokenizer", "LLExecutor | None"]:
         from llguidance import LLExecutor
 
         self._vocabulary = self._vocabulary or self._read_vocabulary()
-        self._executor = self._executor or LLExecutor()
+        if self._executor is None and self._num_threads > 1:
+            self._executor = LLExecutor(self._num_threads)
         return self._vocabulary, self._executor
 
     def _read_vocabulary(self) -> "LLTokenizer":
@@ -191,7 +130,7 @@ class GrammarCompiler:
             return read_vocabulary(backend, self._vocab_size, self._eos_token_ids)
         except Exception as error:  # the class that Rust's errors have
             raise InvalidRequest(f"structured_outputs: must be None for this model, whose tokenizer llguidance cannot read "
-                                 f"({_reason(str(error))}); leave it out.") from error
+                                 f"({reason(str(error))}); leave it out.") from error
 
 
 def grammar_of(shape: StructuredOutputsParams) -> str:
@@ -214,15 +153,12 @@ def _escaped(text: str) -> str:
     return "".join(c if c.isascii() and c.isalnum() else f"\\x{{{ord(c):x}}}" for c in text)
 
 
+def _num_processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _refused(shape: StructuredOutputsParams, why: str) -> InvalidRequest:
     name = shape.shape
     return InvalidRequest(f"structured_outputs.{name}={shown(getattr(shape, name))}: must be a shape that can be compiled and "
-                          f"that some answer has ({_reason(why)}); ask for another or a simpler one.")
-
-
-def _reason(message: str) -> str:
-    """The line of one of llguidance's messages that says what is wrong: of a bad expression, not the first."""
-    lines = message.strip().splitlines() or [""]
-    line = next((line for line in lines if line.startswith("error: ")), lines[0]).removeprefix("error: ")[:300]
-    # Its words for a matcher that can take no token.
-    return "no text has this shape, or none that ends" if line in ("NoExtension", "NoExtensionBias") else line
+                          f"that some answer has ({reason(why)}); ask for another or a simpler one.")

@@ -11,7 +11,8 @@ from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput, Timings, 
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.serving.chat import encode
 from nanovllm.serving.detokenizer import IncrementalDetokenizer
-from nanovllm.serving.grammars import GrammarCompiler, GrammarMatcher
+from nanovllm.serving.grammar_matcher import GrammarMatcher
+from nanovllm.serving.grammars import GrammarCompiler
 from nanovllm.serving.stop_strings import StopStrings
 from nanovllm.serving.tokenizer import Tokenizer, require_tokenizer
 from nanovllm.utils.checks import check_request
@@ -59,12 +60,12 @@ class Request:
         check_request(tokenizer is not None or not params.stop, "stop", params.stop, "empty for a model without a tokenizer",
                       "use stop_token_ids")
         engine.validate(self.prompt_token_ids, params, self.priority)
-        self._matcher: GrammarMatcher | None = None
+        self._matchers: list[GrammarMatcher] = []  # one for each sample, until they are queued
         if params.structured_outputs is not None:
             check_request(grammars is not None, "structured_outputs", params.structured_outputs,
                           "None for a Request without a GrammarCompiler", "pass LLM's own: grammars=llm.grammars")
             assert grammars is not None
-            self._matcher = grammars.matcher(params.structured_outputs)
+            self._matchers = [grammars.matcher(params.structured_outputs) for _ in range(params.n)]
         self._samples: list[_Sample] = []
 
     def __repr__(self) -> str:
@@ -98,11 +99,11 @@ class Request:
     def submit(self) -> "Request":
         """Queue it. The samples share the full blocks of the prompt: those after the first find them cached."""
         p = self.params
+        matchers, self._matchers = self._matchers, []
         for i in range(p.n):
             own = p if p.n == 1 else replace(
                 p, n=1, seed=None if p.seed is None else (p.seed + i) % 2**63, prompt_logprobs=None if i else p.prompt_logprobs)
-            matcher = self._matcher.copy() if self._matcher else None
-            seq = self.engine.new_sequence(self.prompt_token_ids, own, self.priority, matcher)
+            seq = self.engine.new_sequence(self.prompt_token_ids, own, self.priority, matchers[i] if matchers else None)
             self._samples.append(_Sample(i, seq, self.tokenizer, own.ending_tokens(self.engine.config.eos_token_ids)))
         for seq in self.sequences:  # known here before they are queued there: an interrupt in between loses none
             self.engine.enqueue(seq)

@@ -8,7 +8,7 @@ import pytest
 
 from nanovllm import InvalidRequest, SamplingParams, StructuredOutputsParams
 from nanovllm.config import Config
-from nanovllm.serving.grammars import MAX_CACHED, GrammarCompiler
+from nanovllm.serving.grammars import LEXERS_PER_THREAD, MAX_CACHED, GrammarCompiler
 from nanovllm.serving.tokenizer import load_tokenizer
 
 CONFIG = Config(None)
@@ -215,6 +215,73 @@ def test_compiled_grammars_are_kept_the_last_used_longest(compiler):
     assert compiler.num_compiled == MAX_CACHED + 11 and len(compiler._compiled) == MAX_CACHED
     compiler.matcher(StructuredOutputsParams(choice=["0"]))  # forgotten by now
     assert compiler.num_compiled == MAX_CACHED + 12
+
+
+STRINGS = StructuredOutputsParams(json={"type": "object", "required": ["name"], "additionalProperties": False,
+                                        "properties": {"name": {"type": "string", "maxLength": 9}}})
+
+
+def threaded(num_threads):
+    return GrammarCompiler(TOKENIZER, VOCAB_SIZE, CONFIG.eos_token_ids, num_threads=num_threads)
+
+
+def test_matchers_in_use_at_once_are_compiled_apart_as_far_as_threads_can_use_it():
+    """Copies of one of llguidance's matchers wait for each other."""
+    compiler, most = threaded(2), 2 * LEXERS_PER_THREAD
+    alone = compiler.matcher(STRINGS)
+    grammar = compiler._compiled[STRINGS]
+    del alone
+    alone = compiler.matcher(STRINGS)  # nobody has the first any more
+    assert grammar.num_lexers == 1
+    others = [compiler.matcher(STRINGS) for _ in range(most + 2)]
+    assert grammar.num_lexers == most and compiler.num_compiled == 1
+    assert sorted(len(lexer.in_use) for lexer in grammar._lexers) == [1] * (most - 3) + [2] * 3
+    del others, alone
+    assert [len(lexer.in_use) for lexer in grammar._lexers] == [0] * most
+    one = threaded(1)
+    kept = [one.matcher(STRINGS) for _ in range(4)]
+    assert one._compiled[STRINGS].num_lexers == 1 and one._executor is None and len(kept) == 4
+
+
+def test_callers_that_ask_at_once_compile_no_more_than_they_may():
+    compiler, kept, gate = threaded(2), [], threading.Barrier(16)
+    compiler.matcher(STRINGS)
+
+    def ask():
+        gate.wait()
+        kept.append(compiler.matcher(STRINGS))
+
+    callers = [threading.Thread(target=ask) for _ in range(16)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(kept) == 16 and compiler._compiled[STRINGS].num_lexers == 2 * LEXERS_PER_THREAD
+
+
+def test_what_takes_long_to_compile_is_compiled_once(monkeypatch):
+    monkeypatch.setattr("nanovllm.serving.grammars.COSTLY", 0)
+    compiler = threaded(4)
+    kept = [compiler.matcher(STRINGS) for _ in range(5)]
+    assert compiler._compiled[STRINGS].num_lexers == 1 and len(kept) == 5
+
+
+@pytest.mark.parametrize("num_matchers", [1, 3, 4, 20])
+def test_masks_filled_together_are_those_filled_alone(num_matchers):
+    """Of several grammars and places, into rows in any order, by one thread and by several."""
+    shapes = [STRINGS, StructuredOutputsParams(regex="[a-z ]{3,20}"), StructuredOutputsParams(json_object=True)]
+    texts = ["", '{"name": "', '{"name": "the fox', '{"name"', "the fo"]
+    for compiler in (threaded(1), threaded(4)):
+        matchers = [compiler.matcher(shapes[i % 3]) for i in range(num_matchers)]
+        for i, matcher in enumerate(matchers):
+            write(matcher, texts[i % 5])
+        bits = np.full((num_matchers + 2, -(-VOCAB_SIZE // 32)), 7, np.int32)
+        rows = [(i * 7 + 1) % (num_matchers + 2) for i in range(num_matchers)]
+        rows = rows if len(set(rows)) == num_matchers else list(range(num_matchers))
+        assert type(matchers[0]).fill_bitmasks(matchers, bits, rows) == {}
+        for row, matcher in zip(rows, matchers):
+            assert set(np.flatnonzero(np.unpackbits(bits[row].view(np.uint8), bitorder="little")).tolist()) == allowed(matcher)
+        assert all((bits[row] == 7).all() for row in range(num_matchers + 2) if row not in rows)
 
 
 def test_without_a_fast_tokenizer_no_shape_is_served():

@@ -4,7 +4,7 @@ import traceback
 from typing import Any
 
 from nanovllm.config import Config
-from nanovllm.engine.draft_on_device import draft_on_device
+from nanovllm.engine.draft_on_device import DraftingRunner, draft_on_device
 from nanovllm.engine.drafts import Drafter
 from nanovllm.engine.drafts_model import DraftModel
 from nanovllm.engine.drafts_ngram import NgramDrafter
@@ -31,20 +31,20 @@ def make_engine(config: Config, sampler: Sample | None = None, drafter: Drafter 
 
 
 def _put_together(config: Config, sampler: Sample | None, drafter: Drafter | None, parts: dict[str, Any]) -> LLMEngine:
-    runner = _make_runner(config, sampler)
+    runner = _make_runner(config, sampler, drafts=drafter is not None or config.speculative_config is not None)
     drafter = _make_drafter(config, drafter, runner.num_blocks)
-    if drafter is not None and isinstance(runner, ModelRunner):
+    if drafter is not None and isinstance(runner, DraftingRunner):
         draft_on_device(runner, drafter, config)
     return LLMEngine(config, runner, drafter=drafter, **parts)
 
 
-def _make_runner(config: Config, sampler: Sample | None) -> Runner:
+def _make_runner(config: Config, sampler: Sample | None, drafts: bool) -> Runner:
     """The model on its device, or on several."""
     if config.tensor_parallel_size > 1:
         check(sampler is None, "sampler", sampler, "None with tensor_parallel_size > 1",
               "the ranks draw in processes of their own; try it at size 1")
         return ParallelRunner(config)
-    runner = ModelRunner(config)
+    runner = DraftingRunner(config) if drafts else ModelRunner(config)
     if sampler is not None:
         runner.sampler = sampler
     return runner

@@ -87,7 +87,7 @@ class LLM:
 
     def generate(self, prompts: str | Prompts, sampling_params: SamplingParams | PerPrompt | None = None,
                  use_tqdm: bool = True, priority: int | list[int] = 0) -> list[RequestOutput]:
-        """Serve the prompts together; returns one output a prompt, in order.
+        """Serve the prompts together; returns one output per prompt, in order.
 
         prompts: a text, a list of texts, or a list of lists of token ids. sampling_params: one for all or one for each.
         Without any the model's own recommendation holds (`get_default_sampling_params`), as in vLLM.

@@ -7,6 +7,7 @@ import pytest
 
 import nanovllm.engine_parts
 from nanovllm import LLM, InvalidArgument
+from nanovllm.engine.draft_on_device import DraftingRunner
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import Scheduler
 
@@ -20,12 +21,16 @@ class NoScheduler(Scheduler):
 def test_an_exception_on_the_way_holds_on_to_no_weights(monkeypatch, settings):
     made = []
 
-    def make(config):
-        runner = ModelRunner(config)
-        made.append(weakref.ref(runner))
-        return runner
+    def make(kind):
+        def remembered(config):
+            runner = kind(config)
+            made.append(weakref.ref(runner))
+            return runner
 
-    monkeypatch.setattr(nanovllm.engine_parts, "ModelRunner", make)
+        monkeypatch.setattr(nanovllm.engine_parts, kind.__name__, remembered)
+
+    make(ModelRunner)
+    make(DraftingRunner)
     with pytest.raises(InvalidArgument) as caught:
         LLM(device="cpu", num_kvcache_blocks=8, **settings)
     gc.collect()

@@ -15,7 +15,7 @@ import torch
 
 import nanovllm
 from nanovllm import LLM, SamplingParams
-from nanovllm.engine import model_runner
+from nanovllm.engine import model_loader
 from nanovllm.tracing.recorder import Recorder
 from nanovllm.tracing.trace import Trace
 
@@ -279,13 +279,13 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def weights(monkeypatch):
     """Weak references to the models that are made, to see whether they go."""
-    made, load = [], model_runner.load_weights
+    made, load = [], model_loader.load_weights
 
     def remember(model, path):
         made.append(weakref.ref(model))
         return load(model, path)
 
-    monkeypatch.setattr(model_runner, "load_weights", remember)
+    monkeypatch.setattr(model_loader, "load_weights", remember)
     return made
 
 

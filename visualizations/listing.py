@@ -37,8 +37,8 @@ def listing(thing: Any, *, docstring: bool = False, until: str | None = None, si
     if not docstring:
         source = _without_docstrings(source)
     rows = source.split("\n")
-    begin = _place(rows, since, 0) if since else 0
-    end = _place(rows, until, begin) + 1 if until else len(rows)
+    begin = _row_with(since, rows, 0) if since else 0
+    end = _row_with(until, rows, begin) + 1 if until else len(rows)
     return Listing(textwrap.dedent("\n".join(rows[begin:end])), _in_the_repository(Path(inspect.getsourcefile(function) or "")))
 
 
@@ -51,7 +51,7 @@ def _in_the_repository(file: Path) -> str:
     return "/".join(parts[parts.index("chapters"):]) if "chapters" in parts else file.name
 
 
-def _place(rows: list[str], words: str, begin: int) -> int:
+def _row_with(words: str, rows: list[str], begin: int) -> int:
     found = next((i for i in range(begin, len(rows)) if words in rows[i]), None)
     check(found is not None, "words", words, f"in one of the {len(rows) - begin} lines", "look at the source again")
     return found or 0

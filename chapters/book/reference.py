@@ -18,6 +18,7 @@ PAGES = {
     "api": ("nanovllm", "What `from nanovllm import ...` gives you.", [f"nanovllm.{name}" for name in nanovllm.__all__]),
     "engine": ("The engine", "The parts that chapters 01 to 12 build.", [
         "nanovllm.config.Config", "nanovllm.engine.sequence.Sequence", "nanovllm.engine.sequence.SequenceStatus",
+        "nanovllm.engine.sequence_drafts.SequenceDrafts",
         "nanovllm.engine.block_manager.BlockManager", "nanovllm.engine.scheduler.Scheduler",
         "nanovllm.engine.sequence_queues.SequenceQueues",
         "nanovllm.engine.scheduled_batch.ScheduledBatch", "nanovllm.engine.scheduled_batch.ScheduledSequence",

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Qwen3Config
 
-import nanovllm.engine.model_runner
+import nanovllm.engine.model_loader
 from nanovllm import LLM, SamplingParams
 from nanovllm.config import OFFLINE_MODEL
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
@@ -251,13 +251,13 @@ def serve_with(load: Callable, prompt: list[int]) -> str:
     settings = dict(model=OFFLINE_MODEL, dtype="float32", attention_backend="torch", enforce_eager=True, num_kvcache_blocks=32)
     with LLM(**settings) as llm:
         right = llm.generate([prompt], params, use_tqdm=False)[0].text
-    runner = nanovllm.engine.model_runner
-    ours, runner.load_weights = runner.load_weights, from_folder
+    loader = nanovllm.engine.model_loader
+    ours, loader.load_weights = loader.load_weights, from_folder
     try:
         with LLM(**settings) as llm:
             text = llm.generate([prompt], params, use_tqdm=False)[0].text
     finally:
-        runner.load_weights = ours
+        loader.load_weights = ours
     if text != right:
         raise RuntimeError(f"with your loader the engine says {text!r} instead of {right!r}")
     return f"the engine with your loader: {text!r}"

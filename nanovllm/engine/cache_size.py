@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nanovllm.config import Config
 from nanovllm.engine.cuda_graphs import batch_sizes
+from nanovllm.errors import EngineError
 from nanovllm.layers.attention_backends import TorchBackend
 from nanovllm.layers.sampler import Sample
 from nanovllm.layers.sampling_memory import sample_worst
@@ -37,9 +38,14 @@ class CacheShape:
         return self.num_layers * 2 * self.block_size * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
     def allocate(self, num_blocks: int, device: torch.device) -> Tensor:
-        """A cache of zeros. Raises what torch raises when it does not fit."""
-        return torch.zeros(self.num_layers, 2, num_blocks, self.block_size, self.num_kv_heads, self.head_dim,
-                           dtype=self.dtype, device=device)
+        """A cache of zeros. Raises EngineError when it does not fit."""
+        try:
+            return torch.zeros(self.num_layers, 2, num_blocks, self.block_size, self.num_kv_heads, self.head_dim,
+                               dtype=self.dtype, device=device)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            raise EngineError(
+                f"the KV cache of {num_blocks} blocks ({num_blocks * self.bytes_per_block / 2**30:.2f} GiB) does not fit on "
+                f"{device}; lower num_kvcache_blocks or gpu_memory_utilization.") from error
 
 
 def fit_blocks(model: CausalLM, sampler: Sample, shape: CacheShape, config: Config) -> int:

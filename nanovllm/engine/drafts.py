@@ -66,6 +66,12 @@ def num_accepted(drafts: list[int], drawn: list[int]) -> int:
     return min(len(drafts), len(drawn))
 
 
+def kept_tokens(item: ScheduledSequence, drawn: list[int]) -> list[int]:
+    """Of the tokens drawn for an item, those that its sequence takes: the drafts that were right, and the token behind them."""
+    item.seq.num_pending_drafts = 0
+    return drawn[:num_accepted(item.draft_token_ids, drawn) + 1]
+
+
 def roll_back_refused(item: ScheduledSequence, num_kept: int, manager: BlockManager) -> None:
     """Once a step's tokens are appended, num_kept of them drafts: count what those left in the cache, and nothing more.
 

@@ -3,12 +3,11 @@
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 
 from nanovllm.config import Config
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.drafts import Drafter
-from nanovllm.engine.drafts_ahead import SpeculationAhead
+from nanovllm.engine.drafts_ahead import make_speculation
 from nanovllm.engine.drafts_control import Speculation
 from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.listener import Listener, Step
@@ -17,18 +16,13 @@ from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.step_in_flight import StepInFlight
-from nanovllm.engine.step_times import StepTimes
 from nanovllm.engine.token_matcher import TokenMatcher
 from nanovllm.engine.turn import Turn, in_turn
 from nanovllm.errors import RequestFailed
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.speculative_config import SpeculativeConfig
 from nanovllm.utils.checks import check
 from nanovllm.utils.interrupts import uninterrupted
 from nanovllm.utils.numbers import as_token_ids, plain
-
-# What one more token costs in a step of one: on an H200 with 8B parameters, on a CPU with the offline model.
-TOKEN_COST = {"cuda": 0.005, "mps": 0.005, "cpu": 0.03}
 
 
 class LLMEngine:
@@ -58,17 +52,15 @@ class LLMEngine:
             max_model_len=config.max_model_len, eos_token_ids=config.eos_token_ids)
         self.input_processor = InputProcessor(config, self.scheduler)
         # A scheduler with a `schedule` or `update` of its own may not know of pending tokens.
-        own = all(getattr(type(self.scheduler), name, None) is getattr(Scheduler, name) for name in ("schedule", "update"))
-        self._looks_ahead = config.async_scheduling and own
+        overridden = any(getattr(type(self.scheduler), name, None) is not getattr(Scheduler, name)
+                         for name in ("schedule", "update"))
+        self._looks_ahead = config.async_scheduling and not overridden
         self.speculation: Speculation | None = None
         if drafter is not None:
-            check(own, "scheduler_cls", type(self.scheduler).__name__, "the engine's own with a drafter",
+            check(not overridden, "scheduler_cls", type(self.scheduler).__name__, "the engine's own with a drafter",
                   "a schedule() of your own need not know of drafts: leave speculative_config and drafter out")
-            rows = getattr(runner, "draft_graphs", None)
-            kind = partial(SpeculationAhead, rows=rows) if rows and self._looks_ahead else Speculation
-            self.speculation = kind(drafter, self.scheduler, config.speculative_config or SpeculativeConfig(),
-                                    config.hf_config.vocab_size, TOKEN_COST[config.device.type], self._looks_ahead,
-                                    StepTimes() if config.device.type == "cuda" else None)
+            self.speculation = make_speculation(drafter, self.scheduler, config, self._looks_ahead,
+                                                getattr(runner, "draft_graphs", None))
         self._in_flight: deque[StepInFlight] = deque()
         self.turn = Turn()
         self.is_closed = False

@@ -11,29 +11,22 @@ import torch
 
 from nanovllm.config import Config
 from nanovllm.engine.cache_size import CacheShape, fit_blocks, most_draws
-from nanovllm.engine.cuda_graphs import DecodeGraphs, RowKernels
+from nanovllm.engine.cuda_graphs import DecodeGraphs
 from nanovllm.engine.device_masks import DeviceMasks, MaskMaker
-from nanovllm.engine.draft_graphs import DraftGraphs
 from nanovllm.engine.draft_rows import one_token_each
 from nanovllm.engine.launched import Drawn, Launched
 from nanovllm.engine.logprobs import LogprobReport, prompt_reports, sampled_report
+from nanovllm.engine.model_loader import load_model
 from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.step_graphs import StepGraphs
 from nanovllm.engine.step_inputs import Layout, StepInputs, to_device
-from nanovllm.errors import EngineError
-from nanovllm.layers import row_state
 from nanovllm.layers.attention import select_backend
-from nanovllm.layers.attention_backends import import_error
 from nanovllm.layers.logits_processors import LogitsProcessors
-from nanovllm.layers.sampler import NOT_FINITE, Sample, Sampler, SamplingBatch, finite_rows
+from nanovllm.layers.sampler import NOT_FINITE, Sample, SamplingBatch, finite_rows
 from nanovllm.layers.tensor_parallel import TensorParallel
-from nanovllm.layers.token_bitmask import ApplyBitmask, TokenBitmask, apply_bitmask
-from nanovllm.models.causal_lm import CausalLM
-from nanovllm.models.qwen3 import Qwen3ForCausalLM
-from nanovllm.models.registry import model_class
+from nanovllm.layers.token_bitmask import TokenBitmask
 from nanovllm.utils.context import Context
-from nanovllm.utils.loader import load_weights, random_weights
 from nanovllm.utils.torch_state import in_own_torch_state
 
 
@@ -51,32 +44,21 @@ class ModelRunner:
         self.eos_token_ids, self.vocab_size = config.eos_token_ids, hf.vocab_size
         self.backend = select_backend(config.attention_backend, device=self.device, dtype=self.dtype,
                                       head_dim=hf.head_dim, block_size=self.block_size)
-        model = model_class(hf.architectures)(hf, self.backend, tp, device=self.device, dtype=self.dtype)
-        if config.load_format == "dummy":
-            random_weights(model)
-        else:
-            load_weights(model, config.model)
-        self.model, self.own_sampler, self.row_kernels, self._apply_bitmask = self._fastest_form(model.eval())
+        loaded = load_model(config, self.backend, tp)
+        self.model, self.own_sampler = loaded.model, loaded.sampler
+        self.row_kernels, self._apply_bitmask = loaded.row_kernels, loaded.apply_bitmask
         self.sampler: Sample = self.own_sampler  # may be replaced
         self.failure: str | None = None
         self.graphs: DecodeGraphs | None = None
         self.step_graphs: StepGraphs | None = None
-        self.draft_graphs: DraftGraphs | None = None  # see `draft_on_device`
         self._drawn: torch.Tensor | None = None  # the tokens last drawn
         self._drawn_by: dict[int, int] = {}      # by seq_id, where its token stands among them
         self._masks = MaskMaker(self.device, self.vocab_size, self.eos_token_ids)
-        first_layer: Any = model.model.layers[0]
-        num_kv_heads = first_layer.self_attn.attn.num_kv_heads
-        self.cache_shape = CacheShape(hf.num_hidden_layers, self.block_size, num_kv_heads, hf.head_dim, self.dtype)
+        self.cache_shape = CacheShape(hf.num_hidden_layers, self.block_size, loaded.num_kv_heads, hf.head_dim, self.dtype)
         self.bytes_per_block = self.cache_shape.bytes_per_block
         self.num_blocks = (config.num_kvcache_blocks
                            or tp.smallest(fit_blocks(self.model, self.sampler, self.cache_shape, config), self.device))
-        try:
-            self.kv_cache = self.cache_shape.allocate(self.num_blocks, self.device)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            raise EngineError(
-                f"the KV cache of {self.num_blocks} blocks ({self.num_blocks * self.bytes_per_block / 2**30:.2f} GiB) does "
-                f"not fit on {self.device}; lower num_kvcache_blocks or gpu_memory_utilization.") from error
+        self.kv_cache = self.cache_shape.allocate(self.num_blocks, self.device)
         if self.device.type == "cuda" and not config.enforce_eager and self.backend.name != "torch":
             self.graphs = self.decode_graphs(config)
             if self.backend.name == "triton":
@@ -105,7 +87,7 @@ class ModelRunner:
         self.reset()
         if self.graphs:
             gc.unfreeze()
-        for name in ("model", "kv_cache", "graphs", "step_graphs", "draft_graphs", "sampler", "own_sampler"):
+        for name in ("model", "kv_cache", "graphs", "step_graphs", "sampler", "own_sampler"):
             setattr(self, name, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -119,10 +101,6 @@ class ModelRunner:
     def launch(self, batch: ScheduledBatch) -> Launched:
         """Enqueue a step and return at once. See `Runner.launch` for what is left to `draw`."""
         with self._noting_failure():
-            if self.draft_graphs and all(item.seq.drafts_on_device for item in batch.items):
-                return self._launch_drafts(self.draft_graphs, batch)
-            if self.draft_graphs:
-                self.draft_graphs.invalidate()
             launched = Launched(batch, self._launch_forward(batch))
             if not batch.masks_wait:
                 launched.draw()
@@ -134,14 +112,6 @@ class ModelRunner:
         """Enqueue the draws of a step whose masks had to wait."""
         with self._noting_failure():
             launched.draw()
-
-    def _launch_drafts(self, graphs: DraftGraphs, batch: ScheduledBatch) -> Launched:
-        """A step that the device's rows draft for: it is compared and drawn there, too."""
-        if self.graphs:
-            self.graphs.rows.invalidate()
-        launched = graphs.launch(batch, self._drawn, self._drawn_by)
-        self._drawn, self._drawn_by = graphs.state.last, graphs.row_of
-        return launched
 
     def _launch_forward(self, batch: ScheduledBatch) -> Callable[[], Drawn]:
         """Enqueue a step up to its logits; returns what enqueues the draws."""
@@ -175,21 +145,21 @@ class ModelRunner:
         state, rows = graphs.state, graphs.rows
         resampled = rows.resampled if self.sampler is self.own_sampler else list(range(len(items)))
         masks = self._masks.masks_of(batch)
-        plainly = masks and masks.besides(resampled)
-        if plainly:
-            at, = to_device([rows.rows[plainly.draws]], self.device)
-            graphs.draw_masked(logits, at, plainly.bits)
+        masks_of_graphs = masks and masks.besides(resampled)
+        if masks_of_graphs:
+            masked_rows, = to_device([rows.rows[masks_of_graphs.draws]], self.device)
+            graphs.draw_masked(logits, masked_rows, masks_of_graphs.bits)
         graphs.draw_filtered(logits)
         reports = []
         if resampled:
-            some = [items[i] for i in resampled]
-            at, = to_device([rows.rows[resampled]], self.device)
-            asked = logits[at]
-            sampling = self._sampling(ScheduledBatch(some).draws, state.input_ids[at])
+            again = ScheduledBatch([items[i] for i in resampled])
+            its_rows, = to_device([rows.rows[resampled]], self.device)
+            its_logits = logits[its_rows]
+            sampling = self._sampling(again.draws, state.input_ids[its_rows])
             self._add_mask(sampling, masks and masks.among(resampled))
-            token_ids = self._draw(asked, sampling)
-            state.drawn[at] = token_ids
-            reports = sampled_report(ScheduledBatch(some), asked, token_ids)
+            token_ids = self._draw(its_logits, sampling)
+            state.drawn[its_rows] = token_ids
+            reports = sampled_report(again, its_logits, token_ids)
         return Drawn(state.drawn[:len(logits)], reports, rows.rows)
 
     def collect(self, launched: Launched) -> list[int]:
@@ -202,8 +172,6 @@ class ModelRunner:
         self._drawn, self._drawn_by = None, {}
         if self.graphs:
             self.graphs.rows.reset()
-        if self.draft_graphs:
-            self.draft_graphs.reset()
 
     def forward(self, inputs: StepInputs) -> torch.Tensor:
         """The final hidden states, [num_tokens, hidden_size]; there may be rows of padding behind them."""
@@ -219,7 +187,7 @@ class ModelRunner:
         size = self.step_graphs.size_for(batch) if self.graphs and self.step_graphs else None
         if self.step_graphs and size:
             last_rows, pending, source_rows = to_device(rows, self.device)
-            input_ids, positions, context = self.step_graphs.place(layout, batch.num_decodes, size, last_rows)
+            input_ids, positions, context = self.step_graphs.write_inputs(layout, batch.num_decodes, size, last_rows)
         else:
             arrays = (layout.input_ids, layout.positions, layout.cu_seqlens_q, layout.context_lens, layout.block_tables,
                       layout.slot_mapping, *rows)
@@ -261,23 +229,6 @@ class ModelRunner:
                                                     self.vocab_size)
         offsets = [position - seq.num_prompt_tokens for seq, position in draws]
         return SamplingBatch.from_params(params, [seq.seed for seq, _ in draws], offsets, self.device, processors)
-
-    def _fastest_form(self, model: Qwen3ForCausalLM) -> tuple[CausalLM, Sampler, RowKernels, ApplyBitmask]:
-        """Model, sampler, what moves decode rows and what masks scores: with our kernels, or plain for the `torch` backend."""
-        if self.backend.name == "cpu":
-            from nanovllm.models import fused_cpu
-
-            fused = fused_cpu.FusedCPUModel(model, self.block_size, takes_over=True) if fused_cpu.fits(model) else model
-            return fused, Sampler(), row_state, apply_bitmask
-        if self.backend.name == "torch" or import_error("triton"):
-            return model, Sampler(), row_state, apply_bitmask
-        from nanovllm.kernels import row_state as row_kernels
-        from nanovllm.kernels.filtered_draw import filtered_draw
-        from nanovllm.kernels.sample import draw
-        from nanovllm.kernels.token_bitmask import apply_bitmask as apply_bitmask_fast
-        from nanovllm.models.fused import FusedModel
-
-        return FusedModel(model), Sampler(draw, filtered_draw), row_kernels, apply_bitmask_fast
 
     def decode_graphs(self, config: Config, capture: bool = True) -> DecodeGraphs:
         """For as many rows as may decode at once, drafted positions included."""

@@ -31,6 +31,14 @@ class ScheduledSequence:
         self.num_reserved = len(self.draft_token_ids)
         self.is_decode = self.samples and self.num_tokens == 1 + self.num_drafts and self.start >= self.seq.num_prompt_tokens
 
+    def advance(self) -> None:
+        """Count its tokens as computed, and the one it draws as pending, while the step is in flight. Drafts count later."""
+        seq = self.seq
+        if seq.drafts_on_device:  # when it was scheduled, the step before it had not said where it begins
+            self.start = seq.num_computed_tokens
+        seq.num_computed_tokens = self.start + self.num_tokens - self.num_drafts
+        seq.num_pending_tokens, seq.num_pending_drafts = int(self.samples), self.num_drafts
+
     @property
     def num_drafts(self) -> int:
         return len(self.draft_token_ids)

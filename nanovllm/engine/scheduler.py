@@ -4,7 +4,7 @@ from bisect import insort
 from itertools import islice
 
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.drafts import num_accepted, roll_back_refused
+from nanovllm.engine.drafts import kept_tokens, roll_back_refused
 from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence, SequenceStatus
 from nanovllm.engine.sequence_queues import SequenceQueues, queue_order
@@ -42,9 +42,9 @@ class Scheduler(SequenceQueues):
     def schedule(self) -> ScheduledBatch:
         """Pick the next step's work: decode, then chunks of admitted prompts, then new admissions.
 
-        While a step is in flight, two kinds of sequences wait for its end and all others go on: those whose last token it
-        draws, and those whose drafts it checks, unless the device drafts for all (see `drafts_ahead`). One with a grammar goes
-        on, too: only its draw waits, see `masks_wait`.
+        While a step is in flight, sequences whose last token it draws wait for its end. So do those whose drafts it checks,
+        unless the device knows the outcome in time (see `SequenceDrafts.waits_for_drafts`). All others run in the next step,
+        too; of one with a grammar only the draw waits, see `ScheduledBatch.masks_wait`.
         """
         self.num_scheduled_steps += 1
         batch = ScheduledBatch()
@@ -76,11 +76,8 @@ class Scheduler(SequenceQueues):
         for item in batch.items:
             seq = item.seq
             if seq.status is SequenceStatus.RUNNING:
-                if seq.drafts_on_device:  # when it was scheduled, the step before it had not said where it begins
-                    item.start = seq.num_computed_tokens
-                seq.num_computed_tokens = upto = item.start + item.num_tokens - item.num_drafts
-                seq.num_pending_tokens, seq.num_pending_drafts = int(item.samples), item.num_drafts
-                if item.start // block_size != upto // block_size:
+                item.advance()
+                if item.start // block_size != seq.num_computed_tokens // block_size:
                     self.block_manager.commit(seq, item.start)
 
     def update(self, batch: ScheduledBatch, token_ids: list[int]) -> list[Sequence]:
@@ -105,15 +102,15 @@ class Scheduler(SequenceQueues):
         return finished
 
     def roll_back(self, batch: ScheduledBatch) -> None:
-        """Undo `advance`, after a step that failed: its sequences keep their blocks and compute the same again."""
+        """Take back `advance`, after a step that failed: its sequences keep their blocks and compute the same again."""
         for item in batch.items:
-            item.seq.num_pending_tokens = item.seq.num_pending_drafts = 0
-            item.seq.draft_token_ids = []
+            item.seq.num_pending_tokens = 0
+            item.seq.drop_drafts()
             item.seq.num_computed_tokens = min(item.start, item.seq.num_computed_tokens)
 
     def _schedule_running(self, seq: Sequence, budget: int, batch: ScheduledBatch) -> int:
         """Give `seq` its next tokens, preempting others for room; returns how many it got (0 if it was preempted itself)."""
-        num_tokens = min(seq.num_uncomputed_tokens + len(seq.draft_token_ids), budget)
+        num_tokens = min(seq.num_new_tokens, budget)
         upto = seq.num_computed_tokens + num_tokens
         has_room = upto <= len(seq.block_table) * self.block_manager.block_size
         while not has_room and self.block_manager.num_new_blocks(seq, upto) > self.block_manager.num_free_blocks:
@@ -127,8 +124,7 @@ class Scheduler(SequenceQueues):
                 return 0
         if not has_room:
             self.block_manager.append(seq, upto)
-        drafts = f" and {num_tokens - 1} drafts" if num_tokens > 1 else ""
-        reason = "its next token" + drafts if seq.num_uncomputed_tokens == 1 else self._chunk_reason(seq, num_tokens)
+        reason = self._running_reason(seq, num_tokens)
         batch.items.append(ScheduledSequence(seq, seq.num_computed_tokens, num_tokens, reason))
         batch.masks_wait |= seq.matcher is not None and seq.num_pending_tokens > 0
         return num_tokens
@@ -178,25 +174,24 @@ class Scheduler(SequenceQueues):
 
     def _append(self, item: ScheduledSequence, drawn: list[int]) -> str | None:
         """Give the item's sequence the token drawn for it, behind the drafts that were right; returns why that ends it."""
-        seq, reason = item.seq, None
-        right = num_accepted(item.draft_token_ids, drawn)
-        for count, token in enumerate(drawn[:right + 1], 1):
+        seq, reason, num_taken = item.seq, None, 0
+        kept = kept_tokens(item, drawn)
+        for token in kept:
+            num_taken += 1
             if token >= 0:
                 seq.append_token(token)
             else:
-                seq.num_pending_tokens = seq.num_pending_drafts = 0
+                seq.num_pending_tokens = 0
                 seq.note_not_finite(len(seq))
             if reason := self._finish_reason(seq):
-                right = min(right, count)
                 break
         if item.num_drafts:
-            roll_back_refused(item, right, self.block_manager)
+            roll_back_refused(item, min(num_taken, len(kept) - 1), self.block_manager)
         return reason
 
     def _must_wait(self, seq: Sequence) -> bool:
         """Whether a sequence with a pending token runs on only once that has come."""
-        unsettled = bool(seq.num_pending_drafts or seq.draft_token_ids) and not seq.drafts_on_device
-        return unsettled or self._is_full_length(seq)
+        return seq.waits_for_drafts or self._is_full_length(seq)
 
     def _is_full_length(self, seq: Sequence) -> bool:
         """Whether its length ends it, once a pending token has arrived."""
@@ -227,7 +222,9 @@ class Scheduler(SequenceQueues):
         return "length" if self._is_full_length(seq) else None
 
     @staticmethod
-    def _chunk_reason(seq: Sequence, num_tokens: int) -> str:
+    def _running_reason(seq: Sequence, num_tokens: int) -> str:
+        if seq.num_uncomputed_tokens == 1:
+            return "its next token" + (f" and {num_tokens - 1} drafts" if num_tokens > 1 else "")
         left = seq.num_uncomputed_tokens - num_tokens
         return f"{num_tokens} more prompt tokens, {left} still to come" if left else "the last chunk of its prompt"
 

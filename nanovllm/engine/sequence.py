@@ -6,6 +6,7 @@ from enum import Enum
 from hashlib import blake2b
 from math import isfinite
 
+from nanovllm.engine.sequence_drafts import SequenceDrafts
 from nanovllm.engine.token_matcher import TokenMatcher
 from nanovllm.errors import NotFinite, RequestFailed
 from nanovllm.sampling_params import SamplingParams
@@ -18,7 +19,7 @@ class SequenceStatus(Enum):
     FINISHED = "finished"
 
 
-class Sequence:
+class Sequence(SequenceDrafts):
     """One request's tokens and its place in the KV cache.
 
     Owns the token ids, the block table and the counters below. It never allocates a block (BlockManager does) and never
@@ -31,12 +32,6 @@ class Sequence:
     num_computed_tokens: tokens whose keys and values are in the cache, or will be once the steps in flight are done; the
         next step starts at this position.
     num_pending_tokens: 1 while a step in flight draws its next token: it counts, but is not in token_ids yet.
-    draft_token_ids: guesses at the tokens that come next, which the next step checks; empty without a drafter. They count
-        nowhere until the model has drawn the same (see `drafts`).
-    num_drafted_tokens, num_accepted_tokens: how many guesses were checked so far, and how many of them were right.
-    num_pending_drafts: how many of them the step in flight checks, so that so many more tokens than the pending one may come.
-    drafts_on_device: whether its next step runs from the device's own rows, which know where it stands (see `draft_graphs`);
-        its draft_token_ids then say how many there may be, and not yet which.
     num_cached_tokens: leading tokens found in the prefix cache at admission. Their slots may be shared, so no step
         writes them: a fully cached prompt recomputes its last token to get logits, without storing it again.
     num_hit_tokens: the same of its first admission, where only other requests can have left them.
@@ -48,17 +43,17 @@ class Sequence:
     matcher: its place in a grammar, which has taken in the output tokens; None for a sequence without one, and for one that
         has ended.
     seed: what its draws are computed from; the engine picks one for a request that brings none.
+    Its drafts, where a smaller model or a look-up guesses ahead, are in `SequenceDrafts`.
     """
 
     __slots__ = ("seq_id", "priority", "order_key", "token_ids", "num_prompt_tokens", "num_computed_tokens",
-                 "num_pending_tokens", "draft_token_ids", "num_pending_drafts", "drafts_on_device",
-                 "num_drafted_tokens", "num_accepted_tokens", "num_cached_tokens",
-                 "num_hit_tokens", "block_table", "status", "sampling_params", "seed", "finish_reason", "stop_reason", "error",
-                 "num_preemptions", "logprobs", "matcher", "arrived_at", "scheduled_at", "token_times",
-                 "_block_hashes")
+                 "num_pending_tokens", "num_cached_tokens", "num_hit_tokens", "block_table", "status", "sampling_params",
+                 "seed", "finish_reason", "stop_reason", "error", "num_preemptions", "logprobs", "matcher", "arrived_at",
+                 "scheduled_at", "token_times", "_block_hashes")
 
     def __init__(self, seq_id: int, prompt_token_ids: list[int], sampling_params: SamplingParams | None = None,
                  priority: int = 0):
+        super().__init__()
         self.seq_id = seq_id
         self.priority = priority
         self.order_key = 0
@@ -66,11 +61,6 @@ class Sequence:
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
         self.num_pending_tokens = 0
-        self.draft_token_ids: list[int] = []
-        self.num_pending_drafts = 0
-        self.drafts_on_device = False
-        self.num_drafted_tokens = 0
-        self.num_accepted_tokens = 0
         self.num_cached_tokens = 0
         self.num_hit_tokens = 0
         self.block_table: list[int] = []
@@ -106,6 +96,11 @@ class Sequence:
         return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
 
     @property
+    def num_new_tokens(self) -> int:
+        """Tokens of its next step, if the budget allows them: those uncomputed, and the drafts behind them."""
+        return len(self.token_ids) + self.num_pending_tokens + len(self.draft_token_ids) - self.num_computed_tokens
+
+    @property
     def prompt_token_ids(self) -> list[int]:
         return self.token_ids[: self.num_prompt_tokens]
 
@@ -120,7 +115,7 @@ class Sequence:
     def append_token(self, token_id: int) -> None:
         """Add a sampled token. Its keys and values enter the cache in the step after the one that drew it."""
         self.token_ids.append(token_id)
-        self.num_pending_tokens = self.num_pending_drafts = 0
+        self.num_pending_tokens = 0
         if self.matcher is not None:
             self._follow(self.matcher, token_id)
 

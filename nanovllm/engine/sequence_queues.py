@@ -87,7 +87,8 @@ class SequenceQueues:
         """Free the blocks of a running sequence and let it wait again, at its old place in queue order."""
         self.running.remove(seq)
         self.block_manager.free(seq)
-        seq.status, seq.draft_token_ids, seq.drafts_on_device = SequenceStatus.PREEMPTED, [], False
+        seq.status = SequenceStatus.PREEMPTED
+        seq.leave_device_rows()
         seq.num_preemptions += 1
         self.num_preemptions += 1
         insort(self.waiting, seq, key=queue_order)

@@ -37,7 +37,7 @@ class StepGraphs:
         self._max_decodes = min(max_num_seqs, MAX_DECODES)
         self.sizes = [size for size in SIZES if size < max_tokens] + ([max_tokens] if max_tokens <= SIZES[-1] else [])
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._fixed = torch.zeros(self._places(self.sizes[-1])[-1], dtype=torch.uint8, device=kv_cache.device)
+        self._fixed = torch.zeros(self._offsets(self.sizes[-1])[-1], dtype=torch.uint8, device=kv_cache.device)
         if capture:
             self._capture()
 
@@ -48,10 +48,10 @@ class StepGraphs:
             return None
         return next((size for size in self.sizes if size >= batch.num_tokens), None)
 
-    def place(self, layout: Layout, num_decodes: int, size: int, last_rows: Tensor) -> tuple[Tensor, Tensor, Context]:
-        """Put a step's arrays, padded, where the graph of `size` reads them: (input_ids, positions, context)."""
+    def write_inputs(self, layout: Layout, num_decodes: int, size: int, last_rows: Tensor) -> tuple[Tensor, Tensor, Context]:
+        """Copy a step's arrays, padded, to where the graph of `size` reads them: (input_ids, positions, context)."""
         most, n = self._decodes(size), num_decodes
-        host = torch.zeros(self._places(size)[-1], dtype=torch.uint8, pin_memory=self._fixed.is_cuda)
+        host = torch.zeros(self._offsets(size)[-1], dtype=torch.uint8, pin_memory=self._fixed.is_cuda)
         ids, positions, slots, starts, lens, tables, tiles = (view.numpy() for view in self._views(host, size))
         num_tokens, num_chunks = len(layout.input_ids), len(layout.context_lens) - n
         ids[:num_tokens], positions[:num_tokens] = layout.input_ids, layout.positions
@@ -68,7 +68,7 @@ class StepGraphs:
         return self._inputs(size, last_rows)
 
     def replay(self, size: int) -> Tensor:
-        """The hidden states of the step that was placed, [size, hidden_size], good until the next one."""
+        """The hidden states of the step whose inputs were written last, [size, hidden_size], good until the next one."""
         if size not in self._graphs:
             return self._step(size)
         graph, hidden = self._graphs[size]
@@ -89,14 +89,14 @@ class StepGraphs:
         return [(torch.int64, (size,))] * 3 + [(torch.int32, shape) for shape in (
             (seqs + 1,), (seqs,), (seqs, self._max_blocks), (tiles, 2))]
 
-    def _places(self, size: int) -> list[int]:
+    def _offsets(self, size: int) -> list[int]:
         """Where each of `_shapes` begins, in bytes, and where the last one ends."""
         ends = np.cumsum([-(-dtype.itemsize * int(np.prod(shape)) // 16) * 16 for dtype, shape in self._shapes(size)])
         return [0, *ends.tolist()]
 
     def _views(self, memory: Tensor, size: int) -> list[Tensor]:
         return [memory[start:start + dtype.itemsize * int(np.prod(shape))].view(dtype).view(shape)
-                for (dtype, shape), start in zip(self._shapes(size), self._places(size))]
+                for (dtype, shape), start in zip(self._shapes(size), self._offsets(size))]
 
     def _inputs(self, size: int, last_rows: Tensor) -> tuple[Tensor, Tensor, Context]:
         input_ids, positions, slot_mapping, cu_seqlens_q, context_lens, tables, tiles = self._views(self._fixed, size)

@@ -88,7 +88,7 @@ def _content(value: Any) -> str:
     return content
 
 
-def _few(value: Any) -> Any:
+def _not_too_many(value: Any) -> Any:
     if isinstance(value, list | dict) and len(value) > MAX_LISTED_TOKENS:
         raise ValueError(f"{len(value)} entries; at most {MAX_LISTED_TOKENS} are taken, send fewer")
     return value
@@ -108,8 +108,8 @@ MessageContent = Annotated[Any, AfterValidator(lambda value: None if value is No
     "anyOf": [_TEXT, {"type": "array", "items": {"type": "object", "required": ["type", "text"],
                                                  "properties": {"type": {"const": "text"}, "text": _TEXT}}},
               {"type": "null"}]})]
-TokenIds = Annotated[list[int], BeforeValidator(_few)]
-Metadata = Annotated[dict[str, str], BeforeValidator(_few)]
-LogitBias = Annotated[dict[str, float], BeforeValidator(_few)]
+TokenIds = Annotated[list[int], BeforeValidator(_not_too_many)]
+Metadata = Annotated[dict[str, str], BeforeValidator(_not_too_many)]
+LogitBias = Annotated[dict[str, float], BeforeValidator(_not_too_many)]
 Seed = Annotated[int | None, BeforeValidator(_seed), limits(minimum=-1, maximum=2**63 - 1)]
 """-1 is what many programs send for none."""

@@ -24,7 +24,7 @@ from nanovllm.utils.numbers import as_token_ids, plain, shown
 class Delta:
     """What one sample gained since the last `advance`. finish_reason is set on its last delta, and on no other.
 
-    text never splits a character, nor lets go the beginning of a stop string; token_ids may be ahead of it.
+    text never splits a character, nor ends in what may become a stop string; token_ids may be ahead of it.
     """
 
     index: int
@@ -189,7 +189,8 @@ class _Sample:
         return Delta(self.index, text, self.token_ids[seen:], self._logprobs(seen), self.finish_reason, self.stop_reason)
 
     def _push(self, new: list[int], count: int, ended: bool) -> str:
-        """The text that `new` tokens let go, after `count` others; ends the sample at the one that completes a stop string."""
+        """The text that the `new` tokens complete, of which `count` came before. Ends the sample at the token that completes a
+        stop string."""
         if self._detokenizer is None:
             return ""
         if self._stops is None:

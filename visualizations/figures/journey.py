@@ -38,7 +38,7 @@ def plot_journey(here: str | None = None, *, seq_id: int = 0, ax: Axes | None = 
     fig, ax = theme.canvas(ax, 7.8, 3.2 if here is None else 2.15)
     m = theme.mode()
     for name, what, where in ROOMS:
-        x, y = _place(name)
+        x, y = _corner(name)
         lit = here in (None, name)
         face: ColorType
         edge: ColorType
@@ -54,13 +54,13 @@ def plot_journey(here: str | None = None, *, seq_id: int = 0, ax: Axes | None = 
         if here is None:
             ax.text(x + WIDTH / 2, y - 0.1, where.replace("/", "/\n"), ha="center", va="top", fontsize=7.5, color=m.muted,
                     family="DejaVu Sans Mono", linespacing=1.15)
-    for x in (_place(name)[0] for name in IN_LINE[1:]):
+    for x in (_corner(name)[0] for name in IN_LINE[1:]):
         ax.add_patch(_arrow((x - GAP, 0.5), (x, 0.5), m.muted))
-    under = _place("model")[0] + WIDTH / 2
+    under = _corner("model")[0] + WIDTH / 2
     gap = (-0.62 if here is None else -0.02, DEPTH + HEIGHT)
     ax.add_patch(FancyArrowPatch((under, gap[0]), (under, gap[1]), arrowstyle="<|-|>", mutation_scale=11, color=m.muted,
                                  linewidth=1.4, shrinkA=1, shrinkB=1))
-    first, last = (_place(name)[0] + WIDTH / 2 for name in reversed(LOOP))
+    first, last = (_corner(name)[0] + WIDTH / 2 for name in reversed(LOOP))
     top = HEIGHT + 0.42
     colour = theme.sequence_colour(seq_id)
     ax.plot([last, last, first], [HEIGHT, top, top], color=colour, linewidth=1.6, solid_joinstyle="round")
@@ -75,7 +75,7 @@ def plot_journey(here: str | None = None, *, seq_id: int = 0, ax: Axes | None = 
     return fig
 
 
-def _place(name: str) -> tuple[float, float]:
+def _corner(name: str) -> tuple[float, float]:
     """Lower left corner of a room. The cache lies under the model, whose attention layers write it and read it."""
     if name == "KV cache":
         return IN_LINE.index("model") * (WIDTH + GAP), DEPTH

@@ -41,7 +41,7 @@ def plot_prefix_tree(block_manager: BlockManager, sequences: Iterable[Sequence],
             node = node.children.setdefault(block, _Node(block, seq.token_ids[i * size:(i + 1) * size], i))
             node.seq_ids.append(seq.seq_id)
     nodes: list[_Node] = []
-    num_rows = _place(root, 0, nodes)
+    num_rows = _assign_rows(root, 0, nodes)
     depth = max((node.depth for node in nodes), default=0)
     fig, ax = theme.canvas(ax, max(6.5, min(12.4, SCALE * (depth * COLUMN + 2.1))), SCALE * 1.35 * max(num_rows, 1) + 0.75,
                            widest=12.4)
@@ -56,7 +56,7 @@ def plot_prefix_tree(block_manager: BlockManager, sequences: Iterable[Sequence],
     return fig
 
 
-def _place(node: _Node, row: int, nodes: list[_Node]) -> int:
+def _assign_rows(node: _Node, row: int, nodes: list[_Node]) -> int:
     """Give every node its row, leaves one after the other; returns the next free one."""
     if not node.children:
         node.row = row
@@ -64,7 +64,7 @@ def _place(node: _Node, row: int, nodes: list[_Node]) -> int:
     for child in node.children.values():
         child.siblings = [other.tokens for other in node.children.values()]
         nodes.append(child)
-        row = _place(child, row, nodes)
+        row = _assign_rows(child, row, nodes)
     node.row = next(iter(node.children.values())).row  # straight on with the first, so that forks go down
     return row
 

@@ -177,7 +177,7 @@ def memory_speed(threads: int, gibibytes: float = 1.0) -> float:
 
 
 def against_memory(threads: int, tokens: int = 64, **shape: Any) -> dict[str, float]:
-    """One stream of a Qwen3-0.6B shape in bfloat16: seconds a token, and what reading every weight once takes at least."""
+    """One stream of a Qwen3-0.6B shape in bfloat16: seconds per token, and what reading every weight once takes at least."""
     from nanovllm import LLM, SamplingParams
 
     with tempfile.TemporaryDirectory() as scratch:

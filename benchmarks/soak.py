@@ -200,7 +200,7 @@ def soak(num_requests: int, num_clients: int, num_cases: int = 400) -> dict[str,
         server.kill()
     warm = next(rss for done, rss in memory if done >= WARM_UP * num_requests)
     return {"requests": num_requests, "clients": num_clients, "distinct_requests": num_cases,
-            "right": run.outcomes["right"], "hung_up": run.outcomes["left"], "wrong": run.outcomes["wrong"],
+            "right": run.outcomes["right"], "disconnected": run.outcomes["left"], "wrong": run.outcomes["wrong"],
             "first_wrong": run.wrong, "seconds": round(seconds, 1), "requests_per_second": round(num_requests / seconds, 1),
             "memory_after_warm_up": warm, "memory_at_the_end": memory[-1][1],
             "memory_change": round(memory[-1][1] / warm - 1, 4), "memory": memory,

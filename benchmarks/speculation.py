@@ -1,4 +1,4 @@
-"""What drafting gains: tokens a second with and without it, in turn, on one machine.
+"""What drafting gains: tokens per second with and without it, in turn, on one machine.
 
     python -m benchmarks.speculation                         # offline model and its draft, one stream and eight, look-ups
     python -m benchmarks.speculation --shapes --out FILE     # on a GPU, the 8B shape with a draft of the 0.6B shape, too

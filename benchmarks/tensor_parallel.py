@@ -1,4 +1,4 @@
-"""One model on one GPU and split over two: tokens a second of many requests, and the time of one token of a lone request.
+"""One model on one GPU and split over two: tokens per second of many requests, and the time of one token of a lone request.
 
     python -m benchmarks.tensor_parallel                  # the table, and benchmarks/results/<gpu>-tensor-parallel.json
     python -m benchmarks.tensor_parallel --sizes 1 2 4    # more of them

@@ -6,7 +6,7 @@ from benchmarks.soak import Case, Soak, soak
 def test_a_short_soak_loses_nothing_and_leaves_nothing():
     figures = soak(num_requests=160, num_clients=32, num_cases=40)
     assert figures["first_wrong"] == [] and figures["wrong"] == 0
-    assert figures["right"] + figures["hung_up"] == 160 and figures["right"] > 120
+    assert figures["right"] + figures["disconnected"] == 160 and figures["right"] > 120
     assert figures["free_blocks"] == figures["blocks"] and not figures["unfinished"]
     assert figures["steps"] > 0 and figures["memory"][-1][0] == 160
 

@@ -25,7 +25,7 @@ MAX_STEPS = 10_000
 
 
 def made_up_seconds(batch: ScheduledBatch) -> float:
-    """How long a step is said to take: 10 ms for reading the weights and 1 ms a token. No machine was measured."""
+    """How long a step is said to take: 10 ms for reading the weights and 1 ms per token. No machine was measured."""
     return 0.010 + 0.001 * batch.num_tokens
 
 

@@ -23,8 +23,12 @@ SMALL = ("--port", "0", "--device", "cpu", "--num-kvcache-blocks", "200", "--log
 @contextmanager
 def serving(*flags, **environment):
     """(process, lines printed before it listened, its address)"""
-    process = subprocess.Popen([sys.executable, "-m", "nanovllm", "serve", *SMALL, *flags], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, env=os.environ | environment, encoding="utf-8")
+    ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by us and by what we start
+    try:
+        process = subprocess.Popen([sys.executable, "-m", "nanovllm", "serve", *SMALL, *flags], stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True, env=os.environ | environment, encoding="utf-8")
+    finally:
+        signal.signal(signal.SIGHUP, ours)
     lines = []
     try:
         while not (line := process.stdout.readline()).startswith("Listening on "):

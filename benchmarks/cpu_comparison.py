@@ -1,6 +1,6 @@
 """This engine on a CPU beside others, each in a process of its own, in turn: chats, eight streams and one stream.
 
-Called as `python -m benchmarks cpu --others` (what is installed of transformers, openvino-genai and llama.cpp's server) and
+Called as `python -m benchmarks cpu --others` (what is installed of transformers, openvino-genai and llama.cpp) and
 `--against CHECKOUT` (this project at another commit, say `git worktree add ../old 6046efd`).
 """
 
@@ -90,12 +90,14 @@ def engines(model: Path, scratch: Path, threads: int, others: bool, against: Pat
                        ("openvino-genai, float32", "openvino-genai", None, half | {"precision": "f32"})]
         else:
             print("openvino-genai: not installed (pip install --group others), left out")
-        if shutil.which(llama_server):
+        program = shutil.which(llama_server)
+        if program or find_spec("xllamacpp"):
             write_gguf(model, scratch / "float32.gguf")
             wanted.append(("llama.cpp, float32", "llama.cpp", None,
-                           {"model": str(scratch / "float32.gguf"), "threads": threads, "program": llama_server}))
+                           {"model": str(scratch / "float32.gguf"), "threads": threads, "program": program}))
         else:
-            print(f"llama.cpp: no program {llama_server!r} (--llama-server PROGRAM), left out")
+            print(f"llama.cpp: no program {llama_server!r} (--llama-server PROGRAM), and xllamacpp is not installed "
+                  "(pip install --group others); left out")
         wanted.append(("transformers, float32", "transformers", None, own))
     found = []
     for label, kind, checkout, settings in wanted:

@@ -76,17 +76,20 @@ def transformers(model: str, threads: int, dtype: str) -> tuple[Run, str]:
     return partial(run_transformers, lm), transformers.__version__
 
 
-def llama_cpp(model: str, threads: int, program: str = "llama-server", slots: int = 32, port: int = 8391) -> tuple[Run, str]:
-    """llama.cpp's own server, 32 sequences at a time, and a client that sends all requests at once. model: a GGUF file."""
-    asked = subprocess.run([program, "--version"], capture_output=True, encoding="utf-8", errors="replace", check=True)
-    server = subprocess.Popen(
-        [program, "-m", model, "--port", str(port), "-t", str(threads), "-tb", str(threads), "-np", str(slots), "-c",
-         str(slots * 512), "--no-webui", "--cache-ram", "0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
+def llama_cpp(model: str, threads: int, program: str | None = None, slots: int = 32, port: int = 8391) -> tuple[Run, str]:
+    """llama.cpp's own server, 32 sequences at a time, and a client that sends all requests at once. model: a GGUF file.
+
+    program: the server's; None for the same server within this process, as the package xllamacpp has it.
+    """
+    if program:
+        url, version, process = llama_program(program, model, threads, slots, port)
+    else:
+        url, version = llama_package(model, threads, slots, port)
 
     def ask(path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        with urllib.request.urlopen(urllib.request.Request(url + path, data), timeout=300) as answer:
+        asked = urllib.request.Request(url + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(asked, timeout=300) as answer:
             return json.load(answer)
 
     for _ in range(600):
@@ -94,8 +97,8 @@ def llama_cpp(model: str, threads: int, program: str = "llama-server", slots: in
             ask("/health")
             break
         except OSError:
-            if server.poll() is not None:
-                raise SystemExit(f"{program} ended with {server.returncode}") from None
+            if program and process.poll() is not None:
+                raise SystemExit(f"{program} ended with {process.returncode}") from None
             time.sleep(0.1)
 
     def generate(request: tuple[list[int], int]) -> list[int]:
@@ -108,9 +111,33 @@ def llama_cpp(model: str, threads: int, program: str = "llama-server", slots: in
         with ThreadPoolExecutor(len(requests)) as clients:
             return list(clients.map(generate, requests))
 
-    run.close = server.terminate  # type: ignore[attr-defined]
-    run.process = server.pid  # type: ignore[attr-defined]
-    return run, (asked.stderr + asked.stdout).strip().splitlines()[0].removeprefix("version: ")
+    if program:
+        run.close = process.terminate  # type: ignore[attr-defined]
+        run.process = process.pid  # type: ignore[attr-defined]
+    return run, version
+
+
+def llama_program(program: str, model: str, threads: int, slots: int, port: int) -> tuple[str, str, "subprocess.Popen[bytes]"]:
+    """The server's address, version and process."""
+    asked = subprocess.run([program, "--version"], capture_output=True, encoding="utf-8", errors="replace", check=True)
+    process = subprocess.Popen(
+        [program, "-m", model, "--port", str(port), "-t", str(threads), "-tb", str(threads), "-np", str(slots), "-c",
+         str(slots * 512), "--no-webui", "--cache-ram", "0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return f"http://127.0.0.1:{port}", (asked.stderr + asked.stdout).strip().splitlines()[0].removeprefix("version: "), process
+
+
+def llama_package(model: str, threads: int, slots: int, port: int) -> tuple[str, str]:
+    """The address and version of xllamacpp's server; the latter names the instructions that its build uses."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.hostnames, params.port = model, ["127.0.0.1"], port
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.n_parallel, params.n_ctx, params.cache_ram_mib, params.ui = slots, slots * 512, 0, False
+    server = xllamacpp.Server(params)
+    llama_package.server = server  # type: ignore[attr-defined]  # it ends with its last reference
+    has = [part.split("=")[0].split(":")[-1].strip() for part in xllamacpp.get_system_info().split("|") if "= 1" in part]
+    return server.listening_address, f"xllamacpp {xllamacpp.__version__}, with {' '.join(has)}"
 
 
 def openvino(model: str, threads: int, precision: str | None = None) -> tuple[Run, str]:

@@ -12,6 +12,7 @@ from nanovllm.engine.launched import Launched
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence
+from nanovllm.engine.short_steps import draws_plainly
 
 
 @dataclass(slots=True)
@@ -136,6 +137,8 @@ class DraftModel(Drafter):
     def _draft(self, drafting: list[tuple[_Copy, int]]) -> None:
         """Append to each copy its guesses: one step of the model for each, all sequences at once."""
         self._catch_up([copy.seq for copy, _ in drafting])
+        if drafting and self._draft_in_one_call(drafting):
+            return
         # Where nothing looks at the tokens in between, they need not come to the host before the last.
         waits = self.runner.device.type != "cuda" or any(copy.seq.sampling_params.changes_scores for copy, _ in drafting)
         under_way = []
@@ -161,10 +164,23 @@ class DraftModel(Drafter):
                 copy.seq.token_ids[copy.num_known:] = guesses[copy.seq.seq_id]
                 copy.seq.num_pending_tokens = 0
 
+    def _draft_in_one_call(self, drafting: list[tuple[_Copy, int]]) -> bool:
+        """The same on a CPU, where its kernels can; returns whether they could."""
+        steps, sequences = self.runner.short_steps, [copy.seq for copy, _ in drafting]
+        if steps is None or not all(draws_plainly(seq.sampling_params) and not seq.num_pending_tokens for seq in sequences):
+            return False
+        limits = {copy.seq.seq_id: limit for copy, limit in drafting}
+        batch = self._batch([(seq, len(seq) - seq.num_computed_tokens) for seq in sequences])
+        drafts = steps.draft(batch, [limits[item.seq.seq_id] for item in batch.items])
+        for item, tokens in zip(batch.items, drafts):
+            _check_finite(tokens)
+            item.seq.token_ids += tokens
+            item.seq.num_computed_tokens += len(tokens) - 1  # the last one was drawn, and not fed back
+        return True
+
     def _collect(self, launched: Launched) -> list[int]:
         token_ids = self.runner.collect(launched)
-        if min(token_ids) < 0:
-            raise FloatingPointError("the draft model's scores are not finite; is this the right checkpoint?")
+        _check_finite(token_ids)
         return token_ids
 
     def _catch_up(self, sequences: list[Sequence], spared: int = 1) -> None:
@@ -199,6 +215,11 @@ class DraftModel(Drafter):
         for item in items:
             item.seq.num_computed_tokens += item.num_tokens
         return ScheduledBatch(sorted(items, key=lambda item: item.num_tokens > 1))
+
+
+def _check_finite(token_ids: list[int]) -> None:
+    if min(token_ids) < 0:
+        raise FloatingPointError("the draft model's scores are not finite; is this the right checkpoint?")
 
 
 def _num_weights(hf: SimpleNamespace) -> int:

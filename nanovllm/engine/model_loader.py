@@ -48,10 +48,11 @@ def load_model(config: Config, backend: AttentionBackend, tp: TensorParallel) ->
 def _fastest_form(model: Qwen3ForCausalLM, backend: AttentionBackend, block_size: int
                   ) -> tuple[CausalLM, Sampler, RowKernels, ApplyBitmask]:
     if backend.name == "cpu":
+        from nanovllm.kernels.cpu.draw import draw as draw_on_cpu
         from nanovllm.models import fused_cpu
 
         fused = fused_cpu.FusedCPUModel(model, block_size, takes_over=True) if fused_cpu.fits(model) else model
-        return fused, Sampler(), row_state, apply_bitmask
+        return fused, Sampler(draw_on_cpu), row_state, apply_bitmask
     if backend.name == "torch" or import_error("triton"):
         return model, Sampler(), row_state, apply_bitmask
     from nanovllm.kernels import row_state as row_kernels

@@ -19,6 +19,7 @@ from nanovllm.engine.logprobs import LogprobReport, prompt_reports, sampled_repo
 from nanovllm.engine.model_loader import load_model
 from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence
+from nanovllm.engine.short_steps import ShortSteps, draws_plainly
 from nanovllm.engine.step_graphs import StepGraphs
 from nanovllm.engine.step_inputs import Layout, StepInputs, to_device
 from nanovllm.layers.attention import select_backend
@@ -59,6 +60,7 @@ class ModelRunner:
         self.num_blocks = (config.num_kvcache_blocks
                            or tp.smallest(fit_blocks(self.model, self.sampler, self.cache_shape, config), self.device))
         self.kv_cache = self.cache_shape.allocate(self.num_blocks, self.device)
+        self.short_steps = ShortSteps.of(self.model, self.kv_cache, self.block_size)
         if self.device.type == "cuda" and not config.enforce_eager and self.backend.name != "torch":
             self.graphs = self.decode_graphs(config)
             if self.backend.name == "triton":
@@ -87,7 +89,7 @@ class ModelRunner:
         self.reset()
         if self.graphs:
             gc.unfreeze()
-        for name in ("model", "kv_cache", "graphs", "step_graphs", "sampler", "own_sampler"):
+        for name in ("model", "kv_cache", "graphs", "step_graphs", "short_steps", "sampler", "own_sampler"):
             setattr(self, name, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -122,6 +124,8 @@ class ModelRunner:
                 self._drawn, self._drawn_by = self.graphs.state.drawn, self.graphs.rows.row_of
                 return partial(self._draw_decodes, self.graphs, batch, items, logits)
             self.graphs.rows.invalidate()
+        if self.short_steps and self.short_steps.fits(batch):
+            return self._launch_short(self.short_steps, batch)
         inputs = self.prepare(batch)
         hidden = self.forward(inputs)
         reports = prompt_reports(batch, hidden, self.model.compute_logits)
@@ -130,14 +134,28 @@ class ModelRunner:
         logits = self.model.compute_logits(hidden[inputs.context.last_rows])
         return partial(self._draw_rows, batch, logits, inputs.sampling, reports)
 
+    def _launch_short(self, steps: ShortSteps, batch: ScheduledBatch) -> Callable[[], Drawn]:
+        """A step on a CPU, where the tokens last drawn are at hand. It draws, too, unless somebody asks for more than noise."""
+        last = [] if self._drawn is None else self._drawn.tolist()
+        pending = {seq_id: max(0, last[row]) for seq_id, row in self._drawn_by.items()}  # below 0: see `prepare`
+        draws = batch.draws
+        plainly = self.sampler is self.own_sampler and all(draws_plainly(seq.sampling_params) for seq, _ in draws)
+        logits, token_ids, last_tokens = steps.launch(batch, pending, draws_too=plainly)
+        if plainly:
+            return partial(self._note_drawn, batch, token_ids, [])
+        return partial(self._draw_rows, batch, logits, self._sampling(draws, torch.tensor(last_tokens)), [])
+
     def _draw_rows(self, batch: ScheduledBatch, logits: torch.Tensor, sampling: SamplingBatch, reports: list[LogprobReport]
                    ) -> Drawn:
         """Draws from logits whose rows are the batch's draws."""
         self._add_mask(sampling, self._masks.masks_of(batch))
         token_ids = self._draw(logits, sampling)
+        return self._note_drawn(batch, token_ids, reports + sampled_report(batch, logits, token_ids))
+
+    def _note_drawn(self, batch: ScheduledBatch, token_ids: torch.Tensor, reports: list[LogprobReport]) -> Drawn:
         self._drawn = token_ids
         self._drawn_by = {seq.seq_id: row for row, (seq, _) in enumerate(batch.draws)}
-        return Drawn(token_ids, reports + sampled_report(batch, logits, token_ids))
+        return Drawn(token_ids, reports)
 
     def _draw_decodes(self, graphs: DecodeGraphs, batch: ScheduledBatch, items: list[ScheduledSequence], logits: torch.Tensor
                       ) -> Drawn:

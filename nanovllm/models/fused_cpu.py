@@ -1,6 +1,7 @@
 """A dense model of `models/` on a CPU: each step, of however many tokens, as one call of `nanovllm.kernels.cpu`."""
 
 import ctypes
+from array import array
 from typing import cast
 
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanovllm.kernels.cpu import library
-from nanovllm.kernels.cpu.library import FLOATS, HALVES, PANEL, TILES, Batch, Layer, Shape, Weight
+from nanovllm.kernels.cpu.library import FLOATS, HALVES, PANEL, TILES, Batch, Draws, Layer, Shape, Weight
 from nanovllm.layers.cpu_attention import MOST_HEADS
 from nanovllm.layers.layernorm import RMSNorm
 from nanovllm.layers.linear import ReplicatedLinear
@@ -57,7 +58,8 @@ class FusedCPUModel:
         self.layers = (Layer * len(layers))(*map(self._layer, layers))
         self.final_norm = ctypes.c_void_p(self._keep(model.model.norm.weight))
         self.head = self._weight(model.lm_head.weight, None)
-        self._step = self.library[f"step_{library.type_name(self.dtype)}"]
+        self._step, self._decode, self._draft = (self.library[f"{name}_{library.type_name(self.dtype)}"]
+                                                 for name in ("step", "decode", "draft"))
         if takes_over:
             for product in products:
                 product.weight.data = product.weight.new_empty(0)
@@ -72,6 +74,42 @@ class FusedCPUModel:
         self._step(ctypes.byref(self.shape), ctypes.byref(batch), self.layers, self.final_norm, _at(x), _at(kv_cache),
                    self.form, torch.get_num_threads())
         return x.to(self.dtype)
+
+    def decode(self, batch: Batch, draws: Draws, kv_cache: Tensor) -> tuple[Tensor, Tensor]:
+        """A step in one call. draws: its input_ids, rows, num_rows and, unless all are greedy, temperatures, seeds and offsets
+        are filled in; see decode.h.
+
+        Returns the rows' logits, [num_rows, vocab_size], and the token drawn from each, [num_rows] int64: greedily of equally
+        likely ones the first, and -1 where the logits are not all finite.
+        """
+        tokens = torch.empty(draws.num_rows, dtype=torch.int64, device="cpu")
+        logits, draws.tokens = self._fill_in(draws, kv_cache), tokens.data_ptr()
+        self._decode(ctypes.byref(self.shape), ctypes.byref(batch), self.layers, self.final_norm, ctypes.byref(draws),
+                     _at(kv_cache), self.form, torch.get_num_threads())
+        return logits, tokens
+
+    def draft(self, batch: Batch, draws: Draws, limits: "array[int]", kv_cache: Tensor) -> list[list[int]]:
+        """As `decode`, of steps whose sequences draw one token each, and on from there, each token fed back.
+
+        limits: [num_seqs], array("i"), how many tokens each sequence draws. Returns those. They end early, with -1, where
+        logits are not all finite.
+        """
+        drafts = torch.empty(max(limits), len(limits), dtype=torch.int64, device="cpu")
+        logits = self._fill_in(draws, kv_cache)  # which the call writes to
+        self._draft(ctypes.byref(self.shape), ctypes.byref(batch), self.layers, self.final_norm, ctypes.byref(draws),
+                    ctypes.c_void_p(limits.buffer_info()[0]), len(drafts), _at(drafts), _at(kv_cache), self.form,
+                    torch.get_num_threads())
+        del logits
+        return [of_sequence[:limit] for of_sequence, limit in zip(drafts.t().tolist(), limits)]
+
+    def _fill_in(self, draws: Draws, kv_cache: Tensor) -> Tensor:
+        """What this model adds to draws; returns where their logits will be."""
+        width = -(-self.vocab_size // PANEL) * PANEL
+        logits = torch.empty(draws.num_rows, width, dtype=self.dtype, device="cpu")
+        draws.embedding, draws.logits = self.model.model.embed_tokens.weight.data_ptr(), logits.data_ptr()
+        draws.head, draws.vocab_size, draws.stride = self.head, self.vocab_size, width
+        self.shape.layer_stride = kv_cache.stride(1)
+        return logits[:, :self.vocab_size]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """As the plain model's: [num_rows, vocab_size]."""

@@ -26,7 +26,23 @@ struct Cache {  // of one layer: k, v [num_blocks, block_size, num_kv_heads, hea
 // scores[r][j] = queries[r] . keys[j], each key read once for R rows.
 template <int R, class T>
 void scores_of(const float (*queries)[MAX_HEAD], const T* k, const long* at, int width, int dim, float (*scores)[KEYS]) {
-  for (int j = 0; j < width; j++) {
+  int j = 0;
+#if MANY_SUMS
+  constexpr int TOGETHER = WIDTH / R;  // keys whose scores fill a vector
+  for (; j + TOGETHER <= width; j += TOGETHER) {
+    Vector dots[WIDTH] = {};
+    for (int d = 0; d < dim; d += WIDTH)
+#pragma GCC unroll 16
+      for (int i = 0; i < TOGETHER; i++) {
+        Vector key = load(k + at[j + i] + d);
+        for (int r = 0; r < R; r++) dots[r * TOGETHER + i] += key * load(&queries[r][d]);
+      }
+    float of_all[WIDTH];
+    store(of_all, sums(dots));
+    for (int r = 0; r < R; r++) memcpy(&scores[r][j], of_all + r * TOGETHER, TOGETHER * sizeof(float));
+  }
+#endif
+  for (; j < width; j++) {
     Vector dot[R] = {};
     for (int d = 0; d < dim; d += WIDTH) {
       Vector key = load(k + at[j] + d);
@@ -36,18 +52,21 @@ void scores_of(const float (*queries)[MAX_HEAD], const T* k, const long* at, int
   }
 }
 
-// out[r] = out[r] * shrink[r] + sum of weights[r][j] * values[j], each value read once for R rows.
-template <int R, class T>
+// out[r] = out[r] * shrink[r] + sum of weights[r][j] * values[j], each value read once for R rows. VECTORS: of a row at a time.
+template <int R, int VECTORS, class T>
 void add_values(const float (*weights)[KEYS], const float* shrink, const T* v, const long* at, int width, int dim,
                 float (*out)[MAX_HEAD]) {
-  for (int d = 0; d < dim; d += 2 * WIDTH) {
-    Vector low[R], high[R];
-    for (int r = 0; r < R; r++) low[r] = load(&out[r][d]) * shrink[r], high[r] = load(&out[r][d + WIDTH]) * shrink[r];
-    for (int j = 0; j < width; j++) {
-      Vector first = load(v + at[j] + d), second = load(v + at[j] + d + WIDTH);
-      for (int r = 0; r < R; r++) low[r] += weights[r][j] * first, high[r] += weights[r][j] * second;
-    }
-    for (int r = 0; r < R; r++) store(&out[r][d], low[r]), store(&out[r][d + WIDTH], high[r]);
+  for (int d = 0; d < dim; d += VECTORS * WIDTH) {
+    Vector sums[R][VECTORS];
+    for (int r = 0; r < R; r++)
+      for (int i = 0; i < VECTORS; i++) sums[r][i] = load(&out[r][d + i * WIDTH]) * shrink[r];
+    for (int j = 0; j < width; j++)
+      for (int i = 0; i < VECTORS; i++) {
+        Vector value = load(v + at[j] + d + i * WIDTH);
+        for (int r = 0; r < R; r++) sums[r][i] += weights[r][j] * value;
+      }
+    for (int r = 0; r < R; r++)
+      for (int i = 0; i < VECTORS; i++) store(&out[r][d + i * WIDTH], sums[r][i]);
   }
 }
 
@@ -145,7 +164,10 @@ void attend_tile(const T* q, T* out, const T* k_cache, const T* v_cache, Cache c
         const int seen = std::min(width, length - num_queries + first + r / group + 1 - start);
         shrink[r] = soften(scores[r], seen, width, own.highest[r], own.total[r]);
       }
-      in_groups(rows, [&](int r, auto n) { add_values<n>(scores + r, shrink + r, v, at, width, dim, own.acc + r); });
+      in_groups(rows, [&](int r, auto n) {
+        if (MANY_SUMS && dim % (4 * WIDTH) == 0) add_values<n, 4>(scores + r, shrink + r, v, at, width, dim, own.acc + r);
+        else add_values<n, 2>(scores + r, shrink + r, v, at, width, dim, own.acc + r);
+      });
     }
   }
   for (int h = 0; h < heads; h++)

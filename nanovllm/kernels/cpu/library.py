@@ -20,21 +20,21 @@ from torch import Tensor
 from nanovllm.errors import EngineError
 
 FOLDER = Path(__file__).parent
-SOURCES = ("step.cpp", "attention.h", "layers.h", "pool.h", "product.h", "tiles.h", "vector.h")
+SOURCES = ("step.cpp", "attention.h", "decode.h", "draw.h", "layers.h", "pool.h", "product.h", "step.h", "tiles.h", "vector.h")
 # Sums may be taken in any order that is fast, but a NaN is a NaN: no -ffast-math.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC",
          "-pthread", "-w")
 
 
 class Batch(ctypes.Structure):
-    """`Batch` of step.cpp: a step's `Context`, and its positions."""
+    """`Batch` of step.h: a step's `Context`, and its positions."""
 
     _fields_ = [*((name, ctypes.c_int) for name in ("num_tokens", "num_seqs", "table_width")),
                 *((name, ctypes.c_void_p) for name in ("positions", "slots", "starts", "lengths", "tables"))]
 
 
 class Shape(ctypes.Structure):
-    """`Shape` of step.cpp: what does not change from step to step."""
+    """`Shape` of step.h: what does not change from step to step."""
 
     _fields_ = [*((name, ctypes.c_int) for name in (
                     "num_layers", "hidden", "num_heads", "num_kv_heads", "head_dim", "intermediate", "block_size")),
@@ -50,10 +50,18 @@ class Weight(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
-    """`Layer` of step.cpp."""
+    """`Layer` of step.h."""
 
     _fields_ = [*((name, ctypes.c_void_p) for name in ("norm", "q_norm", "k_norm", "norm2")),
                 *((name, Weight) for name in ("qkv", "o", "gate_up", "down"))]
+
+
+class Draws(ctypes.Structure):
+    """`Draws` of decode.h."""
+
+    _fields_ = [*((name, ctypes.c_void_p) for name in (
+                    "embedding", "input_ids", "rows", "logits", "tokens", "temperatures", "seeds", "offsets")),
+                ("head", Weight), *((name, ctypes.c_int) for name in ("num_rows", "vocab_size", "stride"))]
 
 
 FLOATS, HALVES, TILES = range(3)  # `Form` of product.h

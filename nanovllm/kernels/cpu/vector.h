@@ -58,6 +58,38 @@ inline float sum(Vector v) {
   return sum_of<WIDTH>(lanes);
 }
 
+#if defined(__AVX512F__) && defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define MANY_SUMS 1  // sixteen vectors and more fit the registers
+#endif
+#endif
+#ifdef MANY_SUMS
+// The sums of sixteen vectors, each the same as `sum` makes it: in every round all are folded in halves, two into one.
+inline Vector sums(const Vector* v) {
+  Vector half[8], quarter[4];
+  for (int i = 0; i < 8; i++) {
+    const Vector a = v[2 * i], b = v[2 * i + 1];
+    half[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+              __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  }
+  for (int i = 0; i < 4; i++) {
+    const Vector a = half[2 * i], b = half[2 * i + 1];
+    quarter[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+                 __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  }
+  for (int i = 0; i < 2; i++) {
+    const Vector a = quarter[2 * i], b = quarter[2 * i + 1];
+    half[i] = __builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+              __builtin_shufflevector(a, b, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+  }
+  const Vector a = half[0], b = half[1];
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+#else
+#define MANY_SUMS 0
+#endif
+
 // e^x within 2 ulp for x <= 0, where a softmax needs it: 2^round(x / ln 2) times a polynomial of the rest (Cephes, Moshier).
 inline Vector exp_below_zero(Vector x) {
   Vector y = (x < -87.0f) ? all(-87.0f) : x;

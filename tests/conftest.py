@@ -13,6 +13,7 @@ import threading
 
 import pytest
 import torch
+from coverage import Coverage
 
 # What a script starts in the background ignores interrupts, and so would the tests that raise some.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
@@ -28,31 +29,42 @@ HERE = os.path.dirname(__file__)
 GROUPS = {"tests/browser/": "browser", "tests/fleet/test_ray.py": "ray", "17_fleet": "ray",
           "tests/parallel/test_tensor_parallel.py": "tensor parallel",
           "tests/test_batched_equals_alone.py": "batched equals alone", "tests/test_smollm2.py": "smollm2"}
-# `make test` measures what of nanovllm runs. These tests are about something else, and run at full speed; so do those marked
-# `no_cover`, which hold the engine to a time, or take ten thousand steps over lines that others run, too.
-UNMEASURED = ("browser", "exercises", "notebooks", "visualizations", "test_benchmarks.py", "test_training.py",
-              "test_training_grounding.py", "test_training_shapes.py")
+# `make test` measures what of nanovllm runs, and Python is two to three times as slow meanwhile. These tests are about
+# something else and run at full speed; so do those marked `unmeasured`, which hold the engine to a time, or go a thousand times
+# over lines that others run, too.
+UNMEASURED = ("browser", "exercises", "notebooks", "visualizations", "test_batched_equals_alone.py", "test_benchmarks.py",
+              "test_training.py", "test_training_grounding.py", "test_training_shapes.py")
+# Kernels in the interpreter, and the same lines for many shapes: of a test with parameters the first ones are measured.
+MEASURED_ONCE = ("kernels", "layers", "models", "test_not_finite.py")
 
 
 def pytest_collection_modifyitems(items):
     """Tests in a folder carry its marker; those that need a GPU say so when they are skipped."""
+    measured = set()
     for item in items:
         folder = os.path.relpath(item.path, HERE).split(os.sep)[0]
         if folder in ("gpu", "browser"):
             item.add_marker(folder)
-        if folder in UNMEASURED:
-            item.add_marker("no_cover")
+        name = item.nodeid.partition("[")[0]
+        if folder in UNMEASURED or (folder in MEASURED_ONCE and name in measured):
+            item.add_marker("unmeasured")
+        measured.add(name)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item):
-    """The processes that an unmeasured test starts are not measured either."""
-    settings = os.environ.pop("COVERAGE_PROCESS_CONFIG", None) if item.get_closest_marker("no_cover") else None
+def pytest_runtest_protocol(item: pytest.Item):
+    """Of an unmeasured test neither the fixtures are measured, which pytest-cov does not leave out, nor other processes."""
+    measuring = Coverage.current() if item.get_closest_marker("unmeasured") else None
+    if measuring is None:
+        return (yield)
+    settings = os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+    measuring.stop()
     try:
         return (yield)
     finally:
+        measuring.start()
         if settings is not None:
             os.environ["COVERAGE_PROCESS_CONFIG"] = settings
 

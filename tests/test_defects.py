@@ -284,7 +284,7 @@ def test_defect_23_block_size_belongs_to_an_engine(make):
     assert a.output_token_ids == b.output_token_ids and len(a.output_token_ids) == 6
 
 
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 def test_defect_24_messages_of_any_size_arrive_and_a_dead_worker_is_an_error_in_time(make):
     llm = make(tensor_parallel_size=2)
     long = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True, stop_token_ids=[95] * 600_000)

@@ -157,7 +157,7 @@ def test_integrity_check_sees(damage, message):
         manager.check_integrity([a, b])
 
 
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 def test_integrity_check_of_a_large_cache_costs_little():
     manager = BlockManager(100_000, 16)
     sequences = [held(manager, [i] * 100, i) for i in range(100)]

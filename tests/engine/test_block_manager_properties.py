@@ -124,7 +124,7 @@ class Owning(RuleBasedStateMachine):
         return blocks
 
 
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 def test_owners_blocks_and_contents_agree_after_every_step():
     seen.clear()
     # So many, as what hypothesis draws depends on the constants of whatever modules are imported: 200 met 12 refusals once.

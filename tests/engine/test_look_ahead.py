@@ -219,7 +219,7 @@ class Serving(RuleBasedStateMachine):
         assert sorted(seq.seq_id for seq in self.returned) == ended
 
 
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 def test_every_promise_holds_with_failures_and_drafts():
     seen.clear()
     run_state_machine_as_test(Serving, settings=settings(

@@ -122,7 +122,7 @@ class Serving(RuleBasedStateMachine):
         self.promises_hold()
 
 
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 def test_every_promise_holds_after_each_of_ten_thousand_steps():
     seen.clear()
     run_state_machine_as_test(Serving, settings=settings(

@@ -233,7 +233,7 @@ def test_a_long_run_keeps_its_intervals_and_loses_nothing():
     assert np.array(line.sums["busy"]).sum() == pytest.approx(sum(report.busy_s))
 
 
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 @pytest.mark.slow
 def test_ten_thousand_requests_on_64_replicas_take_seconds_and_bounded_memory():
     """The tenth part of what the README states; linear in the requests."""

@@ -360,7 +360,7 @@ def test_strict_tools_are_held_to_their_schema_when_they_are_called(ask, replay)
         check_look_up(message.tool_calls[0].function.arguments)
 
 
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("parameters, says", [
     ({"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=x)y"}}, "required": ["a"]}, "look"),
     ({"type": "object", "properties": {"a": {"type": "integer", "minimum": 5, "maximum": 1}}, "required": ["a"]}, ""),

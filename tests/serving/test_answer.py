@@ -147,7 +147,7 @@ def test_how_a_text_is_cut_never_changes_what_is_found(text, cuts, thinks):
     assert parts(streamed(pieces, form)) == parts(streamed([text], form)) == parts(Answer.of(text, form))
 
 
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 def test_a_long_call_takes_time_in_proportion():
     text = call(a="x" * 200_000, b=[{"c": i} for i in range(20_000)])
     began = time.monotonic()

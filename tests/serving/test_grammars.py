@@ -76,7 +76,7 @@ BAD_VALUES = [
 ]
 
 
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 @pytest.mark.parametrize(("given", "words"), BAD_VALUES, ids=[words[:40] for _, words in BAD_VALUES])
 def test_what_is_no_shape_is_refused_by_name(given, words):
     before = time.thread_time()
@@ -116,7 +116,7 @@ IMPOSSIBLE = [
 ]
 
 
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 @pytest.mark.parametrize(("given", "words"), IMPOSSIBLE, ids=[words[:40] for _, words in IMPOSSIBLE])
 def test_what_no_answer_can_have_is_refused_by_name_within_a_second(compiler, given, words):
     compiler.matcher(StructuredOutputsParams(regex="a"))  # the vocabulary is read once, not for each
@@ -127,7 +127,7 @@ def test_what_no_answer_can_have_is_refused_by_name_within_a_second(compiler, gi
     assert words in str(error.value) and f"structured_outputs.{shape.shape}=" in str(error.value)
 
 
-@pytest.mark.no_cover
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("given", [
     {"json": {"type": "object", "properties": {f"p{i}": {} for i in range(400)}}},
     {"json": {"type": "object", "properties": {f"p{i}": {} for i in range(2000)}, "required": [f"p{i}" for i in range(1600)]}},

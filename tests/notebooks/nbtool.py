@@ -12,6 +12,7 @@ Tags on a cell: `volatile` (its outputs are timings or facts of the machine: run
 
 import argparse
 import copy
+import json
 import os
 import shutil
 import sys
@@ -27,10 +28,12 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from traitlets.config import Config
 
-from tests.notebooks.canonical import ANSI, canonical, dumps, tags
+from tests.notebooks.canonical import ANSI, WIDGET_VIEW, canonical, dumps, tags
 from tests.notebooks.compare import RTOL, describe_difference, same_outputs
+from visualizations.explorers.base import SAVED
 
 CELL_SECONDS = 120
+DRIVE = (Path(__file__).parent / "drive.py").read_text(encoding="utf-8") + "\n\nmain()"
 UNWANTED = ("MPLBACKEND", "COVERAGE_PROCESS_CONFIG")  # a kernel measured for what the suite covers would be slow
 KERNEL_ENVIRONMENT = {
     "PYTHONHASHSEED": "0",  # a set printed twice is printed alike
@@ -56,9 +59,11 @@ class Verdict:
 def execute(notebook, folder: Path, cell_seconds: int = CELL_SECONDS):
     """Run every cell in a kernel of its own, in `folder`; returns a copy of the notebook with its new outputs.
 
-    Raises CellExecutionError at the first cell that fails untagged, ValueError when a cell that must fail does not.
+    Raises CellExecutionError at the first cell that fails untagged, ValueError when a cell that must fail does not, and when
+    an explorer on the page does not answer any more after the last cell.
     """
     notebook = copy.deepcopy(notebook)
+    notebook.cells.append(nbformat.v4.new_code_cell(DRIVE))
     for cell in notebook.cells:
         if cell.cell_type == "code" and "skip-execution" not in tags(cell):
             cell.outputs, cell.execution_count = [], None
@@ -92,9 +97,17 @@ def execute(notebook, folder: Path, cell_seconds: int = CELL_SECONDS):
         finally:
             shutil.rmtree(sockets, ignore_errors=True)
 
+    driven = notebook.cells.pop().outputs
     for place, cell in enumerate(notebook.cells):
         if "raises-exception" in tags(cell) and not any(o.output_type == "error" for o in cell.outputs):
             raise ValueError(f"cell {place} ({headline(cell)}) is tagged raises-exception and raised nothing")
+    said = "".join(output.text for output in driven if output.get("name") == "stdout")
+    answers = json.loads(said.strip().splitlines()[-1])
+    for place, cell in enumerate(notebook.cells):
+        for data in (output.data for output in cell.get("outputs", []) if SAVED in output.get("data", {})):
+            name = data[WIDGET_VIEW]["model_id"]
+            if wrong := answers.get(name, "it was closed by a later cell"):
+                raise ValueError(f"cell {place} ({headline(cell)}): its explorer is dead after Run All: {wrong}")
     return notebook
 
 

@@ -24,6 +24,14 @@ WIDGET = """\
 import ipywidgets
 ipywidgets.IntSlider(value=4)
 """
+EXPLORER = """\
+import visualizations as viz
+from nanovllm.fleet.simulation import Simulation
+simulation = Simulation(num_blocks=8)
+simulation.add(6, 4)
+explorer = viz.SchedulerExplorer(simulation)
+explorer
+"""
 CLOCK = """\
 import time
 print(time.perf_counter_ns(), "ns")
@@ -69,6 +77,20 @@ def test_a_second_run_leaves_no_diff(tmp_path):
     assert "0x…" in first and WIDGET_VIEW not in first and "image/png" in first
     assert update(path) == first
     assert nbtool.main(["check", str(path)]) == 0
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize(("later", "wrong"), [
+    ("print(len(simulation.trace))", None), ("explorer.close()", "it was closed by a later cell"),
+    ("simulation.step = None", "step: TypeError")], ids=["alive", "closed", "broken"])
+def test_an_explorer_that_a_later_cell_kills_fails_the_check(tmp_path, capsys, later, wrong):
+    path = write(tmp_path / "explorer.ipynb", new_code_cell(EXPLORER), new_code_cell(later))
+    problems = nbtool.process(path, "run").problems
+    if wrong is None:
+        assert problems == []
+    else:
+        assert len(problems) == 1 and "explorer is dead after Run All" in problems[0] and wrong in problems[0]
+        assert "cell 0" in problems[0]
 
 
 @pytest.mark.notebook

@@ -28,6 +28,7 @@ FLOORS = [
     {"nanovllm.async_llm"},
     {"nanovllm.server"},
     {"nanovllm.fleet"},
+    {"visualizations.folding"},
     {"nanovllm.__main__", "visualizations.both_modes", "visualizations.listing"},
     {"visualizations.theme"},
     {"visualizations.figures"},

@@ -1,14 +1,18 @@
 """The source of a function or class, shown as code: highlighted in the colours of the page, with the file it stands in."""
 
 import ast
+import contextlib
 import inspect
 import textwrap
+import tokenize
 from pathlib import Path
 from typing import Any
 
 from nanovllm.utils.checks import check
+from visualizations.folding import folded
 
 ROOT = Path(__file__).parents[1]
+COLUMNS = 90  # what a page shows; files have 128
 
 
 class Listing:
@@ -29,7 +33,8 @@ def listing(thing: Any, *, docstring: bool = False, until: str | None = None, si
     """The source of a function, method, property or class of this repository.
 
     docstring: with the docstrings, which the reference shows, too. since, until: only the lines from the first one that holds
-    `since` to the first one, from there on, that holds `until`. Raises ValueError where no line holds them.
+    `since` to the first one, from there on, that holds `until`; both are looked for in the file's own lines, before those of
+    more than 90 columns are folded. Raises ValueError where no line holds them.
     """
     function: Any = thing.fget if isinstance(thing, property) else inspect.unwrap(thing)
     lines, _ = inspect.getsourcelines(function)
@@ -39,7 +44,10 @@ def listing(thing: Any, *, docstring: bool = False, until: str | None = None, si
     rows = source.split("\n")
     begin = _row_with(since, rows, 0) if since else 0
     end = _row_with(until, rows, begin) + 1 if until else len(rows)
-    return Listing(textwrap.dedent("\n".join(rows[begin:end])), _in_the_repository(Path(inspect.getsourcefile(function) or "")))
+    part = textwrap.dedent("\n".join(rows[begin:end]))
+    with contextlib.suppress(tokenize.TokenError, IndentationError):  # half a statement stays as it is
+        part = "\n".join(line for lines in folded(part, COLUMNS) for line in lines)
+    return Listing(part, _in_the_repository(Path(inspect.getsourcefile(function) or "")))
 
 
 def _in_the_repository(file: Path) -> str:

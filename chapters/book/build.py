@@ -19,6 +19,7 @@ from ipywidgets.embed import embed_data
 from sphinx.cmd.build import build_main
 
 from chapters.book import reference
+from chapters.book.project import readme_page, repository
 from chapters.contents import Chapter
 from visualizations.both_modes import SAVED_FIGURE, html
 from visualizations.explorers.base import HERE as EXPLORERS
@@ -40,12 +41,17 @@ serves real models.
 
 It is for readers who know some Python and have met a neural network. No GPU is needed: everything you see was shown by a
 notebook that ran on a laptop's CPU, beside measurements that were recorded on an H200. The pictures with a player below them
-move here, too: click into one, then drag, or use the arrow keys. To run the chapters yourself, clone the repository and type
-`make lab`; `python -m chapters` says what you have solved and what comes next.
+move here, too: click into one, then drag, or use the arrow keys.
+
+To run the chapters yourself, clone {repository} and type `make lab`; the [README](readme.md) says how the engine is installed,
+served, measured and changed. `python -m chapters` says what you have solved and what comes next. When the exercises of the
+block manager, the scheduler, the sampler and the drafter are solved, `python -m chapters capstone` serves with yours.
 
 ## The chapters
 
+::::{{container}} contents
 {table}
+::::
 
 ```{{toctree}}
 :maxdepth: 1
@@ -58,6 +64,7 @@ move here, too: click into one, then drag, or use the arrow keys. To run the cha
 :maxdepth: 1
 :hidden:
 
+readme
 reference/index
 ```
 
@@ -166,7 +173,11 @@ def lay_out(chapters: list[Path], pages: Path) -> None:
         page = with_explorers(with_folds(page))
         (pages / chapter.name).write_text(json.dumps(page), encoding="utf-8")
     reference.write_pages(pages / "reference")
-    index = INDEX.format(map=course_map(), table=contents_table(chapters), pages="\n".join(c.stem for c in chapters))
+    (pages / "readme.md").write_text(readme_page("README.md", chapters), encoding="utf-8")
+    chinese = "---\norphan: true\n---\n\n" + readme_page("README.zh-CN.md", chapters)
+    (pages / "readme-zh.md").write_text(chinese, encoding="utf-8")
+    index = INDEX.format(map=course_map(), repository=repository(), table=contents_table(chapters),
+                         pages="\n".join(c.stem for c in chapters))
     (pages / "index.md").write_text(index, encoding="utf-8")
 
 

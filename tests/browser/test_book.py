@@ -1,8 +1,11 @@
 """The book as a reader has it: built from the committed chapters, opened from a folder, with the network cut off."""
 
+import subprocess
+
 import pytest
 
 from chapters.book import build
+from chapters.book.project import repository, web_address
 from visualizations.explorers.base import SAVED
 
 STEP = "() => +document.querySelector('.nvx-root').dataset.step"
@@ -55,22 +58,65 @@ def test_every_chapter_is_there_and_needs_nothing_from_outside(book, reader):
         assert reader.locator(".cell").count() > 5 or chapter.stem.startswith(("A_", "B_"))
 
 
-def test_every_explorer_of_every_chapter_is_stepped(book, reader):
-    """In one browser and without a kernel: each draws itself, and those with steps step."""
+# What an explorer shows, as a number: its words, its pictures, and how wide its bars are.
+LOOK = """root => { let hash = 0;
+  const text = root.innerText + [...root.querySelectorAll('canvas')].map(canvas => canvas.toDataURL()).join()
+  + [...root.querySelectorAll('[style]')].map(node => node.getAttribute('style')).join();
+  for (let i = 0; i < text.length; i++) hash = (hash * 31 + text.charCodeAt(i)) | 0; return hash; }"""
+
+
+def drive(root, reader) -> list[str]:
+    """Use every control of an explorer that needs no kernel; returns what did not do anything."""
+    idle = []
+    scrub = root.locator(".nvx-scrub")
+    if scrub.count() and scrub.is_enabled() and (last := int(scrub.get_attribute("max"))) >= 1:
+        scrub.focus()
+        looks = set()
+        for key, step in (("Home", 0), ("ArrowRight", 1), ("End", last), ("ArrowLeft", last - 1)):
+            reader.keyboard.press(key)
+            if root.get_attribute("data-step") != str(step):
+                idle.append(f"{key} on the player: step {root.get_attribute('data-step')}, not {step}")
+            looks.add(root.evaluate(LOOK))
+        if len(looks) < min(3, last + 1):
+            idle.append("stepping shows nothing new")
+    for slider in root.locator("input[type=range]:not(.nvx-scrub):enabled").all():
+        before, looks = slider.input_value(), set()
+        for key in ("Home", "End"):
+            slider.focus()
+            reader.keyboard.press(key)
+            looks.add(root.evaluate(LOOK))
+        if len(looks) < 2:
+            idle.append(f"slider {slider.get_attribute('aria-label')}")
+        slider.fill(before)
+    for choice in root.locator("select:not(.nvx-speed):enabled").all():
+        before, values = choice.input_value(), choice.locator("option").evaluate_all("options => options.map(o => o.value)")
+        looks = set()
+        for value in dict.fromkeys([*values[:3], before]):
+            choice.select_option(value)
+            looks.add(root.evaluate(LOOK))
+        if len(values) > 1 and len(looks) < 2:
+            idle.append(f"choice {choice.get_attribute('aria-label')}")
+    for button in root.locator("button:enabled").all():
+        if button.is_visible() and not button.evaluate("node => !!node.closest('.nvx-player')"):
+            button.click()  # that it raises nothing, the page's own errors say
+    return idle
+
+
+def test_every_control_of_every_explorer_of_every_chapter_does_something(book, reader):
+    """In one browser and without a kernel, from what the chapters saved. What answers in a kernel after Run All,
+    tests/notebooks/drive.py asks when a chapter is run; and three chapters are run and driven in JupyterLab itself."""
+    idle = {}
     for chapter in sorted(build.CHAPTERS.glob("*.ipynb")):
         saved = chapter.read_text(encoding="utf-8").count(f'"{SAVED}"')
         if not saved:
             continue
         reader.goto((book / f"{chapter.stem}.html").as_uri())
         reader.wait_for_function("n => document.querySelectorAll('.nvx-root[data-ready]').length === n", arg=saved)
-        for root in reader.locator(".nvx-root").all():
-            scrub = root.locator(".nvx-scrub")
-            if scrub.count() and scrub.is_enabled() and int(scrub.get_attribute("max")) >= 1:
-                scrub.focus()
-                reader.keyboard.press("Home")
-                reader.keyboard.press("ArrowRight")
-                assert root.get_attribute("data-step") == "1", chapter.stem
+        for place, root in enumerate(reader.locator(".nvx-root").all()):
+            if found := drive(root, reader):
+                idle[f"{chapter.stem}, explorer {place}"] = found
         assert reader.locator(".nvx-live :enabled").count() == 0  # what needs a kernel is greyed
+    assert idle == {}
 
 
 def test_code_does_not_scroll_sideways_at_1400(book, reader):
@@ -78,9 +124,38 @@ def test_code_does_not_scroll_sideways_at_1400(book, reader):
     for chapter in sorted(build.CHAPTERS.glob("*.ipynb")):
         reader.goto((book / f"{chapter.stem}.html").as_uri())
         assert reader.evaluate("() => document.documentElement.scrollWidth <= innerWidth"), chapter.stem
-        wide = reader.evaluate("() => [...document.querySelectorAll('.cell_input pre')].filter("
+        wide = reader.evaluate("() => [...document.querySelectorAll('.bd-article pre')].filter("
                                "pre => pre.scrollWidth > pre.clientWidth + 1).map(pre => pre.innerText.slice(0, 80))")
         assert wide == [], chapter.stem
+
+
+def test_the_landing_page_leads_to_the_readme_and_to_the_repository(book, reader):
+    reader.goto((book / "index.html").as_uri())
+    reader.locator("article p a[href='readme.html']").click()
+    assert reader.locator("article h1").inner_text().startswith("nano-vllm, the course")
+    assert reader.locator("article a[href='04_scheduler.html']").count() == 1
+    reader.locator("article a[href='readme-zh.html']").click()
+    assert reader.locator("article a[href='04_scheduler.html']").count() == 1
+
+
+@pytest.mark.parametrize(("remote", "address"), [
+    ("git@github.com:me/it.git", "https://github.com/me/it"), ("https://github.com/me/it", "https://github.com/me/it"),
+    ("https://me:a-secret-key@git.example.org/me/it.git\n", "https://git.example.org/me/it"),
+    ("ssh://git@example.org:2222/me/it.git", "https://example.org/me/it"), ("/srv/it.git", None), ("../it", None),
+    ("https://localhost/it", None), ("", None)])
+def test_a_remote_becomes_an_address_without_its_key(remote, address):
+    assert web_address(remote) == address
+
+
+def test_the_repository_is_linked_where_it_has_an_address(tmp_path):
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'it'\n", encoding="utf-8")
+    assert repository(tmp_path) == "the repository"
+    git = ["git", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "remote", "add", "origin", "git@github.com:me/it.git"], check=True)
+    assert repository(tmp_path) == "[the repository](https://github.com/me/it)"
+    (tmp_path / "pyproject.toml").write_text("[project.urls]\nRepository = 'https://example.org/it'\n", encoding="utf-8")
+    assert repository(tmp_path) == "[the repository](https://example.org/it)"
 
 
 def test_figures_follow_the_books_dark_mode_and_numbers_of_chapters_are_links(book, reader):

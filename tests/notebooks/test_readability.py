@@ -90,6 +90,10 @@ def screens(notebook) -> list[str]:
             problems.append("source printed in one colour: show viz.listing(thing), highlighted and with its file")
         if "print(recorded(" in cell.source:
             problems.append("a recorded run printed as raw keys: recorded_table(subject, {key: 'what (unit)'}) has units")
+        for shown in (output.data["text/markdown"] for output in cell.outputs if "text/markdown" in output.get("data", {})):
+            long = [line for line in shown.splitlines() if len(line) > COLUMNS] if "\n```python\n" in shown else []
+            problems += [f"{len(line)} columns in a listing, at most {COLUMNS}: run the chapter anew ({line.strip()[:50]} …)"
+                         for line in long if not line.startswith("[`")]
         imports = [line for line in cell.source.splitlines() if line.startswith(("import ", "from "))]
         if len(imports) > 3 and not cell.metadata.get("jupyter", {}).get("source_hidden"):
             problems.append(f"{len(imports)} import lines stand open: set the cell's metadata jupyter.source_hidden")

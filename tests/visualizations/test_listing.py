@@ -1,6 +1,8 @@
 """Source as a chapter shows it: from the file, without what the reference says anyway, and nothing written anew."""
 
+import ast
 import inspect
+import textwrap
 
 import pytest
 
@@ -10,10 +12,15 @@ from nanovllm.engine.sequence import Sequence
 from visualizations import listing
 
 
-def test_every_line_stands_in_the_file():
+def test_what_is_shown_is_what_the_file_says():
+    """Line for line; what is longer than a page is wide, folded."""
     shown = repr(listing(LLMEngine.step)).split("\n")
     file = [line.strip() for line in inspect.getsource(LLMEngine).split("\n")]
-    assert shown[-1] == "    return finished" and all(line.strip() in file for line in shown)
+    assert shown[-1] == "    return finished" and sum(line.strip() in file for line in shown) >= 0.8 * len(shown)
+    assert max(map(len, shown)) <= 90
+    source = ast.parse(textwrap.dedent(inspect.getsource(LLMEngine.step))).body[0]
+    source.body = source.body[1:]  # without the docstring
+    assert ast.dump(ast.parse("\n".join(shown)).body[0]) == ast.dump(source)
     assert '"""' not in repr(listing(Scheduler)) and '"""' in repr(listing(LLMEngine.step, docstring=True))
 
 

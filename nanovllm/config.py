@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from nanovllm.errors import CheckpointError, InvalidArgument, NanoVLLMError
+from nanovllm.errors import CheckpointError, InvalidArgument
 from nanovllm.layers.rotary_embedding import longest_context
 from nanovllm.models.registry import model_class
 from nanovllm.speculative_config import SpeculativeConfig
 from nanovllm.utils.checkpoint import quantization_method, read_json, weight_files
 from nanovllm.utils.checks import check
+from nanovllm.utils.config_values import check_count, check_values
 from nanovllm.utils.gguf_file import gguf_config, is_gguf, packaged_model
 from nanovllm.utils.numbers import is_int, is_number, plain
 from nanovllm.utils.resolved import Resolved
@@ -224,9 +225,12 @@ def load_hf_config(folder: Path, needs_weights: bool = True, max_model_len: int 
     check(not missing, "config.json", f"without {', '.join(missing)}", "complete", "copy the model's own config.json again",
           error=CheckpointError)
     if values.get("head_dim") is None:
+        for name in ("hidden_size", "num_attention_heads"):
+            check_count(f"{file}: {name}", values[name])
         values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
     for name in (*REQUIRED, "head_dim"):
-        _check_count(f"{file}: {name}", values[name], CheckpointError)
+        check_count(f"{file}: {name}", values[name])
+    check_values(file, values, family.config_defaults)
     eps = values["rms_norm_eps"]
     check(isinstance(eps, (int, float)) and 0 < eps < 1, f"{file}: rms_norm_eps", eps, "a number between 0 and 1",
           "copy the model's own config.json again", error=CheckpointError)
@@ -245,11 +249,14 @@ def _config_json(folder: Path) -> dict[str, Any]:
     check(folder.is_dir(), "model", str(folder), "a folder in Hugging Face format, a .gguf file or 'smollm2'",
           "download the model first and pass the folder; no model means the offline one", error=CheckpointError)
     file = folder / "config.json"
+    if not file.is_file() and (folder / "adapter_config.json").is_file():
+        raise CheckpointError(f"{folder}: holds an adapter (LoRA or its like), not a model, which is not implemented; merge it "
+                              "into its base model and pass that one's folder.")
     check(file.is_file(), "model", str(folder), "a folder with a config.json", "pass the folder the model was saved in",
           error=CheckpointError)
     # But for one, in which null means something: that there is no window.
     return {name: value for name, value in read_json(file).items() if value is not None or name == "sliding_window"}
 
 
-def _check_count(name: str, value: object, error: type[NanoVLLMError] = InvalidArgument) -> None:
-    check(is_int(value) and value >= 1, name, value, "a whole number, 1 or more", "pass a positive int", error=error)
+def _check_count(name: str, value: object) -> None:
+    check(is_int(value) and value >= 1, name, value, "a whole number, 1 or more", "pass a positive int")

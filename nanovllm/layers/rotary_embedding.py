@@ -1,5 +1,6 @@
 """Rotary position embedding: each pair of channels turns with the token's position."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from nanovllm.errors import CheckpointError
 from nanovllm.utils.checks import check
+from nanovllm.utils.numbers import is_number
 
 
 class RotaryEmbedding(nn.Module):
@@ -55,24 +57,37 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
 
 
-ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+# Kinds of scaling, and the numbers that each cannot do without.
+ROPE_TYPES: dict[str, tuple[str, ...]] = {
+    "default": (), "linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
+# ... and those that may be there, too.
+MAY_BE = ("original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow")
 
 
 def rope_parameters(config: Any) -> dict[str, Any]:
     """A Hugging Face config's RoPE in one spelling, with `rope_type` and `rope_theta`; it may use `rope_parameters`,
     `rope_scaling`, `type` and a `rope_theta` at the top.
 
-    Raises CheckpointError for a kind that is not implemented: ignoring it would change every answer.
+    Raises CheckpointError for a kind that is not implemented, as ignoring it would change every answer, and for a value that
+    is missing, or no number.
     """
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    copy = "copy the model's own config.json again"
+    check(isinstance(found, Mapping), "rope_scaling", found, "an object or null", copy, error=CheckpointError)
     kind = found.get("rope_type") or found.get("type") or "default"
-    check(kind in ROPE_TYPES, "rope_type", kind, f"one of {', '.join(ROPE_TYPES)}", "use a checkpoint with one of these",
-          error=CheckpointError)
+    check(isinstance(kind, str) and kind in ROPE_TYPES, "rope_type", kind, f"one of {', '.join(ROPE_TYPES)}",
+          "use a checkpoint with one of these", error=CheckpointError)
     theta: Any = found.get("rope_theta") or getattr(config, "rope_theta", None)
-    check(theta is not None, "rope_theta", theta, "given in config.json", "add rope_theta to the model's config",
-          error=CheckpointError)
-    check(kind == "default" or found.get("factor") is not None, "rope_scaling", found, "with a factor",
-          "copy the model's own config.json again", error=CheckpointError)
+    check(is_number(theta) and theta > 0, "rope_theta", theta, "a number above 0, given in config.json",
+          "add rope_theta to the model's config", error=CheckpointError)
+    needed = ROPE_TYPES[kind]
+    for name in (*needed, *(name for name in MAY_BE if kind != "default" and found.get(name) is not None)):
+        value = found.get(name)
+        check(is_number(value) and value > 0, f"rope_scaling[{name!r}]", value, f"a number above 0 for rope_type={kind!r}",
+              copy, error=CheckpointError)
+    check(kind != "llama3" or found["low_freq_factor"] < found["high_freq_factor"], "rope_scaling['low_freq_factor']",
+          found.get("low_freq_factor"), f"below high_freq_factor={found.get('high_freq_factor')}", copy, error=CheckpointError)
     part = found.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None)
     check(part in (None, 1), "partial_rotary_factor", part, "absent or 1.0", "heads that turn in part are not implemented",
           error=CheckpointError)

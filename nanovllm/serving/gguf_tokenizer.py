@@ -32,12 +32,13 @@ def load_gguf_tokenizer(path: Path) -> Any:
     if kind != "gpt2":
         raise CheckpointError(f"{path}: tokenizer.ggml.model={kind!r}: must be 'gpt2' or 'llama'; use another file.")
     for key in ("tokens", "merges"):
-        if key not in said:
-            raise CheckpointError(f"{path}: key tokenizer.ggml.{key} is missing; copy or download the file again.")
+        if not isinstance(said.get(key), list):
+            raise CheckpointError(f"{path}: key tokenizer.ggml.{key} is missing, or no list; copy or download the file again.")
     from transformers import PreTrainedTokenizerFast
     tokens = said["tokens"]
     named = {name: tokens[said[key]] for name, key in (("bos_token", "bos_token_id"), ("eos_token", "eos_token_id"),
-             ("unk_token", "unknown_token_id"), ("pad_token", "padding_token_id")) if said.get(key, len(tokens)) < len(tokens)}
+             ("unk_token", "unknown_token_id"), ("pad_token", "padding_token_id"))
+             if 0 <= said.get(key, len(tokens)) < len(tokens)}
     template = gguf_values(path, "tokenizer.chat_template").get("")
     return PreTrainedTokenizerFast(tokenizer_object=_byte_level_bpe(path, said), chat_template=template,
                                    clean_up_tokenization_spaces=False, **named)

@@ -1,5 +1,7 @@
 """What this package asks of a tokenizer."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -36,7 +38,7 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
     Raises CheckpointError, naming the file where one is broken. Code that a folder brings along is never run.
     """
     if is_gguf(folder):
-        return cast(Tokenizer | None, load_gguf_tokenizer(folder))
+        return _read(folder, load_gguf_tokenizer)
     if not any((folder / name).is_file() for name in VOCABULARIES):
         return None
     fast = FastTokenizer.read(folder)
@@ -46,12 +48,18 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
         if (folder / name).is_file():
             read_json(folder / name)
     from transformers import AutoTokenizer
+    return _read(folder, partial(AutoTokenizer.from_pretrained, local_files_only=True, trust_remote_code=False))
+
+
+def _read(path: Path, read: Callable[[Path], Any]) -> Tokenizer | None:
+    """What `read` makes of the path. Raises CheckpointError, whatever it raises."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return cast(Tokenizer | None, read(path))
+    except CheckpointError:
+        raise
     except Exception as error:  # of many kinds, some of other libraries
-        raise CheckpointError(f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {error}); copy or download the "
+        raise CheckpointError(f"{path}: its tokenizer cannot be read ({type(error).__name__}: {error}); copy or download the "
                               "tokenizer's files again.") from error
-    return cast(Tokenizer, tokenizer)
 
 
 def require_tokenizer(tokenizer: Tokenizer | None, model: str | Path, purpose: str) -> Tokenizer:

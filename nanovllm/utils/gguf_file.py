@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nanovllm.errors import CheckpointError
+from nanovllm.utils.numbers import is_int, shown
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
@@ -32,14 +33,16 @@ LAYER_MODULES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_lay
                  "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
                  "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "ffn_gate": "mlp.gate_proj",
                  "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+# Keys that ask for more than is implemented, behind the architecture's name, and the value at which they do not.
+UNSUPPORTED = {"expert_count": 0, "rope.scaling.attn_factor": 1.0}
 FREQUENCIES = "rope_freqs.weight"  # what Llama 3's RoPE divides its frequencies by, written out
 MAGIC = b"GGUF"
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether the path means a GGUF file, by its name or by its first bytes."""
+    """Whether the path means a GGUF file, by its name or by its first bytes. A folder may have any name."""
     if path.suffix.lower() == ".gguf":
-        return True
+        return not path.is_dir()
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -92,27 +95,41 @@ def gguf_values(path: Path, prefix: str = "") -> dict[str, Any]:
 
 
 def gguf_config(path: Path) -> dict[str, Any]:
-    """What a config.json would say of the model. Raises CheckpointError for another architecture or a key that is missing."""
-    reader = open_gguf(path)
-    architecture = reader.fields["general.architecture"].contents() if "general.architecture" in reader.fields else None
+    """What a config.json would say of the model.
+
+    Raises CheckpointError for another architecture, for a key that is missing, unsupported or of the wrong kind, and for a
+    tensor that the model has no place for, or in a format that is not read.
+    """
+    reader, architecture = open_gguf(path), gguf_values(path, "general.architecture").get("")
+    _check_kind(path)
     if architecture not in ARCHITECTURES:
         raise CheckpointError(f"{path}: general.architecture={architecture!r}: must be one of {', '.join(ARCHITECTURES)}; "
                               "use a file of one of these.")
     said = gguf_values(path, f"{architecture}.")
     if missing := [key for key in NEEDED if key not in said]:
         raise CheckpointError(f"{path}: key {architecture}.{missing[0]!s} is missing; copy or download the file again.")
+    for key, neutral in UNSUPPORTED.items():
+        if said.get(key, neutral) != neutral:
+            raise CheckpointError(f"{path}: {architecture}.{key}={said[key]!r}: must be absent or {neutral}, as what it asks "
+                                  "for is not implemented; use a file without it.")
+    for key in (*NEEDED[:-1], "attention.head_count_kv", "attention.key_length", "rope.dimension_count"):
+        value = said.get(key, 1)
+        if not (is_int(value) and 1 <= value < 2**31):
+            raise CheckpointError(f"{path}: {architecture}.{key}={shown(value)}: must be a whole number, 1 or more, the same "
+                                  "in all layers; use another file.")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
+    for name, tensor in tensors.items():
+        _name_here(path, architecture, name)
+        if tensor.tensor_type.name not in TYPES:
+            raise CheckpointError(f"{path}: tensor {name!r} is stored as {tensor.tensor_type.name}: must be one of "
+                                  f"{', '.join(TYPES)}; use a file in one of these formats.")
     config: dict[str, Any] = {name: said[key] for key, name in KEYS.items() if key in said}
-    heads = config["num_attention_heads"], config.get("num_key_value_heads")
-    if any(isinstance(number, list) for number in (*heads, config["intermediate_size"])):
-        raise CheckpointError(f"{path}: {architecture}.attention.head_count={heads[0]!r}: must be the same in all layers; use "
-                              "another model.")
     config.setdefault("rope_theta", 1e4)
     config |= {"architectures": [ARCHITECTURES[architecture]], "dtype": "bfloat16",
                "vocab_size": int(tensors["token_embd.weight"].shape[1]) if "token_embd.weight" in tensors else 0,
                "tie_word_embeddings": "output.weight" not in tensors,
                "eos_token_id": gguf_values(path, "tokenizer.ggml.eos_token_id").get("")}
-    config.setdefault("head_dim", config["hidden_size"] // heads[0])
+    config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
     turned = said.get("rope.dimension_count", config["head_dim"])
     if turned != config["head_dim"]:
         config["partial_rotary_factor"] = turned / config["head_dim"]
@@ -121,40 +138,53 @@ def gguf_config(path: Path) -> dict[str, Any]:
         if "rope.scaling.original_context_length" in said:
             config["rope_scaling"]["original_max_position_embeddings"] = said["rope.scaling.original_context_length"]
     if FREQUENCIES in tensors:
-        config["rope_frequency_divisors"] = _floats(path, tensors[FREQUENCIES]).tolist()
+        config["rope_frequency_divisors"] = _floats(tensors[FREQUENCIES]).tolist()
     return config
 
 
 def gguf_tensors(path: Path) -> Iterator[tuple[Path, str, Tensor]]:
     """Every (file, name, tensor) of the model, by Hugging Face's names, in float32, one at a time."""
     reader, config = open_gguf(path), gguf_config(path)
-    heads = {"attn_q": config["num_attention_heads"],
-             "attn_k": config.get("num_key_value_heads", config["num_attention_heads"])}
+    heads = {"q_proj": config["num_attention_heads"],
+             "k_proj": config.get("num_key_value_heads", config["num_attention_heads"])}
     is_llama = config["architectures"] == ["LlamaForCausalLM"]
     for tensor in reader.tensors:
         if tensor.name == FREQUENCIES:
             continue
-        module, _, kind = tensor.name.rpartition(".")
-        found = re.fullmatch(r"blk\.(\d+)\.(\w+)", module)
-        if found and found[2] in LAYER_MODULES:
-            name = f"model.layers.{found[1]}.{LAYER_MODULES[found[2]]}.{kind}"
-        elif module in MODULES:
-            name = f"{MODULES[module]}.{kind}"
-        else:
-            raise CheckpointError(f"{path}: unexpected tensor {tensor.name!r}: no {config['architectures'][0]} has it; use "
-                                  "another file.")
-        value = _floats(path, tensor)
-        if is_llama and found and found[2] in heads:
-            pairs = value.unflatten(0, (heads[found[2]], -1, 2))
+        name, value = _name_here(path, config["architectures"][0], tensor.name), _floats(tensor)
+        number = heads.get(name.split(".")[-2])
+        if is_llama and number is not None and value.shape[0] % (2 * number) == 0:  # else the loader names it
+            pairs = value.unflatten(0, (number, -1, 2))
             value = pairs.transpose(1, 2).flatten(0, 2)
         yield path, name, value
 
 
-def _floats(path: Path, tensor: Any) -> Tensor:
+def _check_kind(path: Path) -> None:
+    """Raise CheckpointError for a file that is no whole model, by what it says of itself."""
+    kind, parts = gguf_values(path, "general.type").get("", "model"), gguf_values(path, "split.count").get("", 0)
+    if kind != "model":
+        raise CheckpointError(f"{path}: general.type={kind!r}: must be 'model'; adapters (LoRA) and other parts are not "
+                              "implemented: use a file with a whole model.")
+    if parts not in (0, 1):
+        raise CheckpointError(f"{path}: split.count={parts!r}: must be one file; join them with llama.cpp's "
+                              "llama-gguf-split --merge.")
+
+
+def _name_here(path: Path, owner: str, name: str) -> str:
+    """Hugging Face's name of a tensor. owner: whose tensors they are, for the message."""
+    if name == FREQUENCIES:
+        return name
+    module, _, kind = name.rpartition(".")
+    found = re.fullmatch(r"blk\.(\d+)\.(\w+)", module)
+    if found and found[2] in LAYER_MODULES:
+        return f"model.layers.{found[1]}.{LAYER_MODULES[found[2]]}.{kind}"
+    if module in MODULES:
+        return f"{MODULES[module]}.{kind}"
+    raise CheckpointError(f"{path}: unexpected tensor {name!r}: no model of architecture {owner} has it; use another file.")
+
+
+def _floats(tensor: Any) -> Tensor:
     from gguf import dequantize
-    if tensor.tensor_type.name not in TYPES:
-        raise CheckpointError(f"{path}: tensor {tensor.name!r} is stored as {tensor.tensor_type.name}: must be one of "
-                              f"{', '.join(TYPES)}; use a file in one of these formats.")
     return torch.from_numpy(np.ascontiguousarray(dequantize(tensor.data, tensor.tensor_type), np.float32).copy())
 
 

@@ -11,7 +11,7 @@ from nanovllm.utils.gguf_file import LAYER_MODULES, MODULES
 
 KINDS = {"Llama": "llama", "Qwen2": "qwen2", "Qwen3": "qwen3"}
 # Formats that the package can dequantise but not quantise: random blocks, with their scales made small float16 numbers.
-SCALES = {"Q4_K": (0, 2), "Q6_K": (208,)}
+SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 
 
 def encoded(values: np.ndarray, kind: str) -> np.ndarray:

@@ -121,6 +121,14 @@ def test_files_that_are_no_model_we_read_are_named(folder, name):
     check_refused(folder, rf"no \*\.safetensors files.*{name} is not that.*safetensors weights")
 
 
+def test_an_adapter_is_called_one(folder):
+    for file in folder.iterdir():
+        file.unlink()
+    edit(folder, {"peft_type": "LORA"}, "adapter_config.json")
+    save(folder, {"base_model.model.x.lora_A.weight": torch.zeros(2, 2)}, "adapter_model.safetensors")
+    check_refused(folder, "holds an adapter .LoRA.*merge it into its base model")
+
+
 @pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/elsewhere/model.safetensors", "sub/model.safetensors"])
 def test_an_index_names_files_beside_it_only(folder, weights, name):
     (folder / WHOLE).rename(folder / "part.safetensors")
@@ -239,9 +247,12 @@ def test_a_file_without_a_json_object_is_named(folder, file, content):
 @pytest.mark.parametrize("file", FILES[:2])
 def test_a_byte_order_mark_is_no_part_of_the_file(folder, file):
     path = folder / file
+    edit(folder, {"temperature": 0.0, "max_new_tokens": 5}, "generation_config.json")
     expected = answer(folder)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert answer(folder) == expected
+    with LLM(folder, device="cpu") as llm:  # nor of what is recommended there to those who do not say
+        assert llm.generate([PROMPT], use_tqdm=False)[0].token_ids == expected[:5]
 
 
 @pytest.mark.parametrize("changes, match", [
@@ -316,7 +327,7 @@ def test_the_working_directory_has_its_folders_name(folder, monkeypatch):
     assert config.model.name == folder.name and config.model.is_dir()
 
 
-@pytest.mark.parametrize("name", ["with a space", "模型 🦊", "naïve", "a'b\"c", "-x", "%s{0}", "x.safetensors"])
+@pytest.mark.parametrize("name", ["with a space", "模型 🦊", "naïve", "a'b\"c", "-x", "%s{0}", "x.safetensors", "x.gguf"])
 def test_folders_of_any_name(original, tmp_path, name):
     folder = shutil.copytree(original, tmp_path / name / name)
     with LLM(str(folder), device="cpu") as llm:

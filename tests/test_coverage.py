@@ -50,7 +50,7 @@ def test_make_test_measures_all_the_tests_and_no_part_of_them():
         assert said.returncode == 0, said.stderr
         return next(line.rstrip() for line in said.stdout.splitlines() if "-m pytest" in line)
 
-    assert command().endswith("--cov --cov-report=")
+    assert command().endswith("--cov --cov-report=") and "fail-under" not in command()  # pyproject.toml says how much
     assert "--cov" not in command("TEST_ARGS=tests/engine -x")
 
 

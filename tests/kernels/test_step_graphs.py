@@ -44,13 +44,13 @@ def test_a_prompt_that_comes_while_others_draft_shares_a_padded_step_with_their_
             if padded:
                 runner.graphs = runner.decode_graphs(llm.config, capture=False)
                 runner.step_graphs = graphs = runner.mixed_step_graphs(llm.config, capture=False)
-                place = graphs.place
+                write = graphs.write_inputs
 
-                def placing(layout, num_decodes, size, last_rows):
+                def writing(layout, num_decodes, size, last_rows):
                     placed.append(any(seq.draft_token_ids for seq in engine.scheduler.running))
-                    return place(layout, num_decodes, size, last_rows)
+                    return write(layout, num_decodes, size, last_rows)
 
-                graphs.place = placing
+                graphs.write_inputs = writing
             params = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
             first = engine.add_request([5, 6, 7, 8] * 4, params)
             second = None

@@ -1,6 +1,4 @@
-"""FleetExplorer: what it packs of reports, how the browser reads it, and what the figure and the Perfetto file say."""
-
-import json
+"""FleetExplorer: what it packs of reports, how the browser reads it, and what the figure says."""
 
 import numpy as np
 import pytest
@@ -57,23 +55,6 @@ def test_the_figure_shows_the_timeline_of_every_run():
     assert any(t.startswith(f"{b.hit_rate:.0%} found cached") for t in texts)
     with pytest.raises(ValueError, match="what='busy'"):
         plot_fleet({"a": a}, what="busy")
-
-
-def test_perfetto_has_a_group_per_replica_and_every_decision_with_its_reason(tmp_path):
-    a, _ = fleets()
-    a.to_perfetto(tmp_path / "fleet.json")
-    events = json.loads((tmp_path / "fleet.json").read_text(encoding="utf-8"))["traceEvents"]
-    groups = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
-    assert sorted(groups.values()) == ["replica 0", "replica 1", "replica 2", "router"]
-    decisions = [e for e in events if e["ph"] == "i"]
-    assert len(decisions) == len(a.log) == 80 and all(e["args"]["reason"] == "next in turn" for e in decisions)
-    for pid in (10, 11, 12):
-        spans = [e for e in events if e["ph"] == "X" and e["pid"] == pid]
-        ends = [e["ts"] + e["dur"] for e in spans]
-        assert all(later["ts"] >= end - 0.01 for later, end in zip(spans[1:], ends)) and spans
-    begun, ended = ([e["id"] for e in events if e["ph"] == ph] for ph in "be")
-    assert sorted(begun) == sorted(ended) and len(set(begun)) == 80
-    assert [e["ts"] for e in events if e["ph"] != "M"] == sorted(e["ts"] for e in events if e["ph"] != "M")
 
 
 def test_the_browser_reads_requests_as_they_are():

@@ -107,6 +107,28 @@ def test_a_call_that_max_tokens_cuts_off(ask, replay, server):
     assert message["calls"]
 
 
+BROKEN = '<tool_call>\n{"name": "now", "arguments": {"a": oops}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("before, after, num_calls", [("", "", 0), ("Hm. ", " Well.", 0), ("", "\n" + call(city="Paris"), 1),
+                                                     (call(city="Paris") + "\n", "", 1)])
+def test_a_call_that_breaks_after_its_name(ask, replay, before, after, num_calls):
+    """Whole, it is text, and the others are calls. A stream has let go its beginning, and says at its end whether any call was
+    made."""
+    seed = replay.seed(before + BROKEN + after)
+    whole = ask(seed=seed, tools=TOOLS).choices[0]
+    calls = [(each.function.name, each.function.arguments) for each in whole.message.tool_calls or []]
+    assert calls == [("get_weather", '{"city": "Paris"}')] * num_calls and BROKEN in whole.message.content
+    assert whole.finish_reason == ("tool_calls" if num_calls else "stop")
+    chunks = list(ask(seed=seed, tools=TOOLS, stream=True))
+    message, = together(chunks)
+    assert message["finish"] == whole.finish_reason and chunks[-1].choices[0].finish_reason == whole.finish_reason
+    assert [each[1:] for each in message["calls"] if each[1] != "now"] == [list(each) for each in calls]
+    (_, _, begun), = [each for each in message["calls"] if each[1] == "now"]
+    assert '{"a": oops}'.startswith(begun) and len({each[0] for each in message["calls"]}) == num_calls + 1
+    assert message["content"].replace("</tool_call>", "").split() == (before + after if not num_calls else "").split()
+
+
 def test_without_tools_or_with_none_to_be_called_a_call_is_text(ask, replay):
     seed = replay.seed(call("now"))
     for fields in ({}, {"tools": TOOLS, "tool_choice": "none"}, {"tools": []}):

@@ -139,6 +139,7 @@ def compare(model: Path, chats: Requests, runs: int, threads: int, others: bool 
                     for engine in [*rows]:
                         told[engine.label] += told_by(engine, requests)
                 texts = told[rows[0].label][0]["tokens"]
+                result["load"] = os.getloadavg()[0]  # who shares the machine: seconds by the wall's clock mean little above 3
                 result["works"][name] = {"tokens": sum(n for _, n in requests)} | {label: {
                     "wall": [run["wall"] for run in of], "processor": [run["processor"] for run in of],
                     "same texts": sum(map(list.__eq__, of[-1]["tokens"], texts))}

@@ -17,8 +17,8 @@ class CPUBackend(TorchBackend):
     float32 or bfloat16, head_dim a multiple of 32 up to 256; more query heads for a key/value head than the kernel has room
     for attend as the reference does, and it stores as the reference does. Raises EngineError where there is no C++ compiler.
 
-    Dense models run whole steps in the kernels beside it (`models.fused_cpu`); others, such as mixtures of experts, run their
-    plain modules around this attention.
+    Models of sizes that come out even run whole steps in the kernels beside it (`models.fused_cpu`); others run their plain
+    modules around this attention.
     """
 
     name = "cpu"

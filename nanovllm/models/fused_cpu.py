@@ -1,4 +1,4 @@
-"""A dense model of `models/` on a CPU: each step, of however many tokens, as one call of `nanovllm.kernels.cpu`."""
+"""A model of `models/` on a CPU: each step, of however many tokens, as one call of `nanovllm.kernels.cpu`."""
 
 import ctypes
 from array import array
@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanovllm.kernels.cpu import library
-from nanovllm.kernels.cpu.library import FLOATS, HALVES, PANEL, TILES, Batch, Draws, Layer, Shape, Weight
+from nanovllm.kernels.cpu.library import FLOATS, HALVES, PANEL, TILES, Batch, Draws, Experts, Layer, Shape, Weight
 from nanovllm.layers.cpu_attention import MOST_HEADS
 from nanovllm.layers.layernorm import RMSNorm
-from nanovllm.layers.linear import ReplicatedLinear
 from nanovllm.models.qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3MLP
+from nanovllm.models.qwen3_moe import Qwen3MoeBlock
 from nanovllm.utils.context import Context
 
 WIDTH = 16       # numbers that the kernels take at a time
@@ -21,12 +21,11 @@ BYTES_OF_A_CORE = 4 << 20  # a layer's weights that its cache holds, about; then
 
 
 def fits(model: Qwen3ForCausalLM) -> bool:
-    """Whether `FusedCPUModel` can run it: a whole dense model, of sizes that come out even."""
+    """Whether `FusedCPUModel` can run it: a whole model, of sizes that come out even."""
     layers = [cast(Qwen3DecoderLayer, layer) for layer in model.model.layers]
-    if model.lm_head.tp.size > 1 or not all(isinstance(layer.mlp, Qwen3MLP) for layer in layers):
-        return False
-    inner, attention = cast(Qwen3MLP, layers[0].mlp).down_proj.weight.shape[1], layers[0].self_attn.attn
-    return (model.lm_head.weight.shape[1] % WIDTH == inner % WIDTH == 0
+    attention = layers[0].self_attn.attn
+    return (model.lm_head.tp.size == 1 and all(isinstance(layer.mlp, Qwen3MLP | Qwen3MoeBlock) for layer in layers)
+            and model.lm_head.weight.shape[1] % WIDTH == 0 and all(_inner(layer) % WIDTH == 0 for layer in layers)
             and attention.num_heads // attention.num_kv_heads <= MOST_HEADS)
 
 
@@ -44,25 +43,29 @@ class FusedCPUModel:
     def __init__(self, model: Qwen3ForCausalLM, block_size: int, takes_over: bool = False):
         self.model, self.library = model, library.library()
         layers = [cast(Qwen3DecoderLayer, layer) for layer in model.model.layers]
-        attention, mlp = layers[0].self_attn, cast(Qwen3MLP, layers[0].mlp)
+        attention = layers[0].self_attn
         self.rotary = attention.rotary
         self.dtype, (self.vocab_size, self.hidden) = model.lm_head.weight.dtype, model.lm_head.weight.shape
         self.parts = 2 if self.dtype is torch.bfloat16 else 3  # bfloat16 numbers that an activation is the sum of
+        inner = max((_inner(layer) for layer in layers if isinstance(layer.mlp, Qwen3MLP)), default=0)
+        mlp_numbers = max(sum(weight.numel() for weight in _mlp_weights(layer)) for layer in layers)
         self.shape = Shape(len(layers), self.hidden, attention.attn.num_heads, attention.attn.num_kv_heads, attention.head_dim,
-                           mlp.down_proj.weight.shape[1], block_size, layers[0].input_layernorm.eps, attention.attn.scale, 0,
-                           BYTES_OF_A_CORE, self.rotary.cos.data_ptr(), self.rotary.sin.data_ptr())
-        products = [product for layer in layers for product in _products(layer)]
-        packs = all(map(_is_bfloat16, [model.lm_head.weight, *(product.weight for product in products)]))
+                           inner, block_size, layers[0].input_layernorm.eps, attention.attn.scale, 0, BYTES_OF_A_CORE,
+                           mlp_numbers, self.rotary.cos.data_ptr(), self.rotary.sin.data_ptr())
+        weights = [weight for layer in layers for weight in (layer.self_attn.qkv_proj.weight, layer.self_attn.o_proj.weight,
+                                                             *_mlp_weights(layer))]
+        packs = all(map(_is_bfloat16, [model.lm_head.weight, *weights]))
         self.form = FLOATS if not packs else TILES if self.library.has_tiles() else HALVES
         self._kept: list[Tensor] = []  # what the pointers below point to
+        self._arrays: list[ctypes.Array[Weight]] = []
         self.layers = (Layer * len(layers))(*map(self._layer, layers))
         self.final_norm = ctypes.c_void_p(self._keep(model.model.norm.weight))
         self.head = self._weight(model.lm_head.weight, None)
         self._step, self._decode, self._draft = (self.library[f"{name}_{library.type_name(self.dtype)}"]
                                                  for name in ("step", "decode", "draft"))
         if takes_over:
-            for product in products:
-                product.weight.data = product.weight.new_empty(0)
+            for weight in weights:
+                weight.data = weight.new_empty(0)
 
     def __call__(self, input_ids: Tensor, positions: Tensor, kv_cache: Tensor, context: Context) -> Tensor:
         """As the plain model's forward: the final hidden states, [num_tokens, hidden_size]."""
@@ -121,10 +124,25 @@ class FusedCPUModel:
         return logits[:, :self.vocab_size].to(self.dtype)
 
     def _layer(self, layer: Qwen3DecoderLayer) -> Layer:
-        heads = layer.self_attn.q_norm, layer.self_attn.k_norm
-        norms = (layer.input_layernorm, *heads, layer.post_attention_layernorm)
-        return Layer(*(self._keep(norm.weight) if isinstance(norm, RMSNorm) else None for norm in norms),
-                     *(self._weight(product.weight, product.bias) for product in _products(layer)))
+        attention, mlp = layer.self_attn, layer.mlp
+        norms = layer.input_layernorm, attention.q_norm, attention.k_norm, layer.post_attention_layernorm
+        whole = Layer(*(self._keep(norm.weight) if isinstance(norm, RMSNorm) else None for norm in norms),
+                      *(self._weight(product.weight, product.bias) for product in (attention.qkv_proj, attention.o_proj)))
+        if isinstance(mlp, Qwen3MoeBlock):
+            whole.experts = self._experts(mlp)
+        else:
+            dense = cast(Qwen3MLP, mlp)
+            whole.gate_up, whole.down = (self._weight(product.weight, product.bias)
+                                         for product in (dense.gate_up_proj, dense.down_proj))
+        return whole
+
+    def _experts(self, block: Qwen3MoeBlock) -> Experts:
+        experts = block.experts
+        gate_up, down = ((Weight * experts.num_experts)(*(self._weight(weight, None) for weight in weights))
+                         for weights in (experts.gate_up_proj, experts.down_proj))
+        self._arrays += [gate_up, down]
+        return Experts(self._weight(block.gate.weight, block.gate.bias), gate_up, down, experts.num_experts, block.num_active,
+                       block.normalize)
 
     def _weight(self, weight: Tensor, bias: Tensor | None) -> Weight:
         self._kept.append(library.panels_of(weight, self.form))
@@ -137,9 +155,16 @@ class FusedCPUModel:
         return self._kept[-1].data_ptr()
 
 
-def _products(layer: Qwen3DecoderLayer) -> tuple[ReplicatedLinear, ...]:
+def _mlp_weights(layer: Qwen3DecoderLayer) -> tuple[Tensor, ...]:
+    if isinstance(layer.mlp, Qwen3MoeBlock):
+        return layer.mlp.gate.weight, layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj
     mlp = cast(Qwen3MLP, layer.mlp)
-    return layer.self_attn.qkv_proj, layer.self_attn.o_proj, mlp.gate_up_proj, mlp.down_proj
+    return mlp.gate_up_proj.weight, mlp.down_proj.weight
+
+
+def _inner(layer: Qwen3DecoderLayer) -> int:
+    """Features between gate and down, of an expert where there are some."""
+    return int(_mlp_weights(layer)[-1].shape[-1])
 
 
 def _at(tensor: Tensor) -> ctypes.c_void_p:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nanovllm import LLM, InvalidArgument, SamplingParams
+from nanovllm.config import OFFLINE_MODEL
 from nanovllm.errors import EngineError
 from nanovllm.kernels.cpu import library
 from nanovllm.layers.attention import select_backend
@@ -27,6 +28,8 @@ MIXED = [(1, 1), (1, 9), (1, 230), (1, 0), (5, 5), (3, 12), (70, 80), (1, 17), (
 CONFIG = SimpleNamespace(**TINY | {"intermediate_size": 96, "hidden_act": "silu", "rms_norm_eps": 1e-6})
 FAMILIES = {"Qwen3": {}, "Llama": {"mlp_bias": False}, "Qwen2": {}, "Llama with all biases": {
     "attention_bias": True, "mlp_bias": True}, "Mistral": {"sliding_window": None, "mlp_bias": False}}
+EXPERTS = TINY_EXPERTS | {"mlp_only_layers": [], "decoder_sparse_step": 1}
+FAMILIES |= {"Qwen3Moe": EXPERTS, "Qwen3Moe with a dense layer": EXPERTS | {"mlp_only_layers": [0], "norm_topk_prob": False}}
 BATCHES = {"one": [(1, 77)], "few": [(1, 17), (1, 9), (1, 130), (1, 3), (1, 0), (2, 9)], "chunk": [(7, 90)],
            "many": [(1, 17), (1, 70), (30, 90), (1, 0), (9, 9)]}
 
@@ -145,11 +148,12 @@ def test_products(form, rows, inputs, features, threads):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("limit", [fused_cpu.BYTES_OF_A_CORE, 0], ids=["in cache", "too large for it"])
-def test_a_row_is_the_same_alone_and_among_others(form, threads, limit, monkeypatch):
+@pytest.mark.parametrize("family", ["Qwen3", "Qwen3Moe with a dense layer"])
+def test_a_row_is_the_same_alone_and_among_others(family, form, threads, limit, monkeypatch):
     """Few rows and many, shared by the threads or a block for each, come to the same bits."""
     monkeypatch.setattr(fused_cpu, "BYTES_OF_A_CORE", limit)
     sequences = [(1, 17), (300, 300), (1, 70), (9, 9), (40, 90)]
-    model, batch = model_and_batch("Qwen3", sequences, torch.float32, packs=form != library.FLOATS)
+    model, batch = model_and_batch(family, sequences, torch.float32, packs=form != library.FLOATS)
     tokens, positions, cache, context = batch
     fused = fused_cpu.FusedCPUModel(model, block_size=16)
     assert fused.form == form
@@ -186,12 +190,23 @@ def fits(model):
     return fused_cpu.fits(model)
 
 
-def test_experts_and_odd_sizes_run_their_plain_modules():
+def test_odd_sizes_run_their_plain_modules():
     def fits_with(kind, **overrides):
         return fits(model_class([f"{kind}ForCausalLM"])(SimpleNamespace(**vars(CONFIG) | overrides), TorchBackend()))
 
     assert fits_with("Qwen3") and not fits_with("Qwen3", intermediate_size=100)
-    assert not fits_with("Qwen3Moe", **TINY_EXPERTS, mlp_only_layers=[0], decoder_sparse_step=1)
+    assert fits_with("Qwen3Moe", **EXPERTS) and not fits_with("Qwen3Moe", **EXPERTS | {"moe_intermediate_size": 40})
+
+
+def test_the_model_with_experts_says_what_it_says_on_the_plain_backend():
+    params = [SamplingParams(temperature=0, max_tokens=40, ignore_eos=True), SamplingParams(seed=3, max_tokens=30)]
+    texts = {}
+    for backend in ("torch", "cpu"):
+        with LLM(OFFLINE_MODEL.with_name("moe"), device="cpu", dtype="float32", attention_backend=backend) as llm:
+            outputs = llm.generate(["Once upon a time", "A hen and a bell " * 30], params, use_tqdm=False)
+            texts[backend] = [output.token_ids for output in outputs]
+            assert backend == "torch" or isinstance(llm.engine.model_runner.model, fused_cpu.FusedCPUModel)
+    assert texts["cpu"] == texts["torch"]
 
 
 @pytest.mark.parametrize("looks_ahead", [False, True])

@@ -20,7 +20,8 @@ from torch import Tensor
 from nanovllm.errors import EngineError
 
 FOLDER = Path(__file__).parent
-SOURCES = ("step.cpp", "attention.h", "decode.h", "draw.h", "layers.h", "pool.h", "product.h", "step.h", "tiles.h", "vector.h")
+SOURCES = ("step.cpp", "attention.h", "decode.h", "draw.h", "experts.h", "layers.h", "pool.h", "product.h", "step.h", "tiles.h",
+           "vector.h")
 # Sums may be taken in any order that is fast, but a NaN is a NaN: no -ffast-math.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC",
          "-pthread", "-w")
@@ -39,7 +40,7 @@ class Shape(ctypes.Structure):
     _fields_ = [*((name, ctypes.c_int) for name in (
                     "num_layers", "hidden", "num_heads", "num_kv_heads", "head_dim", "intermediate", "block_size")),
                 ("eps", ctypes.c_float), ("scale", ctypes.c_float),
-                *((name, ctypes.c_long) for name in ("layer_stride", "bytes_of_a_core")),
+                *((name, ctypes.c_long) for name in ("layer_stride", "bytes_of_a_core", "mlp_numbers")),
                 ("cos", ctypes.c_void_p), ("sin", ctypes.c_void_p)]
 
 
@@ -49,11 +50,18 @@ class Weight(ctypes.Structure):
     _fields_ = [("panels", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("inputs", ctypes.c_int), ("features", ctypes.c_int)]
 
 
+class Experts(ctypes.Structure):
+    """`Experts` of experts.h."""
+
+    _fields_ = [("router", Weight), *((name, ctypes.POINTER(Weight)) for name in ("gate_up", "down")),
+                *((name, ctypes.c_int) for name in ("count", "active", "normalize"))]
+
+
 class Layer(ctypes.Structure):
     """`Layer` of step.h."""
 
     _fields_ = [*((name, ctypes.c_void_p) for name in ("norm", "q_norm", "k_norm", "norm2")),
-                *((name, Weight) for name in ("qkv", "o", "gate_up", "down"))]
+                *((name, Weight) for name in ("qkv", "o", "gate_up", "down")), ("experts", Experts)]
 
 
 class Draws(ctypes.Structure):

@@ -2,6 +2,7 @@
 #pragma once
 #include <vector>
 #include "attention.h"
+#include "experts.h"
 #include "layers.h"
 #include "pool.h"
 #include "product.h"
@@ -17,12 +18,14 @@ struct Shape {
   float eps, scale;
   long layer_stride;     // of a layer's keys and values in the cache, and keys come first
   long bytes_of_a_core;  // weights that its own cache holds, about
+  long mlp_numbers;      // weights of a layer's feed-forward network, all experts included
   const float *cos, *sin;
 };
 
 struct Layer {  // norms: float32; the heads' may be null
   const float *norm, *q_norm, *k_norm, *norm2;
   Weight qkv, o, gate_up, down;
+  Experts experts;  // in place of gate_up and down, if there are any
 };
 
 // Keys and values to their slots, queries normed and turned to `q`. qkv: one token's product.
@@ -124,22 +127,27 @@ struct Step {
   std::vector<Tile> tiles;
   std::vector<float> wide;
   std::vector<T> q, attended;
+  Routed shared;  // by all threads
 
   Step(const Shape& s, const Batch& b, const Layer* layers, const float* last_norm, float* x, T* cache, Form form, int num_threads)
       : s(s), b(b), layers(layers), last_norm(last_norm), x(x), cache(cache), form(form), num_threads(num_threads),
         q_width(s.num_heads * s.head_dim), qkv_width(q_width + 2 * s.num_kv_heads * s.head_dim),
         tiles(tiles_of(b, s.num_kv_heads, s.num_heads / s.num_kv_heads, num_threads)) {
-    const long numbers = (long)s.hidden * (qkv_width + q_width) + 3L * s.hidden * s.intermediate;
+    const long numbers = (long)s.hidden * (qkv_width + q_width) + s.mlp_numbers;
     const bool fits = numbers * (form == FLOATS ? 4 : 2) <= s.bytes_of_a_core;
     alone = num_threads == 1 || (fits && b.num_tokens >= BLOCK * num_threads);
     block = std::min<long>(b.num_tokens, alone && fits ? BLOCK : MANY);
-    if (!alone) wide.resize(block * std::max(qkv_width, 2 * s.intermediate));
+    if (!alone) {
+      wide.resize(block * std::max(qkv_width, 2 * s.intermediate));
+      for (int l = 0; l < s.num_layers; l++)
+        if (layers[l].experts.count) shared.room(block, layers[l].experts, s.hidden);
+    }
     q.resize((long)b.num_tokens * q_width), attended.resize((long)b.num_tokens * q_width);
   }
 
   int parts() const { return sizeof(T) == 4 ? 3 : 2; }
   long blocks() const { return (b.num_tokens + block - 1) / block; }
-  int stretches() const { return (s.num_layers + 1) * (alone ? 2 : 6 * (int)blocks() + 1) + 2; }
+  int stretches() const { return (s.num_layers + 1) * (alone ? 2 : 8 * (int)blocks() + 1) + 2; }
 
   T* keys(int layer) const { return cache + 2 * layer * s.layer_stride; }
 
@@ -160,6 +168,11 @@ struct Step {
       float* to = rows.input.room(n, q_width);
       for (long i = 0; i < n * q_width; i += WIDTH) store(to + i, load(&attended[first * q_width + i]));
     }, layer.o, stream, s.hidden, true);
+    if (layer.experts.count) mix_experts(layer, stream, n, rows);
+    else feed_forward(layer, stream, n, rows, wide);
+  }
+
+  void feed_forward(const Layer& layer, float* stream, long n, Rows& rows, float* wide) {
     rows.product_of([&] {
       float* to = rows.input.room(n, s.hidden);
       for (long r = 0; r < n; r++) rms_norm(stream + r * s.hidden, layer.norm2, s.eps, to + r * s.hidden, s.hidden);
@@ -172,6 +185,30 @@ struct Step {
           store(to + r * s.intermediate + i, silu_and_mul(load(gate), load(gate + s.intermediate)));
         }
     }, layer.down, stream, s.hidden, true);
+  }
+
+  void mix_experts(const Layer& layer, float* stream, long n, Rows& rows) {
+    const Experts& e = layer.experts;
+    const int hidden = s.hidden;
+    thread_local Routed own;
+    Routed& routed = alone ? own : shared;
+    if (alone) own.room(n, e, hidden);
+    rows.product_of([&] {
+      float* to = rows.input.room(n, hidden);
+      for (long r = 0; r < n; r++) rms_norm(stream + r * hidden, layer.norm2, s.eps, to + r * hidden, hidden);
+    }, e.router, routed.scores.data(), e.router.out, false);
+    rows.each(n, [&](long r) {
+      rms_norm(stream + r * hidden, layer.norm2, s.eps, &routed.normed[r * hidden], hidden);
+      choose(&routed.scores[r * e.router.out], e, &routed.chosen[r * e.active], &routed.weights[r * e.active]);
+    });
+    rows.each(e.count, [&](long i) { run_expert(e, i, n, hidden, routed, form, parts(), rows.input, rows.tiles_set); });
+    rows.each(n, [&](long r) {
+      for (int k = 0; k < e.active; k++)
+        for (int i = 0; i < hidden; i += WIDTH) {
+          float* to = stream + r * hidden + i;
+          store(to, load(to) + load(&routed.outputs[(r * e.active + k) * hidden + i]));
+        }
+    });
   }
 
   void work(Member& member) {

@@ -17,6 +17,8 @@ from pathlib import Path
 from chapters.contents import HERE, Chapter, chapter_of, chapters
 from chapters.exercises.progress import Progress
 
+CAPSTONE = "capstone.serve"  # its name among what is solved
+
 
 def table(progress: Progress, folder: Path = HERE) -> str:
     """A line for each chapter: its number, what is solved, how long it takes, and its question."""
@@ -26,6 +28,7 @@ def table(progress: Progress, folder: Path = HERE) -> str:
         marks = "".join("●" if key in solved else "○" for key in keys_of(chapter))
         about = chapter.question or chapter.title
         lines.append(f"{chapter.number:>2}  {marks:<11}  {chapter.minutes:>3} min  {about}")
+    lines.append(f"    {'●' if CAPSTONE in solved else '○':<11}           the capstone: an engine of your own parts")
     return "\n".join(lines)
 
 
@@ -71,18 +74,29 @@ def capstone(progress: Progress, folder: Path) -> int:
     for name, number in work.PARTS.items():
         chapter = chapter_of(number, folder)
         [exercise] = [one for one in chapter.exercises if one.answer == name]
+        print(f"chapter {number}, {name}: ", end="", flush=True)
         [verdict] = verdicts(chapter, exercise.name).values()
+        print("passed" if verdict else verdict, flush=True)
         if verdict:
             parts[name] = getattr(module_of(chapter), name)
+            progress.note(chapter.module_name or "", exercise.name)
         else:
-            missing.append(f"{name} of chapter {number}: {verdict}")
+            missing.append(chapter)
     if missing:
-        print("The capstone is built of four answers, and these are still missing:", *missing, sep="\n  ")
+        print("\nThe capstone is built of these four answers. Write what is missing into")
+        print(*[f"  {one.path}" for one in missing], sep="\n")
+        where = "" if folder == HERE else f" --notebooks {folder}"
+        print(f"save, and run this again. To open the first: python -m chapters{where} open {missing[0].number}")
         return 1
-    for text in work.serve(parts):
-        print(" ", text)
-    progress.note("capstone", "serve")
-    print("Every part of it is yours. That is the course.")
+    print("\nEngines of these parts answer, and the finished engine is asked the same:")
+    try:
+        for request, text in work.serve(parts):
+            print(f"\n{request}\n  {text}")
+    except RuntimeError as error:
+        print(f"\nnot yet · {error}")
+        return 1
+    progress.note(*CAPSTONE.split("."))
+    print("\nEvery part of it is yours. That is the course.")
     return 0
 
 
@@ -124,7 +138,12 @@ def main(arguments: list[str] | None = None) -> int:
         progress.forget()
     print(table(progress, options.notebooks))
     found = next_chapter(progress, options.notebooks)
-    print(f"\nnext: chapter {found[0].number}, {found[0].title}: {found[1]}" if found else "\nall solved; now: capstone")
+    if found:
+        print(f"\nnext: chapter {found[0].number}, {found[0].title}: {found[1]} (python -m chapters open {found[0].number})")
+    elif CAPSTONE not in progress.solved():
+        print("\nnext: the capstone (python -m chapters capstone)")
+    else:
+        print("\nall solved, the capstone, too")
     print(f"noted in {progress.file}")
     return 0
 

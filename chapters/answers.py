@@ -1,7 +1,7 @@
 """A reader's answers, taken out of the notebooks they stand in, so that a check can run in a terminal.
 
-Of a chapter's code cells only imports, functions and classes are taken, in order, and written to one module. Cells that run
-an engine or draw a picture are left alone.
+Of a chapter's code cells only imports, functions, classes and constants are taken, in order, and written to one module. Cells
+that run an engine or draw a picture are left alone.
 """
 
 import ast
@@ -15,12 +15,19 @@ from typing import Any
 from chapters.contents import HERE, Chapter
 from chapters.exercises.verdict import Verdict
 
-KEPT = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+KEPT = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+PLAIN = (ast.Constant, ast.Tuple, ast.List, ast.Set, ast.Dict, ast.UnaryOp, ast.BinOp, ast.operator, ast.unaryop, ast.Load)
+
+
+def is_definition(node: ast.stmt) -> bool:
+    """Whether a statement of a cell belongs to an answer: a definition, or a constant such as `MOST = 8 * 1024`."""
+    constant = isinstance(node, ast.Assign) and all(isinstance(part, PLAIN) for part in ast.walk(node.value))
+    return constant or isinstance(node, KEPT)
 
 
 def definitions(chapter: Chapter) -> str:
-    """The imports, functions and classes of a chapter's cells as the text of a module, each guarded: one that needs something
-    which only a running chapter has (an open engine, say) is left out, and the others stay."""
+    """The imports, functions, classes and constants of a chapter's cells as the text of a module, each guarded: one that needs
+    something which only a running chapter has (an open engine, say) is left out, and the others stay."""
     parts = ["from __future__ import annotations"]
     for source in chapter.sources["code"]:
         try:
@@ -28,7 +35,7 @@ def definitions(chapter: Chapter) -> str:
         except SyntaxError:  # a cell with a magic, or one that is being written
             continue
         for node in tree.body:
-            if isinstance(node, KEPT):
+            if is_definition(node):
                 first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
                 text = "\n".join(source.splitlines()[first - 1:node.end_lineno])
                 body = "\n".join(f"    {line}" if line else "" for line in text.splitlines())

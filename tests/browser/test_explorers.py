@@ -10,7 +10,7 @@ from nanovllm import LLM
 from nanovllm.fleet.simulation import Simulation
 from nanovllm.sampling_params import SamplingParams
 from tests.visualizations import samples
-from visualizations import ParallelCostExplorer, RooflineExplorer
+from visualizations import ParallelCostExplorer, RooflineExplorer, theme
 from visualizations.explorers.block_table import BlockTableExplorer
 from visualizations.explorers.fleet import FleetExplorer
 from visualizations.explorers.graph_timeline import GraphTimelineExplorer
@@ -20,6 +20,7 @@ from visualizations.explorers.monitor import BatchMonitor
 from visualizations.explorers.online_softmax import OnlineSoftmaxExplorer
 from visualizations.explorers.sampler import SamplerExplorer
 from visualizations.explorers.scheduler import SchedulerExplorer
+from visualizations.explorers.speculation import RecordedSpeculation, SpeculationExplorer
 from visualizations.explorers.tensor_record import watch_tensors
 from visualizations.explorers.tensor_xray import TensorXRay
 from visualizations.explorers.token_mask import RecordedMasks, TokenMaskExplorer
@@ -41,6 +42,9 @@ MISPLACED = """() => [...document.querySelectorAll('.nvx-root')].flatMap(root =>
     .map(([b]) => [a, b]));
   return [...out, ...over].map(pair => pair.map(x => x.outerHTML?.slice(0, 120) ?? '').join(' / '));
 })"""
+# What a card says and does not show: cut off, or written over its edge.
+CUT_OFF = """() => [...document.querySelectorAll('.nvx-card, .nvx-card > *')]
+  .filter(node => node.scrollWidth > node.clientWidth + 1).map(node => node.outerHTML.slice(0, 200))"""
 
 
 def run() -> Simulation:
@@ -121,11 +125,24 @@ def token_mask() -> TokenMaskExplorer:
                              lambda i: f" word number {i}" if i % 3 else "\n", step=2)
 
 
+def speculation() -> SpeculationExplorer:
+    """Guesses of which all, some and none are kept, of tokens as long as they get."""
+    p = np.exp(3 * np.cos(np.arange(1500).reshape(5, 300) ** 1.3)).astype(np.float32)
+    p /= p.sum(-1, keepdims=True)
+    steps = [{"drafts": [], "accepted": 0, "drawn": [4], "target": p[:1], "draft": None},
+             {"drafts": [1, 2, 3, 7], "accepted": 4, "drawn": [1, 2, 3, 7, 8], "target": p, "draft": p[1:]},
+             {"drafts": [1, 2, 3, 7], "accepted": 1, "drawn": [1, 5, 3, 7, 8], "target": p, "draft": p[1:]},
+             {"drafts": [9, 2], "accepted": 0, "drawn": [6, 5, 3], "target": p[:3], "draft": p[:2]}]
+    recorded = RecordedSpeculation([1, 2], [4, 1, 2, 3, 7, 8, 1, 5, 6], steps, 1.0)
+    return SpeculationExplorer(recorded, lambda i: f" word number {i}" if i % 3 else "\n", step=2)
+
+
 EXPLORERS = {"online_softmax": online_softmax, "scheduler": scheduler_explorer,
              "sampler": sampler_explorer, "block_table": block_table_explorer,
              "journey": journey_explorer, "tensor_xray": tensor_xray,
              "fleet": fleet_explorer, "graph_timeline": graph_timeline, "parallel_cost": ParallelCostExplorer,
-             "roofline": RooflineExplorer, "token_mask": token_mask, "monitor": batch_monitor}
+             "roofline": RooflineExplorer, "token_mask": token_mask, "monitor": batch_monitor,
+             "speculation": speculation}
 every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
 
 
@@ -136,8 +153,55 @@ def test_fits_its_width_in_its_colours_with_a_name_for_everything(make, show, wi
     assert page.locator(".nvx-root").get_attribute("data-mode") == mode
     assert page.evaluate(SIDEWAYS) is False
     assert page.evaluate(MISPLACED) == []
+    assert page.evaluate(CUT_OFF) == []
     assert page.evaluate(UNQUIET) == []
     assert page.evaluate(UNNAMED) == []
+
+
+@pytest.mark.parametrize("width", [480, 560, 700])
+def test_no_card_loses_what_it_says_on_a_narrow_page(show, width):
+    """JupyterLab in a window of 700 pixels leaves an output some 560; every entry of every tensor is chosen in turn."""
+    page = show(tensor_xray(), width=width)
+    for canvas in ("Tensors with an entry a token", "Tensors with an entry a sequence"):
+        page.get_by_role("img", name=canvas).click(position={"x": 150, "y": 60})
+        for key in 4 * ["ArrowRight"] + 3 * ["ArrowDown"] + 9 * ["ArrowRight"]:
+            page.keyboard.press(key)
+            assert page.evaluate(CUT_OFF) == [] and page.evaluate(SIDEWAYS) is False
+    page = show(block_table_explorer(), width=width)
+    page.focus("canvas[tabindex]")
+    for key in ["Shift+ArrowRight", "Shift+ArrowDown", "ArrowDown", ",", ".", "End", "."]:
+        page.keyboard.press(key)
+        assert page.evaluate(CUT_OFF) == [] and page.evaluate(SIDEWAYS) is False
+
+
+@pytest.mark.parametrize("explorer", [SchedulerExplorer, BlockTableExplorer])
+def test_a_large_cache_is_folded_where_nothing_uses_it(show, explorer):
+    trace, *_ = samples.serve([[30 * i + j for j in range(8)] for i in range(1, 4)], max_tokens=12, num_blocks=2730)
+    page = show(explorer(trace, step=3), width=1000)
+    cache = page.get_by_label("The cache:")
+    box = cache.bounding_box()
+    assert box["height"] < 120
+    seen = set()
+    for x in range(8, int(box["width"]), 12):
+        for y in range(8, int(box["height"]), 12):
+            cache.hover(position={"x": x, "y": y})
+            seen.add(page.inner_text(".nvx-tip"))
+    used = {block for record in trace for block, state in enumerate(record.blocks) if state != "f"}
+    shown = {int(words.split()[1]) for words in seen if words.startswith("Block ")}
+    assert used <= shown and len(shown) < 60, (used, shown)
+    [folded] = [words for words in seen if "stay free" in words]
+    assert folded.startswith(f"Blocks {max(shown) + 1} to 2,729")
+
+
+def test_a_budget_far_out_of_reach_leaves_the_step_visible(show):
+    trace, *_ = samples.serve([[30 * i + j for j in range(8)] for i in range(1, 4)], max_tokens=12, budget=16384)
+    page = show(SchedulerExplorer(trace, step=0), width=1000)
+    middle = """() => { const bar = document.querySelector('.nvx-budget canvas'), at = bar.width * 0.02;
+      return [...bar.getContext('2d').getImageData(at, bar.height / 5, 1, 1).data]; }"""
+    dark = [round(255 * part) for part in theme.prompt_colour(0)]
+    assert all(abs(a - b) < 3 for a, b in zip(page.evaluate(middle)[:3], dark, strict=True))
+    still = SchedulerExplorer(trace).figure().axes[0].texts
+    assert "a budget of 16,384" in " ".join(text.get_text() for text in still).replace("\n", " ")
 
 
 def test_steps_plays_scrubs_and_takes_keys(show):

@@ -5,12 +5,17 @@ import inspect
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from chapters import __main__ as command
+from chapters.answers import definitions
 from chapters.contents import chapter_of, chapters
+from chapters.exercises.ch15 import REPEAT
 from chapters.exercises.progress import VARIABLE, Progress
+from chapters.exercises.verdict import Verdict
+from nanovllm.__main__ import REQUESTS
 from tests.exercises.test_exercises import ROOT
 
 
@@ -67,6 +72,21 @@ def test_a_check_in_the_terminal_is_that_of_the_notebook_and_is_noted(progress, 
     assert command.main(["forget"]) == 0 and progress.solved() == {}
 
 
+def test_an_answer_may_have_constants_and_helpers_beside_it(progress, tmp_path):
+    """A cell's own constants and functions are taken with the answer; what a cell computes when it runs is not."""
+    chapter = chapter_of("02")
+    notebook = json.loads(chapter.path.read_text(encoding="utf-8"))
+    [cell] = [cell for cell in notebook["cells"] if "def slot_mapping(" in "".join(cell["source"])]
+    cell["source"] = ("FIRST, LIST = 2 - 2, []\nnever = print('run')\n\ndef slot(table, i, size):\n"
+                      "    return table[i // size] * size + i % size + FIRST\n\n"
+                      "def slot_mapping(block_table, start, end, block_size):\n"
+                      "    return [slot(block_table, i, block_size) for i in range(start, end)]")
+    (tmp_path / chapter.path.name).write_text(json.dumps(notebook), encoding="utf-8")
+    assert command.main(["--notebooks", str(tmp_path), "check", "02", "slots"]) == 0
+    taken = definitions(chapter_of("02", tmp_path))
+    assert "FIRST, LIST = 2 - 2, []" in taken and "print('run')" not in taken
+
+
 def test_what_is_not_there_is_named(progress, capsys):
     assert command.main(["check", "99"]) == 2 and "'99'" in capsys.readouterr().err
     assert command.main(["check", "04", "nonsense"]) == 2 and "share out a budget" in capsys.readouterr().err
@@ -87,11 +107,32 @@ def test_the_capstone_serves_with_the_readers_own_parts(progress, tmp_path, caps
         solved_copy(number, mine)
     (mine / chapter_of("15").path.name).write_text(chapter_of("15").path.read_text(encoding="utf-8"), encoding="utf-8")
     assert command.main(["--notebooks", str(mine), "capstone"]) == 1
-    assert "Repeats of chapter 15" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "chapter 15, Repeats: not yet" in out and "open 15" in out and str(mine) in out and out.count(": passed\n") == 3
+    assert "capstone.serve" not in progress.solved()
     solved_copy("15", mine)
     assert command.main(["--notebooks", str(mine), "capstone"]) == 0
     out = capsys.readouterr().out
     assert out.count("every text the finished engine's") == 2 and "capstone.serve" in progress.solved()
+    assert all(out.count(f"\n{request}\n  ") == 1 for request in (*REQUESTS, REPEAT))
+    saved = re.search(r"Repeats, .*: (\d+) steps \(the finished engine: (\d+)\)", out)
+    assert saved and int(saved[1]) <= int(saved[2]) - 5  # the drafter is of use in the end
+    command.main([])
+    assert re.search(r"● +the capstone", capsys.readouterr().out)
+
+
+def test_a_capstone_that_says_something_else_is_told_what(progress, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("chapters.answers.verdicts", lambda chapter, only: {only: Verdict("made up", True, "")})
+    own = {"MyScheduler": None, "MyBlocks": None, "MySampler": None, "Repeats": None}
+    monkeypatch.setattr("chapters.answers.module_of", lambda chapter: SimpleNamespace(**own))
+
+    def serve(parts):
+        assert parts == own
+        raise RuntimeError("your engine says 'a', the finished one 'b'")
+
+    monkeypatch.setattr("chapters.exercises.capstone.serve", serve)
+    assert command.main(["capstone"]) == 1
+    assert "not yet · your engine says 'a'" in capsys.readouterr().out and "capstone.serve" not in progress.solved()
 
 
 def test_the_place_of_the_file_is_the_users_own(monkeypatch):

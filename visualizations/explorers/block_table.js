@@ -3,6 +3,7 @@ import { THEME } from "./theme.js";
 import { clamp, count, decodeColour, drawBlock, explorer, font, h, player, promptColour, surface, textOnPhase, tooltip } from "./shared.js";
 import { aboutBlock, blockLooks, headline, held, listed, readRun } from "./run.js";
 import { liveControls } from "./live.js";
+import { aboutFolded, cacheGrid, cellAt, drawFolded } from "./cache_grid.js";
 
 const TABLES_HIGH = 330, ROW_LABEL = 128, TABLE_AXIS = 14;
 const TOKEN_HIGH = 20, TOKEN_ROW = 42, TOKEN_ROWS = 3, TOKENS_READ = 480; // the ribbon shows this many around the chosen one
@@ -102,7 +103,7 @@ export default explorer((context) => {
     return widths.get(text);
   };
   const says = (index) => context.data.says?.[index] ?? headline(run.records[index]);
-  let jump = null, chips = [], cells = [], line = [];
+  let jump = null, chips = [], cells = [], line = [], grid = null;
 
   const tables = surface("block tables", { focusable: true });
   const cache = surface("blocks of the cache", { focusable: true });
@@ -331,20 +332,15 @@ export default explorer((context) => {
     draw.stroke();
   }
 
-  function grid() { // the largest squares with which the whole cache fits
-    const blocks = run.records[0]?.blocks.length ?? 1;
-    let pitch = 36;
-    while (pitch > 9 && Math.ceil(blocks / Math.floor(cache.width / pitch)) * pitch > 300) pitch -= 1;
-    return { pitch, columns: Math.max(1, Math.floor(cache.width / pitch)), blocks };
-  }
-
   function drawCache(at, record, looks) {
-    const { pitch, columns } = grid(), draw = cache.begin();
-    looks.forEach((look, block) => {
+    const { pitch, cells } = grid, draw = cache.begin();
+    for (const cell of cells) {
+      if (cell.folded) { drawFolded(draw, cell, pitch, context.colours); continue; }
+      const look = looks[cell.from];
       if (at.seqId !== null && look.owners.some((owner) => owner.seqId === at.seqId)) look.seqId = at.seqId;
-      look.lit = block === at.block;
-      drawBlock(draw, 3 + (block % columns) * pitch, 3 + Math.floor(block / columns) * pitch, pitch - 5, block, look, context.colours);
-    });
+      look.lit = cell.from === at.block;
+      drawBlock(draw, cell.x + 3, cell.y + 3, pitch - 5, cell.from, look, context.colours);
+    }
     const of = (state) => record.blocks.split(state).length - 1;
     const words = `${held(record)} of ${record.blocks.length} blocks held` + (of("s") ? `, ${of("s")} shared` : "") + (of("c") ? `, ${of("c")} cached` : "");
     cacheHeading.textContent = `The cache: ${words}`;
@@ -402,11 +398,12 @@ export default explorer((context) => {
   };
   root.addEventListener("keydown", (event) => {
     if (event.altKey || event.ctrlKey || event.metaKey || event.target.matches("input:not([type=range]), select, textarea") || event.target.closest(".nvx-live") || !run.records.length) return;
-    const size = run.meta.block_size, blocks = run.records[steps.step].blocks.length, block = now().block ?? -1;
+    const size = run.meta.block_size, shown = grid.cells.filter((cell) => !cell.folded).map((cell) => cell.from);
+    const at = shown.indexOf(now().block), blocks = shown.length;
     const moves = event.shiftKey
       ? { ArrowLeft: () => chooseToken(-1), ArrowRight: () => chooseToken(1), ArrowUp: () => chooseToken(-size), ArrowDown: () => chooseToken(size) }
       : { ArrowUp: () => chooseSequence(-1), ArrowDown: () => chooseSequence(1), Escape: () => choose({}),
-          ",": () => chooseBlock((block - 1 + blocks) % blocks), ".": () => chooseBlock((block + 1) % blocks) };
+          ",": () => chooseBlock(shown[(Math.max(at, 0) - 1 + blocks) % blocks]), ".": () => chooseBlock(shown[(at + 1) % blocks]) };
     if (!moves[event.key]) return;
     event.preventDefault();
     event.stopPropagation(); // the player would take shift with an arrow for an arrow
@@ -417,21 +414,17 @@ export default explorer((context) => {
   const hit = {
     cell: (event) => { const { x, y } = tables.at(event); return cells.find((c) => x >= c.x - 1 && x < c.x + c.pitch - 1 && y >= c.y - 1 && y < c.y + c.pitch - 1); },
     token: (event) => { const { x, y } = ribbon.at(event); return chips.find((c) => x >= c.x && x <= c.x + c.width && y >= c.y && y <= c.y + TOKEN_HIGH); },
-    block: (event) => {
-      const { pitch, columns, blocks } = grid(), { x, y } = cache.at(event), column = Math.floor((x - 1) / pitch);
-      const block = Math.floor((y - 1) / pitch) * columns + column;
-      return column < columns && block >= 0 && block < blocks ? block : undefined;
-    },
+    cached: (event) => { const { x, y } = cache.at(event); return cellAt(grid, x - 1, y - 1); },
     line: (event) => { const { x } = order.at(event); return line.find((entry) => x >= entry.x && x < entry.x + 29)?.block; },
   };
   tables.canvas.addEventListener("click", (event) => { const cell = hit.cell(event); if (cell) choose({ seqId: cell.id, position: cell.logical * run.meta.block_size }); });
   ribbon.canvas.addEventListener("click", (event) => { const found = hit.token(event); if (found && found.position < now().length) choose({ seqId: now().seqId, position: found.position }); });
-  cache.canvas.addEventListener("click", (event) => { const block = hit.block(event); if (block !== undefined) chooseBlock(block); });
+  cache.canvas.addEventListener("click", (event) => { const found = hit.cached(event); if (found && !found.folded) chooseBlock(found.from); });
   order.canvas.addEventListener("click", (event) => { const block = hit.line(event); if (block !== undefined) chooseBlock(block); });
 
   const about = (block) => aboutBlock(block, blockLooks(run, run.records[steps.step])[block], run.meta.block_size);
   tables.canvas.addEventListener("mousemove", (event) => { const cell = hit.cell(event); point(event, cell ? `sequence ${cell.id}, logical block ${cell.logical}: ${about(cell.block)}` : ""); });
-  cache.canvas.addEventListener("mousemove", (event) => { const block = hit.block(event); point(event, block === undefined ? "" : about(block)); });
+  cache.canvas.addEventListener("mousemove", (event) => { const found = hit.cached(event); point(event, !found ? "" : found.folded ? aboutFolded(found) : about(found.from)); });
   order.canvas.addEventListener("mousemove", (event) => { const block = hit.line(event); point(event, block === undefined ? "" : about(block)); });
   ribbon.canvas.addEventListener("mousemove", (event) => {
     const found = hit.token(event), at = now();
@@ -476,9 +469,8 @@ export default explorer((context) => {
       root.style.setProperty("--nvx-side", `${side}px`);
       tables.resize(wide ? inner - side - 20 : inner, 10);
       tables.resize(tables.width, rowsNeeded());
-      cache.resize(side, 10);
-      const { pitch, columns, blocks } = grid();
-      cache.resize(side, Math.ceil(blocks / columns) * pitch + 4);
+      grid = cacheGrid(run.records, side, 300);
+      cache.resize(side, grid.height + 4);
       order.resize(side, 34);
       ribbon.resize(inner, 10);
       ribbon.resize(inner, tokenRows() * TOKEN_ROW);

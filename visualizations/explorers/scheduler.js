@@ -2,6 +2,7 @@
 import { clamp, count, decodeColour, drawBlock, explorer, font, h, phaseColour, player, promptColour, strike, surface, textOnPhase, tooltip } from "./shared.js";
 import { aboutBlock, blockLooks, headline, held, readRun, reasons, tokensOf } from "./run.js";
 import { liveControls } from "./live.js";
+import { aboutFolded, cacheGrid, cellAt, drawFolded } from "./cache_grid.js";
 
 const AXIS = 18, SMALLEST_COLUMN = 3, LARGEST_COLUMN = 30;
 
@@ -18,7 +19,7 @@ export function layout(width, rows, steps, step) {
 
 export default explorer((context) => {
   const { root } = context;
-  let run = readRun(context.data), selected = null, place = null;
+  let run = readRun(context.data), selected = null, place = null, grid = null;
 
   const chart = surface("requests by steps", { focusable: true });
   const cache = surface("blocks of the cache");
@@ -174,23 +175,18 @@ export default explorer((context) => {
     }
   }
 
-  function grid() { // the largest squares with which the whole cache fits
-    const blocks = run.records[0]?.blocks.length ?? 1;
-    let pitch = 36;
-    while (pitch > 9 && Math.ceil(blocks / Math.floor(cache.width / pitch)) * pitch > 400) pitch -= 1;
-    return { pitch, columns: Math.max(1, Math.floor(cache.width / pitch)), blocks };
-  }
-
   function drawCache(record, looks) {
-    const { pitch, columns } = grid(), draw = cache.begin();
-    looks.forEach((look, block) => {
+    const { pitch, cells } = grid, draw = cache.begin();
+    for (const cell of cells) {
+      if (cell.folded) { drawFolded(draw, cell, pitch, context.colours); continue; }
+      const look = looks[cell.from];
       if (selected !== null && look.owners.length) {
         const mine = look.owners.some((owner) => owner.seqId === selected);
         look.dim = !mine;
         if (mine) look.seqId = selected;
       }
-      drawBlock(draw, 2 + (block % columns) * pitch, 2 + Math.floor(block / columns) * pitch, pitch - 4, block, look, context.colours);
-    });
+      drawBlock(draw, cell.x + 2, cell.y + 2, pitch - 4, cell.from, look, context.colours);
+    }
     const shared = record.blocks.split("s").length - 1, cached = record.blocks.split("c").length - 1;
     const words = `${held(record)} of ${record.blocks.length} blocks held` + (shared ? `, ${shared} shared` : "") + (cached ? `, ${cached} cached` : "");
     cacheHeading.textContent = `The cache: ${words}`;
@@ -198,7 +194,9 @@ export default explorer((context) => {
   }
 
   function drawBudget(record) {
-    const draw = bar.begin(), { colours } = context, high = 24, scale = bar.width / record.token_budget;
+    const draw = bar.begin(), { colours } = context, high = 24;
+    const most = Math.max(...run.records.map((one) => tokensOf(one))), whole = !most || record.token_budget <= 8 * most;
+    const scale = bar.width / (whole ? record.token_budget : 4 * most); // of a budget far out of reach only the beginning
     draw.fillStyle = colours.free;
     draw.beginPath();
     draw.roundRect(0, 0, bar.width, high, 4);
@@ -218,7 +216,8 @@ export default explorer((context) => {
       x += wide;
     }
     draw.restore();
-    const used = tokensOf(record), words = used < record.token_budget ? `${record.token_budget - used} unused` : "all used";
+    const used = tokensOf(record), left = (record.token_budget - used).toLocaleString("en");
+    const words = used === record.token_budget ? "all used" : `${left} unused` + (whole ? "" : ", most of them beyond the bar's end");
     draw.fillStyle = colours.muted;
     draw.textAlign = "right";
     draw.font = font(11);
@@ -281,10 +280,9 @@ export default explorer((context) => {
     point(event, id === undefined || index === null ? "" : cellWords(id, index));
   });
   cache.canvas.addEventListener("mousemove", (event) => {
-    const { pitch, columns, blocks } = grid(), { x, y } = cache.at(event);
-    const block = Math.floor(y / pitch) * columns + Math.floor(x / pitch);
-    const record = run.records[steps.step];
-    point(event, record && x < columns * pitch && block < blocks ? aboutBlock(block, blockLooks(run, record)[block], run.meta.block_size) : "");
+    const { x, y } = cache.at(event), cell = cellAt(grid, x, y), record = run.records[steps.step];
+    if (!cell || !record) return point(event, "");
+    point(event, cell.folded ? aboutFolded(cell) : aboutBlock(cell.from, blockLooks(run, record)[cell.from], run.meta.block_size));
   });
   for (const { canvas } of [chart, cache]) canvas.addEventListener("mouseleave", () => point(null, ""));
 
@@ -315,9 +313,8 @@ export default explorer((context) => {
       root.style.setProperty("--nvx-side", `${side}px`);
       const main = wide ? inner - side - 20 : inner;
       chart.resize(main, layout(main, run.ids.length, run.records.length, 0).height);
-      cache.resize(side, 10);
-      const { pitch, columns, blocks } = grid();
-      cache.resize(side, Math.ceil(blocks / columns) * pitch + 4);
+      grid = cacheGrid(run.records, side, 400);
+      cache.resize(side, grid.height + 4);
       bar.resize(inner, 24);
     },
     update(data) {

@@ -8,6 +8,8 @@ from matplotlib.ticker import MaxNLocator
 from visualizations import theme
 from visualizations.explorers.run_explorer import RunExplorer
 
+OUT_OF_REACH = 8  # times the tokens of the fullest step: a budget above is named in the caption instead of drawn
+
 
 class SchedulerExplorer(RunExplorer):
     """Requests against steps, queues, token budget, the blocks of the cache, and the reason for every decision.
@@ -59,12 +61,15 @@ class SchedulerExplorer(RunExplorer):
         prompt, decode = ([getattr(r, f"num_{kind}_tokens") for r in trace] for kind in ("prefill", "decode"))
         budget.bar(steps, decode, 0.92, color=m.muted, alpha=0.45, label="decode")
         budget.bar(steps, prompt, 0.92, decode, color=m.muted, label="prompt")
-        budget.axhline(trace.meta["token_budget"], color=m.ink, linewidth=1, linestyle=(0, (5, 3)))
+        most, limit = max(map(sum, zip(decode, prompt, strict=True)), default=0), trace.meta["token_budget"]
+        reached = not most or limit <= OUT_OF_REACH * most
+        if reached:
+            budget.axhline(limit, color=m.ink, linewidth=1, linestyle=(0, (5, 3)))
         budget.set(xlabel="step", ylabel="tokens", xlim=(steps[0] - 0.7, steps[-1] + 0.7) if steps else (-0.7, 0.7))
         chart.set(ylabel="sequence", ylim=(-0.7, max(len(ids), 1) - 0.3))
         every = max(1, len(ids) // 12)
         chart.set_yticks([rows[i] for i in ids[::every]], [str(i) for i in ids[::every]])
         budget.xaxis.set_major_locator(MaxNLocator(integer=True))
         theme.title(chart, self.label, "Dark: prompt; light: generated; line: waiting; strike: preempted. Below, each step "
-                    "against its token budget (dashed).")
+                    + ("against its token budget (dashed)." if reached else f"and its tokens, of a budget of {limit:,}."))
         return fig

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from visualizations import theme
 from visualizations.explorers.base import Explorer
 
 SHOWN = 6  # of the likeliest tokens of a distribution
+STILL_STEPS = 24
+LETTER_POINTS = 9
+LETTER = 0.602 * LETTER_POINTS / 72  # inches that a letter of the still picture is wide; its x axis counts letters
+BETWEEN, STEP_NUMBER = 1.7, 8.5      # letters between two tokens, and for the number of the step
 
 
 @dataclass
@@ -139,29 +144,35 @@ class SpeculationExplorer(Explorer):
 
     def figure(self) -> Figure:
         """The text, a line for each step: kept guesses in colour, refused ones struck, the model's own token dark."""
-        steps = self.recorded.steps[:14]
-        fig, ax = theme.canvas(None, 9, 0.3 * len(steps) + 1.1)
+        lines = [self._pieces(step) for step in self.recorded.steps[:STILL_STEPS]]
+        longest = max(sum(len(text) + BETWEEN for text, _ in pieces) for pieces in lines)
+        half = (theme.WIDEST - 0.2) / LETTER / 2
+        columns = 2 if len(lines) > 4 and longest + STEP_NUMBER < half else 1
+        rows = ceil(len(lines) / columns)
+        fig, ax = theme.canvas(None, theme.WIDEST, 0.26 * rows + 0.75)
+        theme.no_axes(ax)
         m = theme.mode()
-        for row, s in enumerate(steps):
-            parts = [(token, "kept" if i < s["accepted"] else "struck") for i, token in enumerate(s["drafts"])]
-            parts.insert(s["accepted"], (s["drawn"][s["accepted"]], "own"))
-            x = 0.0
-            for token, kind in parts:
-                text = self._decode(token).replace("\n", "⏎").replace(" ", "·") or "∅"
+        for nth, pieces in enumerate(lines):
+            column, row = divmod(nth, rows)
+            x = column * half
+            ax.text(x, -row, f"step {nth}", fontsize=9, va="center", color=m.muted)
+            x += STEP_NUMBER
+            for text, kind in pieces:
                 colour = theme.prompt_colour(0) if kind == "own" else theme.decode_colour(0)
-                wide = 0.62 * len(text) + 0.7
-                ax.text(x, -row, text, family="DejaVu Sans Mono", fontsize=9, va="center", parse_math=False,
-                        gid=f"{kind}-{row}", color=m.muted if kind == "struck" else theme.text_on(colour),
+                ax.text(x, -row, text, family="DejaVu Sans Mono", fontsize=LETTER_POINTS, va="center", parse_math=False,
+                        gid=f"{kind}-{nth}", color=m.muted if kind == "struck" else theme.text_on(colour),
                         bbox={"facecolor": m.paper if kind == "struck" else colour, "edgecolor": m.line,
                               "linestyle": "-" if kind == "own" else ":", "boxstyle": "round,pad=0.15"})
                 if kind == "struck":
-                    ax.plot([x, x + wide - 0.6], [-row - 0.3, -row + 0.3], color=m.ink, linewidth=1)
-                x += wide + 0.5
-        ax.set(xlim=(-1, 62), ylim=(-len(steps) + 0.4, 0.7))
-        ax.set_yticks([-i for i in range(len(steps))], [f"step {i}" for i in range(len(steps))])
-        ax.set_xticks([])
-        for spine in ax.spines.values():
-            spine.set_visible(False)
-        theme.title(ax, "Guesses, kept and struck",
+                    ax.plot([x - 0.2, x + len(text) + 0.2], [-row, -row], color=m.ink, linewidth=1, zorder=4)
+                x += len(text) + BETWEEN
+        ax.set(xlim=(0, 2 * half), ylim=(0.6 - rows, 0.6))
+        theme.title(ax, self.label,
                     "A line is one step. Light guesses were kept, struck ones refused; dark is the model's own.")
         return fig
+
+    def _pieces(self, step: dict[str, Any]) -> list[tuple[str, str]]:
+        """A step's tokens in the order of the text: (what is written, "kept", "own" or "struck")."""
+        kinds = [(token, "kept" if i < step["accepted"] else "struck") for i, token in enumerate(step["drafts"])]
+        kinds.insert(step["accepted"], (step["drawn"][step["accepted"]], "own"))
+        return [(self._decode(token).replace("\n", "⏎").replace(" ", "·") or "∅", kind) for token, kind in kinds]

@@ -169,11 +169,12 @@ export default explorer((context) => {
   }
 
   const wordOf = (token) => words[token] ?? null;
+  const breakable = (name) => name.split(/(?=\[)/).flatMap((part, i) => (i ? [h("wbr"), part] : [part])); // before an index, if at all
 
   function drawCards(step, entry, about) {
     const t = step.tensors, value = entry.j === undefined ? t[entry.name][entry.i] : t[entry.name][entry.i][entry.j];
     const card = (name, big, small, colour = null) => {
-      const node = h("li", { class: "nvx-card" }, h("span", { class: "nvx-card-name" }, name), h("b", {}, `${big}`), h("span", { class: "nvx-muted" }, small));
+      const node = h("li", { class: "nvx-card" }, h("span", { class: "nvx-card-name" }, ...breakable(name)), h("b", {}, `${big}`), h("span", { class: "nvx-muted" }, small));
       if (colour) node.style.borderColor = colour;
       return node;
     };

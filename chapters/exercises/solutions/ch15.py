@@ -1,15 +1,10 @@
 """Solutions of chapter 15."""
 
+import torch
+
 
 def tokens_per_step(acceptance, k):
     return sum(acceptance**i for i in range(k + 1))
-
-
-def keep(drafts, drawn):
-    kept = 0
-    while kept < len(drafts) and drafts[kept] == drawn[kept]:
-        kept += 1
-    return drawn[:kept + 1]
 
 
 class Repeats:
@@ -30,3 +25,9 @@ class Repeats:
 
     def close(self):
         pass
+
+
+def settle(p, q, guess):
+    if torch.rand(()) * q[guess] < p[guess]:
+        return guess
+    return int(torch.multinomial((p - q).clamp(min=0), 1))

@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
@@ -33,7 +34,8 @@ WASTE_HATCH = "...."
 GREY = "#7b8794"  # whatever belongs to no sequence in particular
 STRIKE_HATCH = "\\\\"
 ROUNDING = 0.14  # of a block one unit wide
-CAPTION_SIZE, BESIDE_CAPTION = 9.5, 1.1  # points; inches that the axis may take to the left of a caption
+TITLE_SIZE, CAPTION_SIZE, BESIDE_CAPTION = 11.5, 9.5, 1.1  # points; inches that the axis may take to the left of a caption
+LEGEND_SIZE, BESIDE_LABEL = 9, 0.65  # points; inches of a handle and the space around it
 WIDEST = 7.8  # inches: at 0.72 of its size (both_modes.READABLE) a figure then fits JupyterLab in a window of 700 pixels
 
 
@@ -139,27 +141,49 @@ def canvas(ax: Axes | None, width: float, height: float, *, widest: float = WIDE
 
 
 def title(ax: Axes, text: str, caption: str) -> None:
-    """A title, and under it the sentence that says what to notice: one line, or two where the figure is too narrow for it."""
+    """A title, and under it the sentence that says what to notice: one line each, or more where the figure is too narrow.
+
+    Called last, when the vertical axis has its labels: what they take is missing beside the words.
+    """
     fig = cast(Figure, ax.get_figure(root=True))
-    lines = _in_lines(caption, max(3.0, fig.get_figwidth() - BESIDE_CAPTION))
-    more = len(lines) - 1
+    room = max(3.0, fig.get_figwidth() - _left_of(ax))
+    titles = _in_lines(text, room, TITLE_SIZE, "bold")
+    lines = _in_lines(caption, max(3.0, min(fig.get_figwidth() - BESIDE_CAPTION, room)), CAPTION_SIZE)
+    more, higher = len(lines) - 1, len(titles) - 1
     if isinstance(fig, TwoModeFigure):
-        fig.set_figheight(fig.get_figheight() + 0.19 * more)
-    ax.set_title(text, loc="left", color=mode().ink, fontsize=11.5, fontweight="bold", pad=23 + 13.5 * more)
+        fig.set_figheight(fig.get_figheight() + 0.19 * more + 0.2 * higher)
+    ax.set_title("\n".join(titles), loc="left", color=mode().ink, fontsize=TITLE_SIZE, fontweight="bold", pad=23 + 13.5 * more)
     ax.annotate("\n".join(lines), (0, 1), (0, 9), xycoords="axes fraction", textcoords="offset points", color=mode().muted,
                 fontsize=CAPTION_SIZE, ha="left", va="bottom", gid="caption")
 
 
-def _in_lines(caption: str, width: float) -> list[str]:
-    """A caption in as many lines of about one length as it needs at `width` inches."""
-    inches = TextPath((0, 0), caption, size=CAPTION_SIZE).get_extents().width / 72
-    count = ceil(inches / width)
-    return [caption] if count <= 1 else wrap(caption, ceil(len(caption) / count * 1.08))
+def _left_of(ax: Axes) -> float:
+    """Inches that the vertical axis takes with its ticks and its label."""
+    ticks = [label.get_text() for label in ax.get_yticklabels()]
+    widths = [0.35 if "$" in tick else _inches(tick, 9) for tick in ticks if tick]  # a power of ten is set as a formula
+    return max(widths, default=0.0) + 0.08 + (0.22 if ax.get_ylabel() else 0.0)
 
 
-def legend(ax: Axes, **where: Any) -> None:
-    """A frameless legend in the mode's ink; `where` are matplotlib's own keywords."""
-    for text in ax.legend(frameon=False, fontsize=9, **where).get_texts():
+def _inches(text: str, size: float, weight: str = "normal") -> float:
+    """How wide a text is when drawn; of several lines, the widest."""
+    font, lines = FontProperties(weight=weight), text.replace("$", "S").split("\n")  # a formula's dollars would be parsed
+    return max((float(TextPath((0, 0), line, size=size, prop=font).get_extents().width) / 72 for line in lines if line.strip()),
+               default=0.0)
+
+
+def _in_lines(text: str, width: float, size: float, weight: str = "normal") -> list[str]:
+    """A sentence in as many lines of about one length as it needs at `width` inches."""
+    count = ceil(_inches(text, size, weight) / width)
+    return [text] if count <= 1 else wrap(text, ceil(len(text) / count * 1.08))
+
+
+def legend(ax: Axes, *, ncols: int = 1, **where: Any) -> None:
+    """A frameless legend in the mode's ink, of at most `ncols` columns; `where` are matplotlib's own keywords."""
+    widths = sorted(_inches(label, LEGEND_SIZE) + BESIDE_LABEL for label in ax.get_legend_handles_labels()[1])
+    room = cast(Figure, ax.get_figure(root=True)).get_figwidth() - _left_of(ax)
+    while ncols > 1 and sum(widths[-ncols:]) > room:
+        ncols -= 1
+    for text in ax.legend(frameon=False, fontsize=LEGEND_SIZE, ncols=ncols, **where).get_texts():
         text.set_color(mode().ink)
 
 

@@ -35,6 +35,22 @@ def test_prefix_tree_has_a_node_a_block_and_a_branch_where_prompts_part():
     assert "13 blocks of prompts are 8 blocks of memory" in caption(fig)
 
 
+@pytest.mark.parametrize("blocks", [6, 8, 30])
+def test_a_deep_prefix_tree_fits_the_page_and_says_what_it_leaves_out(blocks):
+    head = list(range(4 * (blocks - 1)))
+    _, manager, sequences = samples.serve([head + [200 + i] * 4 for i in range(2)], max_tokens=2, num_blocks=64)
+    fig = v.plot_prefix_tree(manager, sequences, decode=lambda ids: " ".join(samples.WORDS[i % 16] for i in ids))
+    assert fig.get_figwidth() <= theme.WIDEST
+    assert f"{2 * blocks} blocks of prompts are {blocks + 1} blocks of memory" in caption(fig)
+    drawn = len([t for t in texts(fig) if t.isdigit()])
+    left_out = [int(t.split()[0]) for t in texts(fig) if t.endswith(" more")]
+    assert drawn + sum(left_out) == blocks + 1 and bool(left_out) == (blocks == 30)
+    fig.draw_without_rendering()
+    boxes = [t.get_window_extent() for t in fig.axes[0].texts if t.get_gid() in ("text", "leaf")]
+    assert boxes and all(box.x1 <= fig.bbox.x1 + 2 for box in boxes)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_prefix_tree_of_an_empty_cache_says_so():
     _, manager, sequences = samples.shared()
     manager.reset_prefix_cache()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
+import visualizations as v
 from visualizations import theme
 
 # Viénot, Brettel and Mollon 1999, on linear RGB: how the two common kinds of colour blindness see.
@@ -59,3 +60,35 @@ def test_text_can_be_read_on_paper(mode):
 def test_colours_repeat_after_the_last():
     assert theme.sequence_colour(len(theme.HUES)) == theme.sequence_colour(0)
     assert len(set(theme.HUES)) == len(theme.HUES)
+
+
+def stays_on_the_page(fig, artist):
+    box, page = artist.get_window_extent(), fig.bbox
+    return box.x0 >= -2 and box.x1 <= page.x1 + 2 and box.y0 >= -2 and box.y1 <= page.y1 + 2
+
+
+def test_a_long_title_and_a_caption_beside_long_labels_are_broken_into_lines():
+    work = "256 requests, 100 to 1024 in and out"
+    title = "Decode attention, recorded on some card, on some day, at a commit that has a long name, too"
+    fig = v.plot_side_by_side({work: {"one of them": 80.0, "another": 64.0}}, unit="% of the limit", limit=100, title=title)
+    fig.draw_without_rendering()
+    (ax,) = fig.axes
+    drawn, (caption,) = ax._left_title, [t for t in ax.texts if t.get_gid() == "caption"]
+    assert drawn.get_text().count("\n") == 1 and stays_on_the_page(fig, drawn) and stays_on_the_page(fig, caption)
+    assert drawn.get_window_extent().y0 > caption.get_window_extent().y1 - 1  # neither lies on the other
+
+
+def test_a_price_in_a_label_is_measured_and_not_read_as_a_formula():
+    fig = v.plot_side_by_side({"$1 to $2": {"us": 1.0}, "a $ and $ x_": {"us": 2.0}}, unit="$", first="us")
+    fig.draw_without_rendering()
+    assert stays_on_the_page(fig, fig.axes[0]._left_title)
+
+
+def test_a_legend_takes_as_many_rows_as_it_needs():
+    parts = {name: 1.0 for name in ("attention", "matrix products", "the draw", "everything else", "what the host adds",
+                                    "GPU waits for the host")}
+    fig = v.plot_step_parts({"this engine": parts})
+    for _ in range(2):  # the layout settles in the second pass; saving a figure makes both
+        fig.draw_without_rendering()
+    legend = fig.axes[0].get_legend()
+    assert len(legend.get_texts()) == 6 and all(stays_on_the_page(fig, text) for text in legend.get_texts())

@@ -10,10 +10,11 @@ from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.sequence import Sequence
 from visualizations import theme
 
-COLUMN = 2.3  # widths of a block from one to the next
+COLUMN, NARROWEST = 2.3, 1.45  # widths of a block from one to the next: where there is room, and at least
+LEAF = 2.1  # widths that the last block takes, with who ends there
 ROW = 1.35
 SCALE = 0.62  # inches for a block's width
-LONGEST = 17  # letters of a block's text
+LONGEST = 17  # letters of a block's text at the full distance
 
 
 class _Node:
@@ -22,13 +23,14 @@ class _Node:
         self.seq_ids: list[int] = []
         self.children: dict[int, _Node] = {}
         self.siblings: list[list[int]] = []  # tokens of the blocks that stand at the same fork, its own included
-        self.row = 0.0
+        self.row = self.x = 0.0
+        self.left_out = 0  # blocks between this one and its child that are not drawn
 
 
 @theme.in_both_modes
 def plot_prefix_tree(block_manager: BlockManager, sequences: Iterable[Sequence], *,
                      decode: Callable[[list[int]], str] | None = None, ax: Axes | None = None) -> Figure:
-    """The cached blocks that `sequences` would find, as a tree: one column a logical block, a branch where prompts differ.
+    """The cached blocks that `sequences` would find, as a tree: a column per logical block, a branch where prompts differ.
 
     sequences: running, waiting or finished ones; the tree holds what `find_cached_prefix` finds for each of them.
     decode: token ids -> text, written under each block. Shared blocks are hatched and counted by their references.
@@ -42,18 +44,45 @@ def plot_prefix_tree(block_manager: BlockManager, sequences: Iterable[Sequence],
             node.seq_ids.append(seq.seq_id)
     nodes: list[_Node] = []
     num_rows = _assign_rows(root, 0, nodes)
-    depth = max((node.depth for node in nodes), default=0)
-    fig, ax = theme.canvas(ax, max(6.5, min(12.4, SCALE * (depth * COLUMN + 2.1))), SCALE * 1.35 * max(num_rows, 1) + 0.75,
-                           widest=12.4)
-    for node in nodes:
-        _draw(ax, block_manager, node, decode)
-    theme.no_axes(ax)
-    ax.set(xlim=(-0.15, depth * COLUMN + 1.9), ylim=(-num_rows * ROW + 0.75, 1.0), aspect="equal", anchor="NW")
     stored, asked = len(nodes), sum(len(node.seq_ids) for node in nodes)
+    columns, distance = _columns(nodes)
+    last = max(columns.values(), default=0)
+    fig, ax = theme.canvas(ax, max(6.5, SCALE * (last * distance + LEAF)), SCALE * 1.35 * max(num_rows, 1) + 0.75)
+    for node in nodes:
+        node.x = columns[node.depth] * distance
+    for node in nodes:
+        _draw(ax, block_manager, node, decode, int(LONGEST * distance / COLUMN))
+    theme.no_axes(ax)
+    ax.set(xlim=(-0.15, last * distance + LEAF - 0.2), ylim=(-num_rows * ROW + 0.75, 1.0), aspect="equal", anchor="NW")
     theme.title(ax, f"The prefix tree (1 block = {size} tokens)",
                 f"{asked} blocks of prompts are {stored} blocks of memory: every block before a fork is stored once."
                 if stored else "Nothing is cached yet: a block enters the tree when it is full.")
     return fig
+
+
+def _columns(nodes: list[_Node]) -> tuple[dict[int, int], float]:
+    """({depth: its column}, widths of a block between two columns), so that the tree fits a page.
+
+    A deep tree is drawn closer. Where that is not enough, the inside of stretches without a fork or an end is left out of
+    `nodes`, and the block before it counts what is missing.
+    """
+    room = theme.WIDEST / SCALE - LEAF
+    depths = sorted({node.depth for node in nodes})
+    if len(depths) > 1 + room / NARROWEST:
+        parents = {id(child): node for node in nodes for child in node.children.values()}
+        plain = [len(node.children) == 1 and id(node) in parents and len(parents[id(node)].children) == 1 for node in nodes]
+        dull = {depth for depth in depths if all(plain[i] for i, node in enumerate(nodes) if node.depth == depth)}
+        dull -= {depth for depth in dull if {depth - 1, depth + 1}.isdisjoint(dull)}  # one block is no longer than its absence
+        for node in [node for node in nodes if node.depth in dull]:
+            parent, (child,) = parents[id(node)], node.children.values()
+            del parent.children[node.block]
+            parent.children[child.block] = child
+            parents[id(child)] = parent
+            parent.left_out += 1 + node.left_out
+            nodes.remove(node)
+        depths = [depth for depth in depths if depth not in dull]
+    steps = max(1, len(depths) - 1)
+    return {depth: column for column, depth in enumerate(depths)}, max(NARROWEST, min(COLUMN, room / steps))
 
 
 def _assign_rows(node: _Node, row: int, nodes: list[_Node]) -> int:
@@ -69,16 +98,18 @@ def _assign_rows(node: _Node, row: int, nodes: list[_Node]) -> int:
     return row
 
 
-def _draw(ax: Axes, block_manager: BlockManager, node: _Node,
-          decode: Callable[[list[int]], str] | None) -> None:
+def _draw(ax: Axes, block_manager: BlockManager, node: _Node, decode: Callable[[list[int]], str] | None, letters: int) -> None:
     m = theme.mode()
-    x, y = node.depth * COLUMN, -node.row * ROW
+    x, y = node.x, -node.row * ROW
     owner = node.seq_ids[0]
     for child in node.children.values():
-        middle, bottom, end = y + 0.43, -child.row * ROW + 0.43, child.depth * COLUMN
-        bend = x + 0.86 + 0.8 * (COLUMN - 0.86)  # beyond the end of its text
+        middle, bottom, end = y + 0.43, -child.row * ROW + 0.43, child.x
+        bend = x + 0.86 + 0.8 * (end - x - 0.86)  # beyond the end of its text
         ax.plot([x + 0.86, bend, bend, end], [middle, middle, bottom, bottom], color=m.muted, linewidth=1.2, zorder=0,
                 gid=f"edge-{node.block}-{child.block}", solid_joinstyle="round")
+        if node.left_out:
+            ax.text((x + 0.86 + end) / 2, middle, f"{node.left_out} more", fontsize=7.5, va="center", ha="center",
+                    color=m.muted, gid="left-out", bbox=dict(facecolor=m.paper, edgecolor="none", pad=0.6))
     theme.draw_block(ax, x, y, node.block, state=block_manager.block_state(node.block), colour=theme.prompt_colour(owner),
                      references=max(1, block_manager.ref_counts[node.block]))
     if decode:
@@ -87,7 +118,7 @@ def _draw(ax: Axes, block_manager: BlockManager, node: _Node,
         words = list(takewhile(lambda column: len(set(column)) == 1, zip(*(text.split() for text in texts))))
         alike = sum(len(column[0]) + 1 for column in words) if len(texts) > 1 else 0
         text = ("…" if alike else "") + " ".join(decode(node.tokens).split())[alike:]
-        text = text if len(text) <= LONGEST else text[:LONGEST - 1] + "…"
+        text = text if len(text) <= letters else text[:letters - 1] + "…"
         ax.text(x, y - 0.1, text, fontsize=7.5, va="top", ha="left", color=m.muted, gid="text", parse_math=False)
     if not node.children:
         who = ", ".join(str(i) for i in dict.fromkeys(node.seq_ids))

@@ -37,12 +37,13 @@ def plot_side_by_side(works: Mapping[str, Mapping[str, float]], *, unit: str, be
             ax.barh(y, value, 0.84, color=colour, gid=f"{name}-{work}")
             told = (words or {}).get(work, {}).get(name) or (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}")
             ax.annotate(f"{name}  {told}", (value, y), (5, 0), textcoords="offset points", va="center", fontsize=8.5,
-                        color=m.ink, fontweight="bold" if name == first else "normal", parse_math=False)
+                        color=m.ink, fontweight="bold" if name == first else "normal", parse_math=False,
+                        bbox=None if limit is None else dict(facecolor=m.paper, edgecolor="none", pad=0.6))
             y -= 1.0
         middles.append((top + y + 1) / 2)
         y -= 0.65
     if limit is not None:
-        ax.axvline(limit, color=m.ink, linewidth=1.1, linestyle=(0, (5, 3)), gid="limit")
+        ax.axvline(limit, color=m.ink, linewidth=1.1, linestyle=(0, (5, 3)), gid="limit", zorder=0)
     ax.set_yticks(middles, list(works), color=m.ink, parse_math=False)
     ax.tick_params(axis="y", length=0)
     ax.set(xlabel=f"{unit} ({better} is better)", xlim=(0, max(highest * 1.32, (limit or 0) * 1.06)), ylim=(y + 1.1, 0.6))

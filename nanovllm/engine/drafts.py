@@ -69,7 +69,7 @@ def num_accepted(drafts: list[int], drawn: list[int]) -> int:
 def kept_tokens(item: ScheduledSequence, drawn: list[int]) -> list[int]:
     """Of the tokens drawn for an item, those that its sequence takes: the drafts that were right, and the token behind them."""
     item.seq.num_pending_drafts = 0
-    return drawn[:num_accepted(item.draft_token_ids, drawn) + 1]
+    return drawn[:num_accepted(item.draft_token_ids, drawn) + 1] if item.draft_token_ids else drawn
 
 
 def roll_back_refused(item: ScheduledSequence, num_kept: int, manager: BlockManager) -> None:

@@ -102,6 +102,7 @@ def test_rows_that_allow_fewer_tokens_than_top_k(device, top_k, capacity):
         same(logits, rules(top_k, top_p, min_p, 4, device), Cut(tile=128, few=16, capacity=capacity))
 
 
+@pytest.mark.unmeasured
 def test_what_is_drawn_without_filters_stays_where_they_leave_it_and_else_is_drawn_again(device):
     """A flat row of 3,000 tokens has more candidates than there is room for, so top-p and min-p go through all of it."""
     logits = (0.05 * torch.randn(12, 3000)).to(device)

@@ -33,6 +33,7 @@ def test_padded_steps_draw_the_same_tokens(tmp_path, device, settings):
     assert serve(folder, True, device=device, **settings) == serve(folder, False, device=device, **settings)
 
 
+@pytest.mark.unmeasured
 def test_a_prompt_that_comes_while_others_draft_shares_a_padded_step_with_their_drafts(tmp_path, device):
     """Drafts are a chunk to the graph, as a prompt is: such a step is one replay, and the draws behind it."""
     folder = str(random_checkpoint(tmp_path))

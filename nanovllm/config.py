@@ -210,7 +210,8 @@ def load_hf_config(folder: Path, needs_weights: bool = True, max_model_len: int 
     file = folder if is_gguf(folder) else folder / "config.json"
     values = gguf_config(folder) if is_gguf(folder) else _config_json(folder)
     architectures = values.get("architectures", [])
-    family = model_class(architectures if isinstance(architectures, list) else [architectures])
+    values["architectures"] = architectures if isinstance(architectures, list) else [architectures]
+    family = model_class(values["architectures"])
     if needs_weights and not is_gguf(folder):
         if method := quantization_method(folder, values):
             raise CheckpointError(f"{folder}: its weights are quantized ({method}), which is not implemented; "

@@ -21,7 +21,7 @@ def model_class(architectures: Iterable[str]) -> type["Qwen3ForCausalLM"]:
     Raises CheckpointError, naming those that are, when none is.
     """
     architectures = list(architectures)
-    known = [name for name in architectures if name in ARCHITECTURES]
+    known = [name for name in architectures if isinstance(name, str) and name in ARCHITECTURES]
     check(bool(known), "architectures", architectures, f"one of {', '.join(ARCHITECTURES)}",
           "use a checkpoint of one of these families", error=CheckpointError)
     family = import_module(f"nanovllm.models.{ARCHITECTURES[known[0]]}")

@@ -125,6 +125,8 @@ def changed(folder, without=(), **values):
     ("Llama", {}, dict(partial_rotary_factor=0.5), "partial_rotary_factor=0.5"),
     ("Llama", {}, dict(rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0}), "rope_type='longrope'"),
     ("Llama", {}, dict(rope_parameters={"rope_type": "linear", "rope_theta": 1e4}), "factor"),
+    ("Qwen3", {}, dict(architectures=[["Qwen3ForCausalLM"]]), r"architectures=\[\[.*must be one of"),
+    ("Qwen3", {}, dict(architectures={"a": 1}), r"architectures=\[\{.*must be one of"),
     # Values of the wrong kind, and such as contradict each other: by their names, and not as somebody's TypeError.
     ("Qwen3Moe", {}, dict(num_experts_per_tok="2"), "num_experts_per_tok='2'"),
     ("Qwen3Moe", {}, dict(num_experts=4.0), "num_experts=4.0"),
@@ -156,6 +158,12 @@ def test_what_is_not_implemented_is_refused_by_name_before_memory_is_taken(famil
     folder = changed(random_checkpoint(tmp_path, family=family, **overrides), **change)
     with pytest.raises(ValueError, match=message):
         Config(folder, device="cpu")
+
+
+def test_one_architecture_need_not_be_a_list(tmp_path):
+    folder = changed(random_checkpoint(tmp_path), architectures="Qwen3ForCausalLM")
+    with LLM(folder, device="cpu") as llm:
+        assert llm.generate([[1, 2]], SamplingParams(max_tokens=2, ignore_eos=True), use_tqdm=False)[0].token_ids
 
 
 def test_within_its_window_a_model_needs_not_slide(tmp_path):

@@ -9,6 +9,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signature is enough; docstrings say shapes and units
 nb_execution_mode = "off"  # the committed outputs are shown; the tests run every chapter
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # outputs that are Markdown may hold tables, which the default does not know
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 2  # the README leads to its own headings
 nb_ipywidgets_js = {}  # explorers bring what they need (see build.py); the default would come from a CDN

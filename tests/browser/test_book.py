@@ -1,5 +1,6 @@
 """The book as a reader has it: built from the committed chapters, opened from a folder, with the network cut off."""
 
+import re
 import subprocess
 
 import pytest
@@ -117,6 +118,13 @@ def test_every_control_of_every_explorer_of_every_chapter_does_something(book, r
                 idle[f"{chapter.stem}, explorer {place}"] = found
         assert reader.locator(".nvx-live :enabled").count() == 0  # what needs a kernel is greyed
     assert idle == {}
+
+
+def test_tables_that_cells_put_out_are_tables(book):
+    """A table in an output is Markdown: where it is not known as one, its bars stand in the page as text."""
+    pages = {page.name: page.read_text(encoding="utf-8") for page in book.glob("[0-9AB]*.html")}
+    assert [name for name, text in pages.items() if re.search(r"<p>\s*\|", text)] == []
+    assert sum(text.count("<table") for text in pages.values()) > 60
 
 
 def test_code_does_not_scroll_sideways_at_1400(book, reader):

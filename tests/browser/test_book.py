@@ -140,9 +140,11 @@ def test_code_does_not_scroll_sideways_at_1400(book, reader):
 def test_the_landing_page_leads_to_the_readme_and_to_the_repository(book, reader):
     reader.goto((book / "index.html").as_uri())
     reader.locator("article p a[href='readme.html']").click()
+    reader.wait_for_url("**/readme.html")
     assert reader.locator("article h1").inner_text().startswith("nano-vllm, the course")
     assert reader.locator("article a[href='04_scheduler.html']").count() == 1
     reader.locator("article a[href='readme-zh.html']").click()
+    reader.wait_for_url("**/readme-zh.html")
     assert reader.locator("article a[href='04_scheduler.html']").count() == 1
 
 

@@ -109,7 +109,7 @@ def contents_table(chapters: list[Path]) -> str:
 def course_map() -> str:
     """The picture of the course: the rooms that a prompt goes through."""
     saved = plot_journey()._repr_mimebundle_()
-    return saved["text/html"]
+    return " ".join(saved["text/html"].split())  # on one line: an empty one, as in its alt text, would end the HTML in Markdown
 
 
 def with_figures(notebook):

@@ -52,7 +52,8 @@ def test_every_chapter_is_there_and_needs_nothing_from_outside(book, reader):
         _, question, minutes = row.locator("td").all_inner_texts()
         assert question.endswith("?") or chapter.stem.startswith("B_")
         assert 5 <= int(minutes) <= 60
-    assert reader.locator("article .nvx-figure img.nvx-light").evaluate("img => img.naturalWidth") > 500
+    for mode in ("light", "dark"):  # the map of the course
+        assert reader.locator(f"article .nvx-figure > img.nvx-{mode}").evaluate("img => img.naturalWidth") > 500
     for chapter, title in zip(pages, titles):
         reader.goto((book / f"{chapter.stem}.html").as_uri())
         assert title.partition(" · ")[2] in reader.locator("article h1").inner_text()

@@ -31,6 +31,9 @@ class SamplingParams:
     presence_penalty, frequency_penalty: taken from the logits of tokens in the output, once, or as often as they
         occurred; in [-2, 2], 0 is off.
     logit_bias: {token id: a number in [-100, 100]}, added to the logits.
+    allowed_token_ids: draw no other tokens than these; None is every one.
+    bad_words: texts that must not be written: the last token of each is not drawn behind the others, at the beginning of a
+        word; inside a longer token they go unnoticed. bad_words_ids: the same as token ids.
     max_tokens, min_tokens: most and fewest tokens to generate; before min_tokens no stop string counts, and no token
         that would end the request is drawn.
     ignore_eos: do not end at the model's end-of-sequence tokens.
@@ -43,6 +46,7 @@ class SamplingParams:
     structured_outputs: the shape that the text must have; see `StructuredOutputsParams`. It ends with "stop" when it has it
         and nothing can follow, whatever `min_tokens` and `ignore_eos` say.
     skip_special_tokens: leave the tokenizer's special tokens out of the text.
+    cache_salt: share cached blocks of the prompt only with requests of the same salt; see `SaltedSequence`.
 
     Numbers may be numpy's or torch's, lists may be arrays: they are kept as Python's own.
 
@@ -69,6 +73,10 @@ class SamplingParams:
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     structured_outputs: StructuredOutputsParams | None = None
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    cache_salt: str | None = None
 
     def __new__(cls, *args: Any, **fields: Any) -> Self:
         check_keywords("SamplingParams", fields, cls.__dataclass_fields__, error=InvalidRequest)
@@ -78,9 +86,12 @@ class SamplingParams:
         for name in self.__dataclass_fields__:
             object.__setattr__(self, name, plain(getattr(self, name)))
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
-        for name, value in (("stop", stop), ("stop_token_ids", self.stop_token_ids or ())):
-            check_request(isinstance(value, (list, tuple, set, frozenset)), name, value, "a list", "pass a list")
-            object.__setattr__(self, name, tuple(map(plain, value)))
+        for name, value in (("stop", stop), ("stop_token_ids", self.stop_token_ids or ()),
+                            ("allowed_token_ids", self.allowed_token_ids), ("bad_words", self.bad_words or ()),
+                            ("bad_words_ids", self.bad_words_ids or ())):
+            if value is not None:
+                check_request(isinstance(value, (list, tuple, set, frozenset)), name, value, "a list", "pass a list")
+                object.__setattr__(self, name, tuple(map(plain, value)))
         if self.logit_bias is not None:
             check_request(isinstance(self.logit_bias, Mapping), "logit_bias", self.logit_bias, "a dict from token id to number",
                           "pass {token_id: bias}")
@@ -110,7 +121,13 @@ class SamplingParams:
     @property
     def changes_scores(self) -> bool:
         """Whether a logits processor has work to do."""
-        return (self.penalized or self.logit_bias is not None or self.min_tokens > 0 or self.structured_outputs is not None)
+        return (self.penalized or self.forbids_words or self.logit_bias is not None or self.min_tokens > 0
+                or self.structured_outputs is not None)
+
+    @property
+    def forbids_words(self) -> bool:
+        """Whether some tokens are forbidden for good, or behind others."""
+        return self.allowed_token_ids is not None or bool(self.bad_words_ids)
 
     @property
     def filtered(self) -> bool:
@@ -121,7 +138,8 @@ class SamplingParams:
     def draws_from_logits(self) -> bool:
         """Whether logits, a mask, temperature, filters and a random number are all that a draw takes; none is reported."""
         waits_for_min_tokens = self.min_tokens > 0 and self.structured_outputs is None  # else the mask says it
-        return not (self.penalized or self.logit_bias is not None or waits_for_min_tokens or self.logprobs is not None)
+        return not (self.penalized or self.forbids_words or self.logit_bias is not None or waits_for_min_tokens
+                    or self.logprobs is not None)
 
     def ending_tokens(self, eos_token_ids: Iterable[int]) -> set[int]:
         """The tokens that end this request, given the model's own."""
@@ -148,6 +166,15 @@ class SamplingParams:
                           "pass {token_id: bias}")
             check_request(is_number(bias) and -100 <= bias <= 100, f"logit_bias[{shown(token)}]", bias, "in [-100, 100]",
                           "-100 all but forbids a token, 100 all but forces it")
+        allowed = self.allowed_token_ids
+        check_request(allowed is None or (len(allowed) > 0 and all(is_int(t) and t >= 0 for t in allowed)), "allowed_token_ids",
+                      allowed, "None or one token id or more", "leave it out to allow every token")
+        check_request(all(isinstance(word, str) and word.strip() for word in self.bad_words), "bad_words", self.bad_words,
+                      "texts of at least one character that is no space", "pass a list of texts")
+        words = tuple(tuple(word) if isinstance(word, (list, tuple)) else word for word in self.bad_words_ids)
+        check_request(all(isinstance(word, tuple) and word and all(is_int(t) and t >= 0 for t in word) for word in words),
+                      "bad_words_ids", self.bad_words_ids, "lists of one token id or more", "pass [[id, ...], ...]")
+        object.__setattr__(self, "bad_words_ids", words)
 
     def _check_end(self) -> None:
         check_request(is_int(self.max_tokens) and self.max_tokens >= 1, "max_tokens", self.max_tokens,
@@ -158,6 +185,8 @@ class SamplingParams:
                       "token ids, 0 or more", "pass a list of ints")
         check_request(all(isinstance(s, str) and s for s in self.stop), "stop", self.stop, "texts of at least one character",
                       "pass a text or a list of texts")
+        check_request(self.cache_salt is None or (isinstance(self.cache_salt, str) and self.cache_salt != ""), "cache_salt",
+                      self.cache_salt, "None or a text of at least one character", "leave it out to share with everybody")
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
             check_request(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False", "pass a bool")
 

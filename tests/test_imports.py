@@ -37,7 +37,8 @@ FLOORS = [
     {"visualizations.__main__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-WITHOUT_TORCH = ("nanovllm.engine.sequence", "nanovllm.engine.block_manager", "nanovllm.engine.scheduler",
+WITHOUT_TORCH = ("nanovllm.engine.sequence", "nanovllm.engine.salted_sequence", "nanovllm.engine.block_manager",
+                 "nanovllm.engine.scheduler",
                  "nanovllm.engine.sequence_queues", "nanovllm.engine.sequence_drafts", "nanovllm.engine.step_in_flight",
                  "nanovllm.engine.scheduled_batch", "nanovllm.engine.listener", "nanovllm.engine.decode_rows",
                  "nanovllm.engine.draft_rows", "nanovllm.engine.drafts_control", "nanovllm.engine.drafts_ngram",

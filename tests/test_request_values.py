@@ -148,12 +148,13 @@ def test_numpys_and_torchs_numbers_are_kept_as_pythons():
     plainly = SamplingParams(temperature=0.5, max_tokens=9, top_k=5, top_p=0.5, min_p=0.25, seed=3, min_tokens=2, n=2,
                              repetition_penalty=1.5, presence_penalty=0.5, frequency_penalty=0.5, logprobs=2,
                              prompt_logprobs=1, stop_token_ids=[5, 6], logit_bias={3: 1.0}, ignore_eos=True,
-                             skip_special_tokens=False, include_stop_str_in_output=True, stop=["a", "b"])
+                             skip_special_tokens=False, include_stop_str_in_output=True, stop=["a", "b"],
+                             allowed_token_ids=[7, 8], bad_words=["c"], bad_words_ids=[[9, 10], [11, 12]], cache_salt="d")
     for make in (np.asarray, torch.tensor):
         brought = {}
         for field in fields(SamplingParams):
             value = getattr(plainly, field.name)
-            if field.name == "stop":
+            if field.name in ("stop", "bad_words", "cache_salt"):
                 brought[field.name] = np.array(value)
             elif field.name == "logit_bias":
                 brought[field.name] = MappingProxyType({np.int64(3): make(1.0)})

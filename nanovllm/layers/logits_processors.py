@@ -1,7 +1,10 @@
 """What changes the scores before temperature and filters: bias, tokens forbidden for now, penalties, and grammars' masks."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -51,12 +54,16 @@ class LogitsProcessors:
 
     The order is vLLM's and transformers': bias and forbidden tokens, then penalties. Masks come last, over whatever these did.
     bias: rows, tokens [num_entries] int64 and values [num_entries] float32, added; -inf forbids a token.
+    behind: likewise, 0 or -inf, of words that must not be written and have been begun; a token may be there twice.
+    allowed: of the rows that may draw some tokens only.
     bitmask: of the rows whose text must have a shape. It is put here only once the logits are being computed.
     """
 
     bias: tuple[Tensor, Tensor, Tensor] | None = None
     penalties: Penalties | None = None
     bitmask: TokenBitmask | None = None
+    allowed: TokenBitmask | None = None
+    behind: tuple[Tensor, Tensor, Tensor] | None = None
 
     @classmethod
     def from_rows(cls, params: list[SamplingParams], histories: list[list[int]], num_prompt_tokens: list[int],
@@ -68,16 +75,20 @@ class LogitsProcessors:
         """
         device = last_tokens.device
         bias, penalized = [], []
+        limited = [row for row, p in enumerate(params) if p.allowed_token_ids is not None]
+        begun = [(row, last, token) for row, p in enumerate(params) for last, token in _begun_words(
+            p.bad_words_ids, histories[row], num_prompt_tokens[row])]
         for row, p in enumerate(params):
-            if p.logit_bias or p.min_tokens:
+            if p.logit_bias or p.min_tokens or p.bad_words_ids:
                 num_output = len(histories[row]) + 1 - num_prompt_tokens[row]
                 changes = dict(p.logit_bias or {})
                 if num_output < p.min_tokens and p.structured_outputs is None:  # else the mask says it
                     changes |= dict.fromkeys(p.ending_tokens(eos_token_ids), float("-inf"))
+                changes |= {word[0]: float("-inf") for word in p.bad_words_ids if len(word) == 1}
                 bias += [(row, token, value) for token, value in changes.items()]
             if p.penalized:
                 penalized.append(row)
-        if not bias and not penalized:
+        if not (bias or penalized or limited or begun):
             return None
         processors = cls()
         if bias:
@@ -85,6 +96,14 @@ class LogitsProcessors:
             processors.bias = (torch.tensor(rows, dtype=torch.int64, device=device),
                                torch.tensor(tokens, dtype=torch.int64, device=device),
                                torch.tensor(values, dtype=torch.float32, device=device))
+        if begun:
+            owner, last, token = torch.tensor(begun, dtype=torch.int64, device=device).unbind(1)
+            forbidden = torch.zeros(len(begun), dtype=torch.float32, device=device)
+            processors.behind = owner, token, forbidden.masked_fill_(last_tokens[owner] == last, float("-inf"))
+        if limited:
+            bits = np.stack([_bits(params[row].allowed_token_ids or (), vocab_size) for row in limited])
+            processors.allowed = TokenBitmask(torch.tensor(limited, dtype=torch.int64, device=device),
+                                              torch.from_numpy(bits).to(device, non_blocking=True))
         if penalized:
             processors.penalties = _penalties(penalized, params, histories, num_prompt_tokens, last_tokens, vocab_size)
         return processors
@@ -99,11 +118,34 @@ class LogitsProcessors:
         if self.bias is not None:
             rows, tokens, values = self.bias
             scores[rows, tokens] += values
+        if self.behind is not None:
+            rows, tokens, values = self.behind
+            scores.index_put_((rows, tokens), values, accumulate=True)
         if self.penalties is not None:
             self.penalties.apply(scores)
-        if self.bitmask is not None:
-            self.bitmask.apply(scores, self.bitmask.rows, self.bitmask.bits)
+        for mask in (self.allowed, self.bitmask):
+            if mask is not None:
+                mask.apply(scores, mask.rows, mask.bits)
         return scores
+
+
+def _begun_words(words: tuple[tuple[int, ...], ...], history: list[int], num_prompt_tokens: int) -> list[tuple[int, int]]:
+    """Of words of several tokens that the output may be about to end: (the token before the last, the last).
+
+    history: prompt and output but for the last token, which only the device knows: there it is compared with the first of
+    the two. A word counts that stands in the output from its first token on.
+    """
+    longest, output = len(history) - num_prompt_tokens + 2, history[num_prompt_tokens:]
+    return [(word[-2], word[-1]) for word in words
+            if 2 <= len(word) <= longest and output[len(output) + 2 - len(word):] == list(word[:-2])]
+
+
+@lru_cache(maxsize=64)
+def _bits(tokens: tuple[int, ...], vocab_size: int) -> npt.NDArray[np.int32]:
+    """One bit per token, as `apply_bitmask` wants them: [ceil(vocab_size / 32)] int32. Not to be written to."""
+    bits = np.zeros(-(-vocab_size // 32) * 32, np.uint8)
+    bits[list(tokens)] = 1
+    return np.packbits(bits, bitorder="little").view(np.int32)
 
 
 def _penalties(penalized: list[int], params: list[SamplingParams], histories: list[list[int]], num_prompt_tokens: list[int],

@@ -20,7 +20,8 @@ def worst_batch(num_rows: int, longest: int, vocab_size: int, device: torch.devi
     history = torch.zeros(num_rows, longest, dtype=torch.int64, device=device)
     penalties = Penalties(rows, history, torch.ones_like(history, dtype=torch.bool), column(1.1), column(0.1), column(0.1))
     bits = torch.full((num_rows, -(-vocab_size // 32)), -1, dtype=torch.int32, device=device)
-    processors = LogitsProcessors((rows, torch.zeros_like(rows), column(1.0)[:, 0]), penalties, TokenBitmask(rows, bits))
+    processors = LogitsProcessors((rows, torch.zeros_like(rows), column(1.0)[:, 0]), penalties, TokenBitmask(rows, bits),
+                                  TokenBitmask(rows, bits.clone()))
     filters = Filters(rows, torch.full((num_rows, 1), 50, dtype=torch.int64, device=device), column(0.9), column(0.01))
     return SamplingBatch(column(0.8)[:, 0], rows, rows, filters, processors)
 

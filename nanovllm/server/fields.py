@@ -64,6 +64,19 @@ def _stop_strings(value: Any) -> list[str]:
     return texts
 
 
+def _bad_words(value: Any) -> list[str]:
+    words = _stop_strings(value)
+    if isinstance(value, str) or not all(word.strip() for word in words):
+        raise ValueError("must be a list of texts that are not spaces alone")
+    return words
+
+
+def _cache_salt(value: str | None) -> str | None:
+    if value and not is_text(value):
+        raise ValueError("must be a text")
+    return value or None
+
+
 def _prompts(value: Any) -> list[str | list[int]]:
     """Every prompt as a text or a list of token ids."""
     if is_text(value) or _is_token_ids(value):
@@ -108,6 +121,9 @@ MessageContent = Annotated[Any, AfterValidator(lambda value: None if value is No
     "anyOf": [_TEXT, {"type": "array", "items": {"type": "object", "required": ["type", "text"],
                                                  "properties": {"type": {"const": "text"}, "text": _TEXT}}},
               {"type": "null"}]})]
+BadWords = Annotated[Any, AfterValidator(_bad_words), WithJsonSchema({"anyOf": [{"type": "null"}, {
+    "type": "array", "items": _TEXT | {"pattern": r"\S"}, "maxItems": MAX_STOP_STRINGS}]})]
+CacheSalt = Annotated[str | None, Field(max_length=MAX_STOP_CHARACTERS), AfterValidator(_cache_salt)]
 TokenIds = Annotated[list[int], BeforeValidator(_not_too_many)]
 Metadata = Annotated[dict[str, str], BeforeValidator(_not_too_many)]
 LogitBias = Annotated[dict[str, float], BeforeValidator(_not_too_many)]

@@ -11,7 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nanovllm.errors import InvalidRequest
 from nanovllm.sampling_params import MAX_LOGPROBS, SamplingParams
-from nanovllm.server.fields import LogitBias, Metadata, Only, Prompts, Seed, StopStrings, TokenIds, limits
+from nanovllm.server.fields import (
+    BadWords,
+    CacheSalt,
+    LogitBias,
+    Metadata,
+    Only,
+    Prompts,
+    Seed,
+    StopStrings,
+    TokenIds,
+    limits,
+)
 from nanovllm.server.shape_protocol import ResponseFormat, StructuredOutputs, named_by_client, shape_of
 from nanovllm.serving.sampling_defaults import SamplingDefaults
 from nanovllm.utils.checks import check
@@ -75,7 +86,8 @@ class GenerationRequest(TextRequest):
 
     SAMPLING: ClassVar[tuple[str, ...]] = (
         "temperature", "top_p", "n", "seed", "presence_penalty", "frequency_penalty", "top_k", "min_p", "repetition_penalty",
-        "min_tokens", "ignore_eos", "skip_special_tokens", "include_stop_str_in_output")
+        "min_tokens", "ignore_eos", "skip_special_tokens", "include_stop_str_in_output", "allowed_token_ids", "bad_words",
+        "cache_salt")
     default_max_tokens: ClassVar[int] = NO_LIMIT
 
     max_tokens: Annotated[int | None, limits(minimum=0)] = None
@@ -92,6 +104,9 @@ class GenerationRequest(TextRequest):
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     add_special_tokens: bool | None = None
     request_id: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")] | None = None
+    allowed_token_ids: TokenIds | None = None
+    bad_words: BadWords = None
+    cache_salt: CacheSalt = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     response_format: ResponseFormat = None
@@ -103,9 +118,6 @@ class GenerationRequest(TextRequest):
     early_stopping: Annotated[bool | None, Only(False)] = None
     spaces_between_special_tokens: Annotated[bool | None, Only(True)] = None
     truncation_side: Annotated[str | None, Only("left")] = None
-    bad_words: Annotated[list[str] | None, Only([])] = None
-    allowed_token_ids: Annotated[list[int] | None, Only()] = None
-    cache_salt: Annotated[str | None, Only("")] = None
 
     @property
     def tokens_wanted(self) -> tuple[str, int | None]:
@@ -137,7 +149,8 @@ class GenerationRequest(TextRequest):
         for key in self.logit_bias or ():
             check(key.isdecimal() and key.isascii(), "logit_bias", key, "token ids as keys", 'pass {"50": -100}')
         bias = {int(key): value for key, value in (self.logit_bias or {}).items()}
-        for name, tokens in (("stop_token_ids", self.stop_token_ids or ()), ("logit_bias", bias)):
+        for name, tokens in (("stop_token_ids", self.stop_token_ids or ()), ("logit_bias", bias),
+                             ("allowed_token_ids", self.allowed_token_ids or ())):
             for token in tokens:
                 check(0 <= token < vocab_size, name, token, f"in [0, {vocab_size}), the model's vocabulary", "leave it out")
         if self.stream_options is not None:

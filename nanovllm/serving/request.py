@@ -6,18 +6,19 @@ from itertools import pairwise
 
 from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.sequence import Sequence
-from nanovllm.errors import InvalidRequest, RequestFailed
+from nanovllm.errors import RequestFailed
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput, Timings, Usage
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.serving.bad_words import with_bad_words_ids
 from nanovllm.serving.chat import encode
 from nanovllm.serving.detokenizer import IncrementalDetokenizer
 from nanovllm.serving.grammar_matcher import GrammarMatcher
 from nanovllm.serving.grammars import GrammarCompiler
 from nanovllm.serving.stop_strings import StopStrings
 from nanovllm.serving.tokenizer import Tokenizer, require_tokenizer
-from nanovllm.utils.checks import check_request
+from nanovllm.utils.checks import check_characters, check_request
 from nanovllm.utils.interrupts import uninterrupted
-from nanovllm.utils.numbers import as_token_ids, plain, shown
+from nanovllm.utils.numbers import as_token_ids, plain
 
 
 @dataclass(slots=True)
@@ -54,6 +55,7 @@ class Request:
         # By name: when its file is edited in a notebook's session, autoreload gives what was made before another class.
         check_request(type(params).__name__ == "SamplingParams", "sampling_params", params, "SamplingParams",
                       "pass a SamplingParams")
+        params = with_bad_words_ids(params, tokenizer)
         self.engine, self.tokenizer, self.params, self.priority = engine, tokenizer, params, plain(priority)
         self.prompt = str(prompt) if isinstance(prompt, str) else None
         self.prompt_token_ids = self._encode(prompt) if isinstance(prompt, str) else as_token_ids(prompt)
@@ -149,12 +151,7 @@ class Request:
     def _encode(self, text: str) -> list[int]:
         check_request(text != "", "prompt", text, "at least one character", "pass a non-empty prompt")
         tokenizer = require_tokenizer(self.tokenizer, self.engine.config.model, "a text prompt")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(f"prompt={shown(text)}: must be characters, and the one at {error.start} is half of a "
-                                 "surrogate pair, which stands for nothing alone; decode the text again with "
-                                 "errors='replace'.") from None
+        check_characters("prompt", text)
         return encode(tokenizer, text)
 
 

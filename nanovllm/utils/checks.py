@@ -20,6 +20,15 @@ def check_request(ok: bool, name: str, value: object, limit: str, remedy: str) -
     check(ok, name, value, limit, remedy, error=InvalidRequest)
 
 
+def check_characters(name: str, text: str) -> None:
+    """Raise InvalidRequest for half of a surrogate pair, which JSON and Python can spell and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"{name}={shown(text)}: must be characters, and the one at {error.start} is half of a surrogate "
+                             "pair, which stands for nothing alone; decode the text again with errors='replace'.") from None
+
+
 def check_keywords(owner: str, given: Iterable[str], known: Iterable[str], *,
                    error: type[NanoVLLMError] = InvalidArgument) -> None:
     """Raise `error` for a keyword that `owner` does not take, naming the nearest one that it does."""

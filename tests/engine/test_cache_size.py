@@ -16,7 +16,8 @@ from nanovllm.layers.sampling_memory import sample_worst
 from nanovllm.speculative_config import SpeculativeConfig
 
 OPTIONS = [dict(top_k=50), dict(top_p=0.9), dict(min_p=0.05), dict(repetition_penalty=1.2), dict(presence_penalty=0.5),
-           dict(frequency_penalty=0.5), dict(logit_bias={3: 1.0}), dict(logprobs=20), dict(min_tokens=2, stop_token_ids=[1, 2])]
+           dict(frequency_penalty=0.5), dict(logit_bias={3: 1.0}), dict(logprobs=20), dict(min_tokens=2, stop_token_ids=[1, 2]),
+           dict(allowed_token_ids=list(range(5, 900))), dict(bad_words_ids=[[4], [4, 5], [7, 5]])]
 EVERYTHING = {name: value for option in OPTIONS for name, value in option.items()}
 
 

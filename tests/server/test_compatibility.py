@@ -44,8 +44,9 @@ def events(server, path, body) -> list[dict]:
     {"spaces_between_special_tokens": True}, {"truncate_prompt_tokens": None}, {"add_special_tokens": False}, {"n": 1},
     {"prompt_logprobs": None}, {"top_k": -1}, {"top_k": 2**31 - 1}, {"min_tokens": 0}, {"ignore_eos": False}, {"min_p": 0},
     {"modalities": ["text"]}, {"audio": None}, {"function_call": "none"}, {"functions": None}, {"user": None},
-    {"cache_salt": None}, {"allowed_token_ids": None}, {"mm_processor_kwargs": None}, {"kv_transfer_params": None},
-    {"return_token_ids": False}, {"request_id": None}, {"max_completion_tokens": None}, {"model": None},
+    {"cache_salt": None}, {"cache_salt": ""}, {"bad_words": None}, {"allowed_token_ids": None},
+    {"mm_processor_kwargs": None}, {"kv_transfer_params": None}, {"return_token_ids": False}, {"request_id": None},
+    {"max_completion_tokens": None}, {"model": None},
 ])
 def test_what_asks_for_nothing_changes_nothing(server, neutral):
     plain = chat(server)["choices"]

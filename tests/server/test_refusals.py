@@ -39,8 +39,7 @@ def post(server, path, **request):
     ("truncate_prompt_tokens", 0, "-1 or from 1"), ("truncate_prompt_tokens", -2, "greater than or equal to -1"),
     ("truncate_prompt_tokens", 10**20, "-1 or from 1"), ("request_id", "a b", "pattern"), ("request_id", "", "at least 1"),
     ("use_beam_search", True, "does not offer it"), ("length_penalty", 1.5, "does not offer it"),
-    ("bad_words", ["fox"], "does not offer it"), ("allowed_token_ids", [1], "does not offer it"),
-    ("cache_salt", "x", "does not offer it"), ("structured_outputs", {"regx": "a"}, "leave 'regx' out"),
+    ("structured_outputs", {"regx": "a"}, "leave 'regx' out"),
     ("prompt_logprobs", 21, "0 to 20"), ("prompt_logprobs", -1, "0 to 20"), ("guided_json", {}, "unknown field"),
 ])
 def test_a_bad_field_of_a_completion_is_named(server, field, value, says):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter
 
 from nanovllm.tracing.trace import Trace
@@ -52,7 +53,8 @@ def plot_latencies(latencies: Mapping[str, Sequence[float]], *, ax: Axes | None 
                     gid=f"p{share * 100:.0f}-{name}")
             shown = f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
             ax.annotate(shown, (value, share), (7, -11 if share > 0.9 else 0), textcoords="offset points",
-                        fontsize=9, color=m.ink, va="center")
+                        fontsize=9, color=m.ink, va="center", zorder=4,
+                        path_effects=[withStroke(linewidth=3, foreground=m.paper)])
         words.append(f"{name} {np.median(values):.3g} ms")
     ax.set(xscale="log", xlabel="milliseconds", ylabel="share of them this short", ylim=(0, 1.04))
     low, high = min(v[0] for v in given.values()), max(v[-1] for v in given.values())

@@ -46,6 +46,8 @@ def plot_slot_scatter(slot_mapping: Sequence[int], block_size: int, *, owners: S
             if slot in held:
                 ax.add_patch(Rectangle((x + slot % block_size + 0.08, -deep - size / 2), 0.84, size, linewidth=0, alpha=0.45,
                                        facecolor=theme.decode_colour(held[slot]), gid=f"held-{slot}"))
+    box, digits = 0.84 * min(step, 1.0) * 9 / width, len(str(max(*slots, len(slots))))  # inches
+    small = min(8.0, 72 * box / (0.66 * digits))
     for i, (slot, owner) in enumerate(zip(slots, owners, strict=True)):
         shade = (theme.decode_colour if owner in light else theme.prompt_colour)(owner)
         x = left + step * (i + 0.5)
@@ -59,13 +61,13 @@ def plot_slot_scatter(slot_mapping: Sequence[int], block_size: int, *, owners: S
         ax.plot([x, to], [-size / 2 - 0.1 * unit, -deep + size / 2 + 0.1 * unit], color=theme.sequence_colour(owner),
                 linewidth=1.1, gid=f"line-{slot}")
         if len(slots) <= NUMBERED:
-            ax.text(x, 0, str(i), ha="center", va="center", fontsize=8, color=theme.text_on(shade))
+            ax.text(x, 0, str(i), ha="center", va="center", fontsize=small, color=theme.text_on(shade))
     if len(blocks) * block_size <= NUMBERED:
         written = {slot: theme.text_on((theme.decode_colour if owner in light else theme.prompt_colour)(owner))
                    for slot, owner in zip(slots, owners, strict=True)}
         for block, x in place.items():
             for slot in range(block * block_size, (block + 1) * block_size):
-                ax.text(x + slot % block_size + 0.5, -deep, str(slot), ha="center", va="center", fontsize=8,
+                ax.text(x + slot % block_size + 0.5, -deep, str(slot), ha="center", va="center", fontsize=small,
                         color=written.get(slot, m.muted if slot not in held else m.ink))
     theme.no_axes(ax)
     ax.set_yticks([0, -deep], ["tokens of\nthe step", "slots of\nthe cache"], color=m.ink)

@@ -34,8 +34,12 @@ def plot_stretches(memories: Mapping[str, Sequence[tuple[int, int, int, int]]], 
                                    hatch=theme.WASTE_HATCH, gid=f"reserved-{row}"))
             ax.add_patch(Rectangle(box, used, HEIGHT, facecolor=colour, linewidth=0, gid=f"used-{row}"))
             ax.add_patch(Rectangle(box, length, HEIGHT, facecolor="none", edgecolor=m.muted, linewidth=0.8))
-            if used > num_slots / 60:
+            wide = num_slots * (0.5 + len(str(seq_id))) / 110  # what the number takes
+            if used > wide:
                 ax.text(start + used / 2, -row, str(seq_id), ha="center", va="center", fontsize=9, color=theme.text_on(colour))
+            elif length > wide:
+                ax.text(start + length / 2, -row, str(seq_id), ha="center", va="center", fontsize=9, color=m.ink,
+                        bbox={"facecolor": m.paper, "linewidth": 0, "pad": 1})
         gaps.append(num_slots - at)
         longest, free = max(gaps), sum(gaps)
         ax.add_patch(Rectangle((0, -row - HEIGHT / 2), num_slots, HEIGHT, facecolor=m.free, linewidth=0, zorder=0.5))

@@ -11,9 +11,10 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 from visualizations.explorers.base import Explorer
 
-STILL_TOKENS = 22
+STILL_TOKENS = 14
 STILL_SEQUENCES = 8
-STILL_BLOCKS = 14
+STILL_BLOCKS = 8
+LETTERS = 6  # of a word
 
 
 class TensorXRay(Explorer):
@@ -56,7 +57,7 @@ class TensorXRay(Explorer):
         rows = min(len(one["sequences"]), STILL_SEQUENCES)
         fig, ax = theme.canvas(None, 12.2, 0.27 * (rows + 9.5))
         theme.no_axes(ax)
-        ax.set(xlim=(-3.6, STILL_TOKENS + 0.6), ylim=(-(rows + 7.2), 1.1))
+        ax.set(xlim=(-2.9, STILL_TOKENS + 0.6), ylim=(-(rows + 7.2), 1.1))
         self._draw_tokens(ax, one)
         self._draw_sequences(ax, one, rows)
         theme.title(ax, self.label, "Above, an entry for each token; below, one for each sequence; -1 is a slot that is not "
@@ -71,7 +72,8 @@ class TensorXRay(Explorer):
         for column, seq in enumerate(owners[:STILL_TOKENS]):
             token, position, slot = (tensors[name][column] for name in ("input_ids", "positions", "slot_mapping"))
             shade = theme.phase_colour(seq["seq_id"], "prefill" if position < seq["num_prompt_tokens"] else "decode")
-            word = self._words.get(token, f"#{seq['seq_id']}").strip()[:6] or "·"
+            word = self._words.get(token, f"#{seq['seq_id']}").strip() or "·"
+            word = word if len(word) <= LETTERS else word[:LETTERS - 1] + "…"
             ax.add_patch(Rectangle((column - 0.46, -0.4), 0.92, 0.8, facecolor=shade, edgecolor="none"))
             ax.text(column, 0, word, ha="center", va="center", fontsize=7.5, color=theme.text_on(shade), parse_math=False)
             for row, value in enumerate((token, position, slot), 1):
@@ -82,7 +84,7 @@ class TensorXRay(Explorer):
     def _draw_sequences(self, ax: Axes, one: dict[str, Any], rows: int) -> None:
         m, tensors, size = theme.mode(), one["tensors"], one["block_size"]
         top = -5.3
-        heads = ((1.2, "cu_seqlens_q"), (3.9, "context_lens"), (5.4, "block_tables"))
+        heads = ((0.9, "cu_seqlens_q"), (3.4, "context_lens"), (5.4, "block_tables"))
         for x, name in heads:
             side = "left" if name == "block_tables" else "center"
             ax.text(x, top + 0.1, name, ha=side, va="center", fontsize=9, color=m.muted)
@@ -91,8 +93,8 @@ class TensorXRay(Explorer):
             ax.text(-0.5, y, f"sequence {seq['seq_id']}", ha="right", va="center", fontsize=9, color=m.ink)
             begin, end = tensors["cu_seqlens_q"][row:row + 2]
             context = tensors["context_lens"][row]
-            ax.text(1.2, y, f"{begin} … {end}", ha="center", va="center", fontsize=8.5, color=m.ink)
-            ax.text(3.9, y, f"{context}", ha="center", va="center", fontsize=8.5, color=m.ink)
+            ax.text(0.9, y, f"{begin} … {end}", ha="center", va="center", fontsize=8.5, color=m.ink)
+            ax.text(3.4, y, f"{context}", ha="center", va="center", fontsize=8.5, color=m.ink)
             colour = theme.prompt_colour(seq["seq_id"])
             for logical, block in enumerate(tensors["block_tables"][row][:STILL_BLOCKS]):
                 held = logical * size < context
@@ -100,6 +102,8 @@ class TensorXRay(Explorer):
                                              edgecolor="none"))
                 ax.text(5.83 + logical, y, f"{block}", ha="center", va="center", fontsize=8,
                         color=theme.text_on(colour) if held else m.muted)
+            if len(tensors["block_tables"][row]) > STILL_BLOCKS:
+                ax.text(5.5 + STILL_BLOCKS, y, "…", ha="left", va="center", fontsize=10, color=m.muted)
         last = ", ".join(map(str, tensors["last_rows"][:12])) + (" …" if len(tensors["last_rows"]) > 12 else "")
         more = len(one["sequences"]) - rows
         ax.text(-0.5, top - 1.1 - rows, "last_rows", ha="right", va="center", fontsize=9, color=m.muted)

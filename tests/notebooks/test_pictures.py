@@ -24,7 +24,7 @@ WIDEST = round(theme.WIDEST * 100) + 4  # pixels of a figure; at both_modes.READ
 WIDEST_STILL = 1000  # of an explorer, shown only where no JavaScript runs
 # Timings from a quiet machine, drawn before figures were this narrow and broke their titles into lines: how many problems a
 # chapter may have until such cells are run anew on a quiet machine.
-TO_BE_MEASURED_ANEW = {"08_attention": 2, "11_cuda_graphs": 2, "12_engine": 3, "14_performance": 4}
+TO_BE_MEASURED_ANEW: dict[str, int] = {}
 
 
 def pictures(chapter: Path):

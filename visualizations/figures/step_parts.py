@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from nanovllm.utils.checks import check
 from visualizations import theme
@@ -46,7 +47,8 @@ def plot_step_parts(steps: Mapping[str, Mapping[str, float]], *, waiting: str = 
     ax.set_yticks([-y for y in range(len(steps))], list(steps), color=m.ink, parse_math=False)
     ax.tick_params(axis="y", length=0)
     ax.set(xlabel="milliseconds", xlim=(0, longest * 1.14), ylim=(-len(steps) + 0.4, 0.6))
-    theme.legend(ax, loc="upper left", bbox_to_anchor=(0, -0.24 - 0.16 / len(steps)), ncols=6)
+    below = ax.transAxes + ScaledTranslation(0, -0.45, fig.dpi_scale_trans)  # inches: under the axis's own words
+    theme.legend(ax, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, ncols=6)
     most = max(steps, key=lambda name: steps[name].get(waiting, 0.0) / sum(steps[name].values()))
     share = steps[most].get(waiting, 0.0) / sum(steps[most].values())
     caption = "Parts that follow one another."

@@ -14,27 +14,30 @@ from .verdict import check, require
 
 @check("the chain")
 def check_block_names(block_names):
-    """block_names(tokens, block_size) -> one name per full block, equal exactly when everything up to its end is."""
+    """block_names(tokens, block_size, salt) -> one name per full block, equal exactly when the salt and everything up to its
+    end are."""
     seen: dict = {}
     draw = random.Random(0)
-    for _ in range(300):
-        size = 4
+    for _ in range(400):
+        size, salt = 4, draw.choice(("", "", "1", "a", "a1"))
         tokens = draw.choices((1, 11, 111), k=draw.randrange(18))  # written without a mark between them, they are confused
-        names = list(block_names(list(tokens), size))
+        names = list(block_names(list(tokens), size, salt))
         require(not any(isinstance(name, int) for name in names), f"{names[:1]}: a number of 64 bits, such as Python's `hash`, "
                 "is no safe name: two prompts that meet in it can be looked for, and found. Use blake2b.")
         require(len(names) == len(tokens) // size, f"{len(tokens)} tokens in blocks of {size}: {len(tokens) // size} full "
                                                    f"blocks, but {len(names)} names. Only full blocks have one.")
         for i, name in enumerate(names):
-            past = tuple(tokens[:(i + 1) * size])
+            past = (salt, tuple(tokens[:(i + 1) * size]))
             other = seen.setdefault(name, past)
-            hint = f"{list(other)} and {list(past)} got the same name for their last block."
-            if other[-size:] == past[-size:]:
+            hint = f"{list(other[1])} and {list(past[1])} got the same name for their last block."
+            if other[0] != past[0]:
+                hint += f" The first has the salt {other[0]!r}, the second {past[0]!r}: they must not meet, in no block."
+            elif other[1][-size:] == past[1][-size:]:
                 hint += " Its tokens agree, what comes before does not."
             require(other == past, hint)
     names = {past: name for name, past in seen.items()}
     require(len(names) == len(seen), "the same prompt got two different names in two calls.")
-    return f"300 prompts, {len(seen)} different blocks, no two confused"
+    return f"400 prompts, {len(seen)} different blocks, no two confused"
 
 
 @check("admission")

@@ -63,7 +63,7 @@ def test_a_check_in_the_terminal_is_that_of_the_notebook_and_is_noted(progress, 
     assert capsys.readouterr().out.count("still to be written") == 3 and progress.solved() == {}
     solved_copy("02", tmp_path / "mine")
     assert command.main(["--notebooks", str(tmp_path / "mine"), "check", "02", "slots"]) == 0
-    assert capsys.readouterr().out.startswith("passed · slots") and list(progress.solved()) == ["ch02.check_slot_mapping"]
+    assert capsys.readouterr().out.startswith("passed · slots") and list(progress.solved()) == ["ch02.check_slot_runs"]
     assert command.main(["--notebooks", str(tmp_path / "mine"), "check", "02"]) == 0
     assert len(progress.solved()) == 3
     capsys.readouterr()
@@ -76,11 +76,13 @@ def test_an_answer_may_have_constants_and_helpers_beside_it(progress, tmp_path):
     """A cell's own constants and functions are taken with the answer; what a cell computes when it runs is not."""
     chapter = chapter_of("02")
     notebook = json.loads(chapter.path.read_text(encoding="utf-8"))
-    [cell] = [cell for cell in notebook["cells"] if "def slot_mapping(" in "".join(cell["source"])]
+    [cell] = [cell for cell in notebook["cells"] if "def slot_runs(" in "".join(cell["source"])]
     cell["source"] = ("FIRST, LIST = 2 - 2, []\nnever = print('run')\n\ndef slot(table, i, size):\n"
                       "    return table[i // size] * size + i % size + FIRST\n\n"
-                      "def slot_mapping(block_table, start, end, block_size):\n"
-                      "    return [slot(block_table, i, block_size) for i in range(start, end)]")
+                      "def slot_runs(block_table, start, end, block_size):\n    runs = []\n"
+                      "    for i in range(start, end):\n        at = slot(block_table, i, block_size)\n"
+                      "        if runs and at == sum(runs[-1]):\n            runs[-1] = (runs[-1][0], runs[-1][1] + 1)\n"
+                      "        else:\n            runs.append((at, 1))\n    return runs")
     (tmp_path / chapter.path.name).write_text(json.dumps(notebook), encoding="utf-8")
     assert command.main(["--notebooks", str(tmp_path), "check", "02", "slots"]) == 0
     taken = definitions(chapter_of("02", tmp_path))

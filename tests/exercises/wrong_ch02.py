@@ -1,14 +1,23 @@
 """Plausible wrong answers to chapter 02: name of the check -> answers that must fail it, each with a hint of its own."""
 
-from chapters.exercises.solutions.ch02 import MyBlocks
+from chapters.exercises.solutions.ch02 import MyBlocks, slot_runs
 
 
 def looks_up_one_block(block_table, start, end, block_size):
-    return [block_table[0] * block_size + p for p in range(start, end)]
+    return [(block_table[0] * block_size + start, end - start)]
 
 
 def forgets_the_last(block_table, start, end, block_size):
-    return [block_table[p // block_size] * block_size + p % block_size for p in range(start, end - 1)]
+    return slot_runs(block_table, start, end - 1, block_size)
+
+
+def slots_of_the_chapter(block_table, start, end, block_size):
+    return [block_table[p // block_size] * block_size + p % block_size for p in range(start, end)]
+
+
+def a_run_for_each_block(block_table, start, end, block_size):
+    return [run for at in range(start, end) if at == start or at % block_size == 0
+            for run in slot_runs(block_table, at, min(end, at - at % block_size + block_size), block_size)]
 
 
 class TakesBeforeItChecks(MyBlocks):
@@ -95,7 +104,7 @@ def copies_everything(manager, parent, child):
 
 
 WRONG = {
-    "check_slot_mapping": (looks_up_one_block, forgets_the_last),
+    "check_slot_runs": (looks_up_one_block, forgets_the_last, slots_of_the_chapter, a_run_for_each_block),
     "check_manager": (TakesBeforeItChecks, CountsFromNothing, NeverGivesBack, RoundsDown, ShrinksTooFar,
                       ShrinksTheTableOnly, BlocksOfTheChapter),
     "check_fork": (shares_the_last_block_too, counts_no_reference, copies_everything),

@@ -1,24 +1,34 @@
 """Plausible wrong answers to chapter 03: name of the check -> answers that must fail it, each with a hint of its own."""
 
-
-def names_without_a_past(tokens, block_size):
-    return [tuple(tokens[i:i + block_size]) for i in range(0, len(tokens) - block_size + 1, block_size)]
+from chapters.exercises.solutions.ch03 import block_names
 
 
-def names_the_last_piece_too(tokens, block_size):
-    return [tuple(tokens[:i + block_size]) for i in range(0, len(tokens), block_size)]
+def names_without_a_past(tokens, block_size, salt):
+    return [(salt, *tokens[i:i + block_size]) for i in range(0, len(tokens) - block_size + 1, block_size)]
 
 
-def sums_the_past(tokens, block_size):
-    return [sum(tokens[:i + block_size]) for i in range(0, len(tokens) - block_size + 1, block_size)]
+def names_the_last_piece_too(tokens, block_size, salt):
+    return [(salt, *tokens[:i + block_size]) for i in range(0, len(tokens), block_size)]
 
 
-def names_by_pythons_hash(tokens, block_size):
-    return [hash(tuple(tokens[:i + block_size])) for i in range(0, len(tokens) - block_size + 1, block_size)]
+def sums_the_past(tokens, block_size, salt):
+    return [(salt, sum(tokens[:i + block_size])) for i in range(0, len(tokens) - block_size + 1, block_size)]
 
 
-def joins_without_a_mark(tokens, block_size):
-    return ["".join(map(str, tokens[:i + block_size])) for i in range(0, len(tokens) - block_size + 1, block_size)]
+def names_by_pythons_hash(tokens, block_size, salt):
+    return [hash((salt, *tokens[:i + block_size])) for i in range(0, len(tokens) - block_size + 1, block_size)]
+
+
+def joins_without_a_mark(tokens, block_size, salt):
+    return [salt + "".join(map(str, tokens[:i + block_size])) for i in range(0, len(tokens) - block_size + 1, block_size)]
+
+
+def salts_the_first_block_only(tokens, block_size, salt):
+    return [(salt if i == 0 else "", *tokens[:i + block_size]) for i in range(0, len(tokens) - block_size + 1, block_size)]
+
+
+def chain_of_the_chapter(tokens, block_size, salt):
+    return block_names(tokens, block_size, "")
 
 
 def computes_nothing(num_tokens, num_found, block_size):
@@ -63,7 +73,7 @@ def returns_an_index(blocks):
 
 WRONG = {
     "check_block_names": (names_without_a_past, names_the_last_piece_too, sums_the_past, names_by_pythons_hash,
-                          joins_without_a_mark),
+                          joins_without_a_mark, salts_the_first_block_only, chain_of_the_chapter),
     "check_admit": (computes_nothing, computes_the_last_block, stores_what_it_computes),
     "check_choose_victim": (evicts_the_oldest_of_all, evicts_the_newest, takes_the_first, is_no_better_than_lru,
                             forgets_when, returns_an_index),

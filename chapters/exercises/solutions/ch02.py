@@ -1,8 +1,15 @@
 """Solutions of chapter 02."""
 
 
-def slot_mapping(block_table, start, end, block_size):
-    return [block_table[p // block_size] * block_size + p % block_size for p in range(start, end)]
+def slot_runs(block_table, start, end, block_size):
+    runs = []
+    for position in range(start, end):
+        slot = block_table[position // block_size] * block_size + position % block_size
+        if runs and slot == sum(runs[-1]):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((slot, 1))
+    return runs
 
 
 class MyBlocks:

@@ -3,8 +3,8 @@
 from hashlib import blake2b
 
 
-def block_names(tokens, block_size):
-    names, parent = [], b""
+def block_names(tokens, block_size, salt):
+    names, parent = [], blake2b(salt.encode(), digest_size=16).digest()
     for start in range(0, len(tokens) - block_size + 1, block_size):
         block = tokens[start:start + block_size]
         parent = blake2b(parent + repr(block).encode(), digest_size=16).digest()

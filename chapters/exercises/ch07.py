@@ -206,6 +206,12 @@ def check_load(load_strictly):
     pairs = [*checkpoint(TIED).items(), ("model.norm.weight", torch.zeros(64))]
     _, said = _outcome(load_strictly, TIED, pairs)
     _require_named(said, "model.norm.weight", "model.norm.weight comes twice, with different numbers")
+    broken = checkpoint(TIED) | {mlp + "down_proj.weight": torch.zeros(96, 64), "visual.merger.weight": torch.zeros(4, 4)}
+    del broken["model.norm.weight"]
+    _, said = _outcome(load_strictly, TIED, broken.items())
+    for name in (mlp + "down_proj.weight", "visual.merger.weight", "model.norm.weight"):
+        require(name in (said or ""), "one tensor has another shape, one is not the model's, and one is missing; who repairs "
+                                      f"this checkpoint wants all three named at once, and {name} is not: {said!r}.")
     tensors = checkpoint(TIED)
     twice = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
     _, said = _outcome(load_strictly, TIED, twice.items())

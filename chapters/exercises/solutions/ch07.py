@@ -31,19 +31,21 @@ def _slots(model):
 
 
 def load_strictly(model, tensors):
-    slots = _slots(model)
+    slots, wrong = _slots(model), []
     missing = set(slots)
     for name, tensor in tensors:
         if model.tied and name == "lm_head.weight":
             continue
         if name not in missing:
-            raise ValueError(f"{name} is {'in the checkpoint twice' if name in slots else 'not a tensor of this model'}")
-        if tensor.shape != slots[name].shape:
-            raise ValueError(f"{name} has shape {list(tensor.shape)}: must be {list(slots[name].shape)}")
-        slots[name].copy_(tensor)
-        missing.remove(name)
-    if missing:
-        raise ValueError(f"{len(missing)} tensors are missing: {', '.join(sorted(missing)[:5])}")
+            wrong.append(f"{name} is {'in the checkpoint twice' if name in slots else 'not a tensor of this model'}")
+        elif tensor.shape != slots[name].shape:
+            wrong.append(f"{name} has shape {list(tensor.shape)}: must be {list(slots[name].shape)}")
+        else:
+            slots[name].copy_(tensor)
+        missing.discard(name)
+    wrong += [f"{name} is missing" for name in sorted(missing)]
+    if wrong:
+        raise ValueError("; ".join(wrong))
 
 
 def unpack(model):

@@ -111,7 +111,8 @@ def check_engines_for(engines_for):
 
 @check("a router that beats round robin")
 def check_router(MyRouter):
-    """MyRouter().choose(hashes, loads) -> replica; .sent(replica, hashes) is called once the request is on its way."""
+    """MyRouter().choose(hashes, loads) -> replica; .sent(replica, hashes) is called once the request is on its way,
+    .restarted(replica) when a replica has come back with an empty cache."""
     probe, idle = MyRouter(), dict.fromkeys(range(4), 0)
     probe.sent(2, [b"a", b"b"])
     got = probe.choose([b"a", b"b", b"c"], idle)
@@ -121,6 +122,11 @@ def check_router(MyRouter):
     got = probe.choose([b"a", b"b", b"d"], idle)
     require(got == 2, f"replica 2 was sent a, b and then x, y; the prompt a, b, d went to {got}: its first two blocks are "
             "still there.")
+    probe.sent(1, [b"a"])
+    probe.restarted(2)
+    got = probe.choose([b"a", b"b", b"d"], idle)
+    require(got == 1, f"replica 2 came back from a restart with an empty cache, and replica 1 has block a; the prompt a, b, d "
+            f"went to {got}.")
     robin, ours = serve("round_robin"), serve("prefix_aware")
     adapted = Adapted(MyRouter())
     run = SimulatedFleet(FleetConfig(num_replicas=4), cost=LARGER, router=adapted).run(CHATS)

@@ -28,6 +28,16 @@ class TakesTurns:
     def sent(self, replica, hashes):
         pass
 
+    def restarted(self, replica):
+        pass
+
+
+class RouterOfTheChapter(MyRouter):
+    """What the chapter has on its pages, and the bound."""
+
+    def restarted(self, replica):
+        pass
+
 
 class RemembersTheLastOnly(MyRouter):
     def sent(self, replica, hashes):
@@ -68,6 +78,6 @@ def doubles_only(is_good, highest):
 
 WRONG = {
     "check_engines_for": [keeps_them_busy, rounds_down, half_an_engine],
-    "check_router": [TakesTurns, RemembersTheLastOnly, WithoutABound, ReturnsALoad],
+    "check_router": [TakesTurns, RemembersTheLastOnly, WithoutABound, ReturnsALoad, RouterOfTheChapter],
     "check_highest_rate": [tries_them_all, first_bad_one, doubles_only],
 }

@@ -22,6 +22,9 @@ class MyRouter:
     def sent(self, replica, hashes):
         self.known.setdefault(replica, set()).update(hashes)
 
+    def restarted(self, replica):
+        self.known.pop(replica, None)
+
 
 def highest_rate(is_good, highest):
     good, bad = 0, highest + 1

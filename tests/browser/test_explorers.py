@@ -162,7 +162,7 @@ def test_fits_its_width_in_its_colours_with_a_name_for_everything(make, show, wi
 def test_no_card_loses_what_it_says_on_a_narrow_page(show, width):
     """JupyterLab in a window of 700 pixels leaves an output some 560; every entry of every tensor is chosen in turn."""
     page = show(tensor_xray(), width=width)
-    for canvas in ("Tensors with an entry a token", "Tensors with an entry a sequence"):
+    for canvas in ("Tensors with an entry per token", "Tensors with an entry per sequence"):
         page.get_by_role("img", name=canvas).click(position={"x": 150, "y": 60})
         for key in 4 * ["ArrowRight"] + 3 * ["ArrowDown"] + 9 * ["ArrowRight"]:
             page.keyboard.press(key)

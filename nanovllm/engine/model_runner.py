@@ -143,7 +143,8 @@ class ModelRunner:
         logits, token_ids, last_tokens = steps.launch(batch, pending, draws_too=plainly)
         if plainly:
             return partial(self._note_drawn, batch, token_ids, [])
-        return partial(self._draw_rows, batch, logits, self._sampling(draws, torch.tensor(last_tokens)), [])
+        last_ids = torch.tensor(last_tokens, dtype=torch.int64, device=self.device)
+        return partial(self._draw_rows, batch, logits, self._sampling(draws, last_ids), [])
 
     def _draw_rows(self, batch: ScheduledBatch, logits: torch.Tensor, sampling: SamplingBatch, reports: list[LogprobReport]
                    ) -> Drawn:

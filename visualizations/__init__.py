@@ -57,6 +57,7 @@ from visualizations.figures.parity import plot_parity
 from visualizations.figures.part_shares import plot_part_shares
 from visualizations.figures.places import plot_places
 from visualizations.figures.prefix_tree import plot_prefix_tree
+from visualizations.figures.rank_processes import plot_rank_processes
 from visualizations.figures.reuse_order import plot_reuse_order
 from visualizations.figures.ring import plot_ring
 from visualizations.figures.roofline import Measured, plot_roofline
@@ -64,6 +65,7 @@ from visualizations.figures.rope import plot_rope
 from visualizations.figures.rounds import plot_rounds
 from visualizations.figures.routing import plot_routing, record_routing
 from visualizations.figures.sampling_filters import plot_sampling_filters, sampling_stages
+from visualizations.figures.serving_threads import plot_serving_threads
 from visualizations.figures.shape_flow import plot_shape_flow, record_flow
 from visualizations.figures.side_by_side import plot_side_by_side
 from visualizations.figures.slot_scatter import plot_slot_scatter
@@ -80,18 +82,18 @@ __all__ = [
     "BatchMonitor", "BlockTableExplorer", "FleetExplorer", "GraphTimelineExplorer", "JourneyExplorer", "Listing",
     "Measured", "OnlineSoftmaxExplorer", "ParallelCostExplorer", "RecordedLogits", "RecordedMasks", "RecordedSpeculation",
     "RooflineExplorer", "SamplerExplorer", "SchedulerExplorer", "Simulation", "SpeculationExplorer", "TensorXRay",
-    "TokenMaskExplorer", "listing", "name_map", "plot_ablation", "plot_acceptance", "plot_attention_mask",
-    "plot_automaton", "plot_batch_composition", "plot_bits", "plot_block_tables", "plot_by_position",
-    "plot_cache_occupancy", "plot_checkpoint_file", "plot_curves", "plot_exponential_race", "plot_exponents", "plot_fleet",
-    "plot_found_tokens", "plot_fragmentation", "plot_gpu_timeline", "plot_head_groups", "plot_heat_maps", "plot_journey",
-    "plot_latencies", "plot_life_of_request", "plot_lines", "plot_load_test", "plot_matrices", "plot_memory_budget",
-    "plot_memory_hierarchy", "plot_name_map", "plot_next_token", "plot_online_softmax", "plot_operations", "plot_overlap",
-    "plot_padding_waste", "plot_parity", "plot_part_shares", "plot_places", "plot_prefix_tree", "plot_request_timeline",
+    "TokenMaskExplorer", "listing", "name_map", "plot_ablation", "plot_acceptance", "plot_attention_mask", "plot_automaton",
+    "plot_batch_composition", "plot_bits", "plot_block_tables", "plot_by_position", "plot_cache_occupancy",
+    "plot_checkpoint_file", "plot_curves", "plot_exponential_race", "plot_exponents", "plot_fleet", "plot_found_tokens",
+    "plot_fragmentation", "plot_gpu_timeline", "plot_head_groups", "plot_heat_maps", "plot_journey", "plot_latencies",
+    "plot_life_of_request", "plot_lines", "plot_load_test", "plot_matrices", "plot_memory_budget", "plot_memory_hierarchy",
+    "plot_name_map", "plot_next_token", "plot_online_softmax", "plot_operations", "plot_overlap", "plot_padding_waste",
+    "plot_parity", "plot_part_shares", "plot_places", "plot_prefix_tree", "plot_rank_processes", "plot_request_timeline",
     "plot_reuse_order", "plot_ring", "plot_roofline", "plot_rope", "plot_rounds", "plot_routing", "plot_sampling_filters",
-    "plot_shape_flow", "plot_side_by_side", "plot_slot_scatter", "plot_step_parts", "plot_step_tensors", "plot_stretches",
-    "plot_tensor_split", "plot_wheel", "plot_work", "plot_work_shares", "record_flow", "record_journey", "record_logits",
-    "record_masks", "record_routing", "record_speculation", "sampling_stages", "standalone_html", "trace_latencies",
-    "watch_tensors", "x_ray",
+    "plot_serving_threads", "plot_shape_flow", "plot_side_by_side", "plot_slot_scatter", "plot_step_parts",
+    "plot_step_tensors", "plot_stretches", "plot_tensor_split", "plot_wheel", "plot_work", "plot_work_shares",
+    "record_flow", "record_journey", "record_logits", "record_masks", "record_routing", "record_speculation",
+    "sampling_stages", "standalone_html", "trace_latencies", "watch_tensors", "x_ray",
 ]
 
 

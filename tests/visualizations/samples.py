@@ -178,6 +178,7 @@ FIGURES = {
     "found_tokens": lambda ax=None: v.plot_found_tokens({0: 0, 1: 40, 2: 40}, {0: 54, 1: 54, 2: 60}, ax=ax),
     "reuse_order": lambda ax=None: v.plot_reuse_order(
         {"after a b": [(2, False), (3, False), (1, True), (0, True)], "after c": [(4, False), (1, True), (0, True)]}, ax=ax),
+    "rank_processes": lambda ax=None: v.plot_rank_processes(ax=ax),
     "request_timeline": lambda ax=None: v.plot_request_timeline(preempted(), ax=ax),
     "roofline": lambda ax=None: v.plot_roofline(
         [v.Measured("decode attention", 2.1e9, 0.73e9, 0.182e-3), v.Measured("prefill attention", 275e9, 0.9e9, 1.109e-3),
@@ -190,6 +191,7 @@ FIGURES = {
         [{i % 8: 0.7, (i * 5 + 3) % 7: 0.3} if i % 8 != (i * 5 + 3) % 7 else {i % 8: 1.0} for i in range(16)], 8,
         tokens=WORDS[:16], ax=ax),
     "sampling_filters": lambda ax=None: v.plot_sampling_filters(_stages(), lambda i: WORDS[i % len(WORDS)], ax=ax),
+    "serving_threads": lambda ax=None: v.plot_serving_threads(ax=ax),
     "shape_flow": lambda ax=None: v.plot_shape_flow(FLOW, ax=ax),
     "side_by_side": lambda ax=None: v.plot_side_by_side(
         {"many": {"ours": 80.0, "theirs": 64.0, "plain": 21.0}, "one alone": {"ours": 35.0, "theirs": 41.5}},

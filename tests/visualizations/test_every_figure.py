@@ -44,7 +44,8 @@ UNITS = {
     "work_shares": ("keys read, one after the other", "8 programs at once"),
 }
 MAPS = {"automaton", "block_tables", "head_groups", "journey", "matrices", "memory_hierarchy", "name_map", "operations",
-        "prefix_tree", "reuse_order", "ring", "rope", "shape_flow", "slot_scatter", "step_tensors", "tensor_split"}
+        "prefix_tree", "rank_processes", "reuse_order", "ring", "rope", "serving_threads", "shape_flow", "slot_scatter",
+        "step_tensors", "tensor_split"}
 # In them place has no unit.
 every_figure = pytest.mark.parametrize("name", FIGURES)
 

@@ -20,26 +20,26 @@ class MadeUpClock:
     """In front of a model runner that really runs, a clock that says how long it would take with round numbers.
 
     prepare: milliseconds of the host for a step before the device may begin. device: of the device. finish: of the host
-    once the tokens are there. spans: (lane, step, start, end), as `viz.plot_overlap` takes them. rows: those the device
-    computed.
+    once the tokens are there. spans: (lane, step, start, end), as `viz.plot_overlap` takes them. batches: of each step the
+    seq_ids of the rows that the device computed.
     """
 
     def __init__(self, runner, prepare: float = 3.0, device: float = 8.0, finish: float = 1.0):
         self._runner, self._costs = runner, (prepare, device, finish)
         self._now = self._device_free = 0.0
         self.spans: list[tuple[str, int, float, float]] = []
-        self.rows = self._steps = 0
+        self.batches: list[list[int]] = []
 
     def __getattr__(self, name):
         return getattr(self._runner, name)
 
     def launch(self, batch: ScheduledBatch):
-        step, self._steps = self._steps, self._steps + 1
+        step = len(self.batches)
         self._host(step, self._costs[0])
         start = max(self._now, self._device_free)
         self._device_free = start + self._costs[1]
         self.spans.append(("device", step, start, self._device_free))
-        self.rows += len(batch.items)
+        self.batches.append([item.seq.seq_id for item in batch.items])
         return step, self._device_free, self._runner.launch(batch)
 
     def collect(self, launched) -> list[int]:

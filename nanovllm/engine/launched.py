@@ -40,7 +40,7 @@ class Launched:
             raise RuntimeError("a step is to draw twice; this is a bug in the engine.")
         draw, self._draw = self._draw, None
         on_device, reports, rows = draw()
-        token_ids = on_device.to("cpu", non_blocking=on_device.is_cuda, copy=True)  # to pinned memory
+        token_ids = on_device.to("cpu", non_blocking=True, copy=True) if on_device.is_cuda else on_device.clone()
         self._drawn = Drawn(token_ids, reports, rows)
         for report in reports:
             report.fetch()

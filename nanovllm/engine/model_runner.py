@@ -136,8 +136,9 @@ class ModelRunner:
 
     def _launch_short(self, steps: ShortSteps, batch: ScheduledBatch) -> Callable[[], Drawn]:
         """A step on a CPU, where the tokens last drawn are at hand. It draws, too, unless somebody asks for more than noise."""
-        last = [] if self._drawn is None else self._drawn.tolist()
-        pending = {seq_id: max(0, last[row]) for seq_id, row in self._drawn_by.items()}  # below 0: see `prepare`
+        waiting = any(item.seq.num_pending_tokens for item in batch.items)
+        last = self._drawn.tolist() if waiting and self._drawn is not None else []
+        pending = {seq_id: max(0, last[row]) for seq_id, row in self._drawn_by.items() if last}  # below 0: see `prepare`
         draws = batch.draws
         plainly = self.sampler is self.own_sampler and all(draws_plainly(seq.sampling_params) for seq, _ in draws)
         logits, token_ids, last_tokens = steps.launch(batch, pending, draws_too=plainly)

@@ -25,6 +25,12 @@ inline void relax() {
 #endif
 }
 
+// A turn of waiting: some 50 microseconds altogether, and from there on another process may have the core.
+inline void wait_a_turn(int turns) {
+  if (turns < 4000) relax();
+  else sched_yield();
+}
+
 // One thread's way through the stretches. Every thread takes the same way; of each stretch it does the pieces that no other has
 // taken, and goes on when all are done. Who comes late finds nothing left to do, and touches nothing but these counters.
 class Member {
@@ -36,9 +42,7 @@ class Member {
     Stretch& here = way[at++];
     for (long i; (i = here.taken.fetch_add(1, std::memory_order_relaxed)) < pieces; here.done.fetch_add(1, std::memory_order_release))
       f(i);
-    for (int turns = 0; here.done.load(std::memory_order_acquire) < pieces; turns++)
-      if (turns < 4000) relax();  // some 50 microseconds; from there on another process may have the core
-      else sched_yield();
+    for (int turns = 0; here.done.load(std::memory_order_acquire) < pieces; turns++) wait_a_turn(turns);
   }
 
  private:
@@ -56,6 +60,10 @@ struct Task {
     body(member);
   }
 };
+
+// Turns that a thread waits for the next task before it sleeps, about a millisecond. The next step of a decode comes within a
+// third of that, and waking up takes a tenth of a small model's step.
+constexpr int PATIENCE = 6000;
 
 class Pool {
  public:
@@ -92,6 +100,7 @@ class Pool {
 
   void serve() {
     for (long seen = 0;;) {
+      for (int turns = 0; turns < PATIENCE && number.load(std::memory_order_relaxed) == seen; turns++) wait_a_turn(turns);
       std::shared_ptr<Task> task;
       {
         std::unique_lock<std::mutex> lock(mutex);
@@ -105,7 +114,7 @@ class Pool {
   std::mutex mutex;
   std::condition_variable changed;
   std::shared_ptr<Task> offered;
-  long number = 0;
+  std::atomic<long> number{0};  // of tasks offered
   int num_threads = 0;
 };
 

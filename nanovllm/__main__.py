@@ -25,8 +25,8 @@ INSTRUCTION = ("You are a helpful assistant who explains things to curious peopl
 QUESTIONS = ("Why is the sky blue?", "What does a bicycle's gear do?", "Why do cats purr?")
 
 
-def demo(llm: LLM, max_tokens: int, system: str = SYSTEM, requests: Sequence[str] = REQUESTS) -> None:
-    """Stream the chats into one panel each, then print the table of steps."""
+def demo(llm: LLM, max_tokens: int, system: str = SYSTEM, requests: Sequence[str] = REQUESTS) -> list[str]:
+    """Stream the chats into one panel each, then print the table of steps; returns the answers."""
     print(f"{llm!r}\n")
     prompts = [llm.render_chat([{"role": "system", "content": system}, {"role": "user", "content": r}]) for r in requests]
     texts = [""] * len(prompts)
@@ -41,6 +41,7 @@ def demo(llm: LLM, max_tokens: int, system: str = SYSTEM, requests: Sequence[str
     for request, text in zip(requests, texts):
         print(f"> {request}\n{text.strip()}\n")
     print(steps_table(trace))
+    return texts
 
 
 def _tail(text: str) -> str:

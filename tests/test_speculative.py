@@ -167,6 +167,24 @@ class OwnScheduler(Scheduler):
         return super().schedule()
 
 
+class OwnWithDrafts(Scheduler):
+    schedules_drafts = True
+
+    def schedule(self):
+        return super().schedule()
+
+
+def test_a_scheduler_that_schedules_drafts_serves_with_a_drafter():
+    params = SamplingParams(temperature=0, max_tokens=24)
+    asked = [[{"role": "user", "content": text}] for text in (*CHATS[:1], "Please repeat: fox, lantern, Mia, bell, bear, hen.")]
+    with LLM(device="cpu") as llm:
+        expected = [out.text for out in llm.chat(asked, params, use_tqdm=False)]
+    with LLM(device="cpu", speculative_config=LOOK_UP, scheduler_cls=OwnWithDrafts) as llm:
+        assert [out.text for out in llm.chat(asked, params, use_tqdm=False)] == expected
+        assert llm.engine.speculation.counts.accepted >= 5
+        llm.engine.check_integrity()
+
+
 @pytest.mark.parametrize("settings, message", [
     ({"drafter": Parrot(), "speculative_config": LOOK_UP}, "pass one of the two"),
     ({"drafter": "parrot"}, "an object with a `propose` method"),

@@ -126,12 +126,26 @@ def as_block_manager(reader_class) -> type:
                 self.ref_counts[block] += 1
                 self._unreferenced.pop(block, None)
 
+        def trim(self, seq, num_tokens):
+            before = list(seq.block_table)
+            self.reader.shrink(seq, num_tokens)
+            self._given_back(before[len(seq.block_table):])
+
         def free(self, seq):
-            for block in seq.block_table:
-                self.ref_counts[block] -= 1
-                self._unreferenced[block] = None
+            self._given_back(seq.block_table)
             self.reader.free(seq)
             seq.num_computed_tokens = 0
+
+        def _given_back(self, blocks):
+            for block in blocks:
+                self.ref_counts[block] -= 1
+                self._unreferenced[block] = None
+
+        def check_integrity(self, sequences):
+            super().check_integrity(sequences)
+            if self.reader.num_free_blocks != len(self._unreferenced):
+                raise RuntimeError(f"{len(self._unreferenced)} blocks have no owner, and your class says that "
+                                   f"{self.reader.num_free_blocks} are free")
 
     return Adapted
 

@@ -32,9 +32,8 @@ class LLMEngine:
     only: text is `LLM`'s business. `scheduler_cls` and `block_manager_cls` take your own classes in place of ours.
 
     With `async_scheduling` it looks ahead: step n + 1 is scheduled and launched while step n runs, but for draws by masks that
-    need a token of step n. A scheduler with a `schedule` or `update` of its own is always given one step at a time.
-
-    Any thread may call it: one is inside at a time (see `Turn`), and a step advances everybody's requests.
+    need a token of step n. A scheduler with a `schedule` or `update` of its own is given one step at a time, and a drafter only
+    if it says `schedules_drafts = True`. Any thread may call it: one is inside at a time, and a step advances all (see `Turn`).
 
     drafter: guesses tokens for sequences that decode, so that one step may draw several (see `drafts`). While some sequence
         drafts, there is one step at a time, unless the device drafts for all (see `drafts_ahead`).
@@ -57,8 +56,9 @@ class LLMEngine:
         self._looks_ahead = config.async_scheduling and not overridden
         self.speculation: Speculation | None = None
         if drafter is not None:
-            check(not overridden, "scheduler_cls", type(self.scheduler).__name__, "the engine's own with a drafter",
-                  "a schedule() of your own need not know of drafts: leave speculative_config and drafter out")
+            check(not overridden or getattr(self.scheduler, "schedules_drafts", False), "scheduler_cls",
+                  type(self.scheduler).__name__, "the engine's own with a drafter, or one with schedules_drafts = True",
+                  "leave speculative_config and drafter out, or give sequences their num_new_tokens and say so on your class")
             self.speculation = make_speculation(drafter, self.scheduler, config, self._looks_ahead,
                                                 getattr(runner, "draft_graphs", None))
         self._in_flight: deque[StepInFlight] = deque()

@@ -12,10 +12,14 @@ import pytest
 from chapters import __main__ as command
 from chapters.answers import definitions
 from chapters.contents import chapter_of, chapters
+from chapters.exercises.capstone import PARTS, serve
 from chapters.exercises.ch15 import REPEAT
 from chapters.exercises.progress import VARIABLE, Progress
+from chapters.exercises.solutions.ch02 import MyBlocks
+from chapters.exercises.solutions.ch10 import MySampler
 from chapters.exercises.verdict import Verdict
 from nanovllm.__main__ import REQUESTS
+from nanovllm.engine.drafts import Drafter
 from tests.exercises.test_exercises import ROOT
 
 
@@ -115,12 +119,59 @@ def test_the_capstone_serves_with_the_readers_own_parts(progress, tmp_path, caps
     solved_copy("15", mine)
     assert command.main(["--notebooks", str(mine), "capstone"]) == 0
     out = capsys.readouterr().out
-    assert out.count("every text the finished engine's") == 2 and "capstone.serve" in progress.solved()
+    assert out.count("Every text is the finished engine's") == 1 and "capstone.serve" in progress.solved()
     assert all(out.count(f"\n{request}\n  ") == 1 for request in (*REQUESTS, REPEAT))
-    saved = re.search(r"Repeats, .*: (\d+) steps \(the finished engine: (\d+)\)", out)
-    assert saved and int(saved[1]) <= int(saved[2]) - 5  # the drafter is of use in the end
+    saved = re.search(r"(\d+) tokens in \d+ steps; your drafter guessed (\d+) of them, and (\d+) were right", out)
+    assert saved and int(saved[1]) > int(saved[2]) > int(saved[3]) >= 5  # the drafter is of use in the end
+    assert all(f"> {request}\n" in out for request in REQUESTS) and "decode tokens" in out  # and the demo ran
     command.main([])
     assert re.search(r"● +the capstone", capsys.readouterr().out)
+
+
+def capstone_parts():
+    return {name: getattr(importlib.import_module(f"chapters.exercises.solutions.ch{number}"), name)
+            for name, number in PARTS.items()}
+
+
+@pytest.mark.timeout(300)
+def test_the_capstone_is_one_engine_and_each_part_of_it_is_the_readers():
+    """A part that does something else than its solution is noticed: each of the four decides in the one engine."""
+    right = capstone_parts()
+    asked = dict.fromkeys(right, 0)
+
+    def counting(name, method):
+        def counted(self, *args):
+            asked[name] += 1
+            return getattr(super(parts[name], self), method)(*args)
+        return type(name, (right[name],), {method: counted})
+
+    parts = {name: counting(name, method) for name, method in (
+        ("MyBlocks", "shrink"), ("MyScheduler", "plan"), ("MySampler", "__call__"), ("Repeats", "propose"))}
+    assert len(list(serve(parts, lambda text: None))) == len(REQUESTS) + 1
+    assert all(asked.values()), asked
+
+
+class Unlike(MySampler):
+    def __call__(self, logits, batch):
+        return logits.topk(2).indices[:, 1]
+
+
+class Mute(Drafter):
+    def propose(self, sequences, limits):
+        return [[] for _ in sequences]
+
+
+class Leaks(MyBlocks):
+    def shrink(self, seq, num_tokens):
+        del seq.block_table[-(-num_tokens // self.block_size):]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name, wrong, told", [
+    ("MySampler", Unlike, "your engine says"), ("Repeats", Mute, "none of 0 guesses"), ("MyBlocks", Leaks, "your class says")])
+def test_a_wrong_part_fails_the_capstone(name, wrong, told):
+    with pytest.raises(RuntimeError, match=told):
+        list(serve(capstone_parts() | {name: wrong}, lambda text: None))
 
 
 def test_a_capstone_that_says_something_else_is_told_what(progress, tmp_path, capsys, monkeypatch):

@@ -8,6 +8,7 @@ Anything else that differs is a difference.
 import base64
 import difflib
 import io
+import json
 import re
 
 import numpy as np
@@ -101,7 +102,7 @@ def same_outputs(a, b, rtol: float = RTOL) -> bool:
 
 
 def readable(outputs) -> list[str]:
-    """Outputs as lines for a person; a picture is its size."""
+    """Outputs as lines for a person; a picture is its size, an explorer what it holds."""
     lines = []
     for output in outputs:
         if output.output_type == "stream":
@@ -111,7 +112,10 @@ def readable(outputs) -> list[str]:
         else:
             for mime, value in sorted(output.data.items()):
                 shown = f"({len(value)} characters)" if mime.startswith("image/png") else str(value)
-                shown = "an explorer's data" if mime == SAVED else "\n".join(value["texts"]) if mime == SAVED_FIGURE else shown
+                if mime == SAVED_FIGURE:
+                    shown = "\n".join(value["texts"])
+                elif mime == SAVED:
+                    shown = json.dumps(timeless(value), indent=1, sort_keys=True, ensure_ascii=False)
                 lines += [f"[{mime}] {line}" for line in shown.splitlines()]
     return lines
 

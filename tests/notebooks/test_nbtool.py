@@ -238,3 +238,6 @@ def test_an_explorers_data_is_compared_without_its_times():
     was, slower, other = ({"steps": [{"tokens": n, "seconds": t}]} for n, t in ((3, 0.5), (3, 0.7), (4, 0.5)))
     assert compare.same_value(base.SAVED, saved(was), saved(slower))
     assert not compare.same_value(base.SAVED, saved(was), saved(other))
+    committed, now = ([nbformat.v4.new_output("display_data", {base.SAVED: saved(data)})] for data in (was, other))
+    told = compare.describe_difference(committed, now)
+    assert '"tokens": 3' in told and '"tokens": 4' in told and "seconds" not in told

@@ -1,13 +1,15 @@
-"""The norm and the loader of chapters 06 and 07 in the real engine: here the solutions stand in for the reader."""
+"""What readers build in chapters 06, 07 and 13, in the real model and engine: here the solutions stand in for the reader."""
 
 import pytest
 import torch
 
-from chapters.exercises import ch06, ch07
+from chapters.exercises import ch06, ch07, ch13
 from chapters.exercises.solutions import ch06 as solved06
 from chapters.exercises.solutions import ch07 as solved07
+from chapters.exercises.solutions import ch13 as solved13
 from nanovllm import LLM, SamplingParams
 from nanovllm.layers.layernorm import RMSNorm
+from tests.exercises import wrong_ch13
 
 PROMPT = list(range(40, 60))
 
@@ -49,3 +51,9 @@ def test_the_chapter_is_told_which_accidents_pass_in_silence():
     with pytest.raises(ValueError, match="differs"):
         ch07.check_same_as_load_weights(lambda model, tensors: solved07.load_strictly(
             model, ((name, 2 * tensor) for name, tensor in tensors.items())))
+
+
+def test_the_network_of_chapter_13_changes_no_token_and_one_that_is_cut_wrongly_does():
+    assert "13 sums, the same 24 next tokens" in ch13.run_with(solved13.ParallelMLP)
+    with pytest.raises(RuntimeError, match="than in the model alone"):
+        ch13.run_with(wrong_ch13.CutsThePackedWeight)

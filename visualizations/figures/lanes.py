@@ -45,12 +45,12 @@ class Handed:
 
 @dataclass(frozen=True)
 class Together:
-    """A frame around lanes `first` to `last`, such as those of one process; its name ends lane `beside`."""
+    """A frame around lanes `first` to `last`, such as those of one process; its name, if any, ends lane `beside`."""
 
     first: int
     last: int
-    name: str
-    beside: int
+    name: str = ""
+    beside: int = 0
 
 
 def draw_lanes(names: Sequence[tuple[str, str]], works: Sequence[Work], arrows: Sequence[Handed], frames: Sequence[Together], *,

@@ -7,9 +7,9 @@ from visualizations import theme
 from visualizations.figures.lanes import Handed, Together, Work, draw_lanes
 
 CALLER, HOST_0, GPU_0, GPU_1, HOST_1 = range(5)
-LANES = (("caller", "schedules for all:\na cell, or a thread"), ("rank 0", "Worker and\nModelRunner"),
+LANES = (("caller", "schedules for all:\na cell, or a thread"), ("rank 0", "a process: Worker\nand ModelRunner"),
          ("GPU 0", "half of the weights,\nand of the cache"), ("GPU 1", "the other half"),
-         ("rank 1", "Worker and\nModelRunner"))
+         ("rank 1", "a process: Worker\nand ModelRunner"))
 
 
 @theme.in_both_modes
@@ -31,8 +31,7 @@ def plot_rank_processes(*, ax: Axes | None = None) -> Figure:
             for arrow in (Handed((GPU_1, at), (GPU_0, at)), Handed((GPU_0, at), (GPU_1, at), 2))]
     arrows = [Handed((CALLER, 19), (HOST_0, 27), 1), Handed((CALLER, 15.5), (HOST_1, 27), 1), *sums,
               Handed((HOST_0, 88), (CALLER, 94.5), 3), Handed((HOST_1, 90), (CALLER, 97.5), 3)]
-    return draw_lanes(LANES, works, arrows, [Together(HOST_0, GPU_0, "a process\nand its GPU", GPU_0),
-                                              Together(GPU_1, HOST_1, "a process\nand its GPU", GPU_1)],
-                      until=105, title="Who does what in a step of two ranks",
+    return draw_lanes(LANES, works, arrows, [Together(HOST_0, GPU_0), Together(GPU_1, HOST_1)], until=105,
+                      title="Who does what in a step of two ranks",
                       caption="The caller sends both ranks the same message (1) and hears from both (3). "
                               "In the grey stretches each waits for the other: a sum (2).", ax=ax)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from training.dice import Dice
 from training.facts import fact
 from training.grammar import ANIMALS, OBJECTS, PEOPLE, PLACES, WORLD, expand, with_article
+from training.held_out import held_out, seen_story, unheard
 from training.render import assistant, conversation, render, user
 from training.render import system as system_message
 from training.shapes import json_chat
@@ -69,28 +70,6 @@ class Request:
     story: dict         # arguments for Story
     hero: str | None = None
     hero_name: str | None = None
-
-
-def held_out(hero: str, other: str) -> bool:
-    """Pairs of a hero and an object, or a hero and a place, that no training text brings together: about one in twelve."""
-    return (sum(map(ord, hero)) * 7 + sum(map(ord, other)) * 13) % 12 == 0
-
-
-def seen_story(rng: Dice, **given) -> Story:
-    """A story without a held-out pair."""
-    while True:
-        before = rng.nats
-        story = Story(rng, **given)
-        if not held_out(story.hero.kind, story.obj) and not held_out(story.hero.kind, story.place):
-            return story
-        rng.nats = before  # what was thrown away is not in the text
-
-
-def unheard(rng: Dice) -> tuple[str, str]:
-    """A hero and an object whose pair is not held out."""
-    while held_out(*(pair := (rng.choice([*ANIMALS, *PEOPLE]), rng.choice(list(OBJECTS))))):
-        pass
-    return pair
 
 
 def story_request(rng: Dice, unseen: bool = False) -> Request:

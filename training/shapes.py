@@ -10,6 +10,7 @@ from typing import Any
 
 from training.dice import Dice
 from training.grammar import ANIMALS, PEOPLE, POOLS, WORLD, expand, with_article
+from training.held_out import seen_story
 from training.key_names import another_name, made_up
 from training.render import Message, assistant, conversation, system, user
 from training.stories import Story
@@ -175,7 +176,6 @@ def _counted(rng: Dice, unseen: bool) -> JsonCase:
 
 def _told(rng: Dice, unseen: bool) -> JsonCase:
     """A story, then what it was about."""
-    from training.chats import seen_story
     story = seen_story(rng, length="short") if not unseen else Story(rng, length="short")
     told = {"hero": story.hero.kind, "hero_name": story.hero.name, "friend": story.friend.kind, "place": story.place,
             "object": story.obj, "adjective": story.adjective}

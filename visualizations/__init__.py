@@ -13,6 +13,7 @@ from visualizations.explorers.graph_timeline import GraphTimelineExplorer
 from visualizations.explorers.journey import JourneyExplorer
 from visualizations.explorers.monitor import BatchMonitor
 from visualizations.explorers.online_softmax import OnlineSoftmaxExplorer
+from visualizations.explorers.paged_attention import PagedAttentionExplorer
 from visualizations.explorers.parallel_cost import ParallelCostExplorer
 from visualizations.explorers.roofline import RooflineExplorer
 from visualizations.explorers.sampler import RecordedLogits, SamplerExplorer, record_logits
@@ -80,7 +81,8 @@ from visualizations.listing import Listing, listing
 
 __all__ = [
     "BatchMonitor", "BlockTableExplorer", "FleetExplorer", "GraphTimelineExplorer", "JourneyExplorer", "Listing",
-    "Measured", "OnlineSoftmaxExplorer", "ParallelCostExplorer", "RecordedLogits", "RecordedMasks", "RecordedSpeculation",
+    "Measured", "OnlineSoftmaxExplorer", "PagedAttentionExplorer",
+    "ParallelCostExplorer", "RecordedLogits", "RecordedMasks", "RecordedSpeculation",
     "RooflineExplorer", "SamplerExplorer", "SchedulerExplorer", "Simulation", "SpeculationExplorer", "TensorXRay",
     "TokenMaskExplorer", "listing", "name_map", "plot_ablation", "plot_acceptance", "plot_attention_mask", "plot_automaton",
     "plot_batch_composition", "plot_bits", "plot_block_tables", "plot_by_position", "plot_cache_occupancy",

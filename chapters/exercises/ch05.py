@@ -1,7 +1,9 @@
 """Chapter 05: what can ever fit, a watermark of one's own, and the best victim."""
 
 import random
+from collections import Counter
 from collections.abc import Mapping
+from itertools import pairwise
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine.block_manager import BlockManager
@@ -16,14 +18,19 @@ from .tables import Table
 from .verdict import check, require
 
 
-def busy_evening(simulation: Simulation, seed: int = 0, count: int = 16) -> Trace:
-    """Prompts of 4 to 24 tokens that generate up to 40 more, arriving every step or two."""
+def busy_evening(simulation: Simulation, seed: int = 0) -> Trace:
+    """Sixteen prompts of 4 to 24 tokens, arriving every step or two. Each generates up to 39 more tokens and runs to that
+    limit: a simulated token never ends an answer."""
+    return _fill(simulation, seed).run()
+
+
+def _fill(simulation: Simulation, seed: int) -> Simulation:
     draw = random.Random(seed)
     at = 0
-    for _ in range(count):
+    for _ in range(16):
         simulation.add(draw.randrange(4, 25), draw.choice([6, 15, 25, 39]), at=at)
         at += draw.randrange(3)
-    return simulation.run()
+    return simulation
 
 
 def step_seconds(batch: ScheduledBatch) -> float:
@@ -38,6 +45,23 @@ def recomputed(trace: Trace) -> int:
 
 def preemptions(trace: Trace) -> int:
     return sum(len(r.preempted) for r in trace)
+
+
+def reserves(trace: Trace) -> list[int]:
+    """After each step: the blocks that `Reserves` keeps free for those who run, one each, and those that admitted prompts
+    still need for chunks to come."""
+    size, drawn, kept = trace.meta["block_size"], Counter[int](), []
+    for record in trace:
+        drawn.update(record.tokens.keys())
+        missing = (-(-(trace.meta["prompts"][i] + drawn[i]) // size) - len(record.block_tables.get(i, ())) for i in record.running)
+        kept.append(len(record.running) + sum(max(0, blocks) for blocks in missing))
+    return kept
+
+
+def gaps(trace: Trace, seq_id: int) -> dict[int, float]:
+    """{n: milliseconds from token n - 1 of an answer to token n}, the first token being number 1."""
+    times = [record.time + record.duration for record in trace if seq_id in record.tokens]
+    return {n: 1e3 * (after - before) for n, (before, after) in enumerate(pairwise(times), 2)}
 
 
 def table(evenings: Mapping[int, Trace]) -> Table:
@@ -143,14 +167,8 @@ def check_can_ever_fit(can_ever_fit):
 
 
 def _evening(scheduler_cls, seed: int, num_blocks: int) -> Simulation:
-    simulation = Simulation(num_blocks=num_blocks, block_size=4, max_num_batched_tokens=32, max_num_seqs=12,
-                            enable_prefix_caching=False, scheduler_cls=scheduler_cls, seconds=step_seconds)
-    draw = random.Random(seed)
-    at = 0
-    for _ in range(16):
-        simulation.add(draw.randrange(4, 25), draw.choice([6, 15, 25, 39]), at=at)
-        at += draw.randrange(3)
-    return simulation
+    return _fill(Simulation(num_blocks=num_blocks, block_size=4, max_num_batched_tokens=32, max_num_seqs=12,
+                            enable_prefix_caching=False, scheduler_cls=scheduler_cls, seconds=step_seconds), seed)
 
 
 def _to_the_end(simulation: Simulation, where: str) -> Trace:

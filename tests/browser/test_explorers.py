@@ -18,6 +18,7 @@ from visualizations.explorers.journey import JourneyExplorer
 from visualizations.explorers.journey_record import record_journey
 from visualizations.explorers.monitor import BatchMonitor
 from visualizations.explorers.online_softmax import OnlineSoftmaxExplorer
+from visualizations.explorers.paged_attention import PagedAttentionExplorer
 from visualizations.explorers.sampler import SamplerExplorer
 from visualizations.explorers.scheduler import SchedulerExplorer
 from visualizations.explorers.speculation import RecordedSpeculation, SpeculationExplorer
@@ -116,6 +117,15 @@ def online_softmax() -> OnlineSoftmaxExplorer:
     return OnlineSoftmaxExplorer([1.0, 0.3, -1, 0.8, 0.2, 1.9, 0.1, 0.5, 0, 1.2, -0.5, 0.3, 2.8, 1, 0.4, 2.0], 4, step=2)
 
 
+def paged_attention() -> PagedAttentionExplorer:
+    """A query that walks five blocks in no order, the last of them half full; two blocks are somebody else's."""
+    draw = np.random.default_rng(5)
+    keys, values = draw.normal(size=(2, 40, 8, 64))
+    return PagedAttentionExplorer(draw.normal(size=64), keys, values, block_table=[16, 7, 31, 2, 11], length=36, scale=0.125,
+                                  seq_id=3, num_prompt=20, owners={5: 4, 6: 4, 2: 3},
+                                  words=[f" word number {i}" if i % 3 else "\n" for i in range(36)], step=2)
+
+
 def token_mask() -> TokenMaskExplorer:
     """Masks that allow one token, some, and nearly all; words as long as tokens get."""
     scores = np.exp(4 * np.cos(np.arange(1200).reshape(4, 300) ** 1.3))
@@ -137,7 +147,7 @@ def speculation() -> SpeculationExplorer:
     return SpeculationExplorer(recorded, lambda i: f" word number {i}" if i % 3 else "\n", step=2)
 
 
-EXPLORERS = {"online_softmax": online_softmax, "scheduler": scheduler_explorer,
+EXPLORERS = {"online_softmax": online_softmax, "paged_attention": paged_attention, "scheduler": scheduler_explorer,
              "sampler": sampler_explorer, "block_table": block_table_explorer,
              "journey": journey_explorer, "tensor_xray": tensor_xray,
              "fleet": fleet_explorer, "graph_timeline": graph_timeline, "parallel_cost": ParallelCostExplorer,
@@ -296,3 +306,22 @@ def test_two_explorers_on_a_page_move_apart(show):
     page.get_by_label("step forward").first.click()
     steps = "() => [...document.querySelectorAll('.nvx-root')].map(root => +root.dataset.step)"
     assert page.evaluate(steps) == [4, 9]
+
+
+def test_play_walks_the_block_table_to_the_answer(show):
+    explorer = paged_attention()
+    page = show(explorer, width=700)
+    keys = np.concatenate([np.arange(block * 8, block * 8 + 8) for block in (16, 7, 31, 2, 11)])[:36]
+    draw = np.random.default_rng(5)
+    k, v = (part.reshape(-1, 64)[keys] for part in draw.normal(size=(2, 40, 8, 64)))
+    scores = k @ draw.normal(size=64) * 0.125
+    weights = np.exp(scores - scores.max())
+    page.get_by_role("button", name="first block").click()
+    assert page.locator(".nvx-card").first.inner_text().split("\n")[1] == "–"
+    page.get_by_label("blocks per second", exact=True).select_option("30")
+    page.get_by_role("button", name="play", exact=True).click()
+    page.wait_for_function(f"({STEP})() === 5")
+    assert "block 11" in page.locator(".nvx-card").first.inner_text()
+    assert "That was the last block" in page.locator(".nvx-pa-says").inner_text()
+    result = [float(number) for number in page.locator(".nvx-root").get_attribute("data-result").split()]
+    assert np.allclose(result, weights @ v / weights.sum(), atol=1e-3)

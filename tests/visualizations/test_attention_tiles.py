@@ -21,6 +21,7 @@ def test_tiles_are_named_by_what_the_mask_holds(queries, context, tile):
             wanted["full" if part.all() else "masked" if part.any() else "skipped"] += 1
     drawn = [patch.get_gid() for patch in fig.axes[0].patches]
     assert {kind: drawn.count(f"tile-{kind}") for kind in wanted} == wanted
+    assert not fig.axes[0].images  # the mask would show between the tiles
     assert told(fig).startswith(f"{wanted['full']} are read without a mask, {wanted['masked']} with one")
 
 

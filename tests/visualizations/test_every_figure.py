@@ -33,7 +33,7 @@ UNITS = {
     "life_of_request": ("step", "tokens"), "load_test": ("seconds since the run began: planned arrival", "milliseconds"),
     "memory_budget": ("memory of the device (GiB)", ""),
     "acceptance": ("place of the draft in its step", "share that was kept"), "next_token": ("probability", ""),
-    "online_softmax": ("key", "weight (full height: 1)"),
+    "online_softmax": ("key", ""),
     "padding_waste": ("bucket: captured batch size (sequences)", "rows computed"),
     "parity": ("largest difference from transformers (dashed: tolerance 0.0001)", ""), "request_timeline": ("step", ""),
     "roofline": ("arithmetic intensity (FLOP per byte moved)", "TFLOP/s"),

@@ -20,6 +20,7 @@ from nanovllm.tracing.trace import Trace
 from tests.visualizations import samples
 from tests.visualizations.test_figures import artists, caption, texts
 from visualizations import theme
+from visualizations.figures.online_softmax import TALL
 
 
 def test_prefix_tree_has_a_node_a_block_and_a_branch_where_prompts_part():
@@ -140,13 +141,19 @@ def test_the_timeline_of_a_step_shows_each_launch_and_kernel():
 
 
 def test_online_softmax_shows_the_weights_relative_to_the_highest_so_far():
-    fig = v.plot_online_softmax([0.0, 1.0, 2.0], 2)
-    heights = [bar.get_height() / 0.78 for bar in artists(fig, Rectangle, "new-0")]
+    fig = v.plot_online_softmax([0.0, 1.0, 2.0], 2, names=["block 7", "block 2"])
+    heights = [bar.get_height() / TALL for bar in artists(fig, Rectangle, "new-0")]
     assert heights == pytest.approx([np.exp(-1), 1.0])
-    assert [bar.get_height() / 0.78 for bar in artists(fig, Rectangle, "old-1")] == pytest.approx([np.exp(-2), np.exp(-1)])
-    assert "came 1 time," in caption(fig) and any("rescale × 0.37   highest 2.00   total 1.50" in t for t in texts(fig))
-    with pytest.raises(ValueError, match="finite"):
-        v.plot_online_softmax([0.0, float("-inf")], 2)
+    assert [bar.get_height() / TALL for bar in artists(fig, Rectangle, "old-1")] == pytest.approx([np.exp(-2), np.exp(-1)])
+    # What was rescaled is outlined as it was, and the dashed line is the highest score of every tile so far.
+    assert [bar.get_height() / TALL for bar in artists(fig, Rectangle, "before-1")] == pytest.approx([np.exp(-1), 1.0])
+    assert list(artists(fig, plt.Line2D, "highest")[0].get_ydata() / TALL) == pytest.approx([0.5, 0.5, 1.0, 1.0])
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["scores", "block 7", "block 2"]
+    assert "rose 1 time;" in caption(fig) and any("rescale × 0.37   highest 2.00   total 1.50" in t for t in texts(fig))
+    assert not artists(v.plot_online_softmax([2.0, 1.0], 1), Rectangle, "before-1")  # no higher score: nothing is rescaled
+    for scores, names, match in (([0.0, float("-inf")], None, "finite"), ([1.0, 2.0], ["one"], r"len\(names\)=1")):
+        with pytest.raises(ValueError, match=match):
+            v.plot_online_softmax(scores, 1, names=names)
 
 
 def test_work_shares_read_every_key_once_in_either_cut():
@@ -199,6 +206,15 @@ def test_latencies_of_a_trace():
     assert dot.get_xdata()[0] == pytest.approx(1e3 * np.median(found["time to first token"]))
     with pytest.raises(ValueError, match="at least one number"):
         v.plot_latencies(v.trace_latencies(Trace()))
+
+
+@pytest.mark.parametrize(("one", "other"), [(0.0112, 0.0164), (0.0164, 0.0112), (0.011, 0.012), (0.010, 0.040)])
+def test_labels_of_latencies_that_lie_close_stand_apart(one, other):
+    fig = v.plot_latencies({"one": [one] * 50, "other": [other] * 50 + [0.131]})
+    fig.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in fig.axes[0].texts if text.get_text().endswith(" ms")]
+    assert len(boxes) == 4
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1:])
 
 
 def test_a_load_test_shows_each_request_twice_and_failures_and_limits_once():

@@ -41,6 +41,17 @@ def test_each_token_goes_to_its_slot_and_minus_one_nowhere():
         v.plot_slot_scatter([9], 4, blocks=[0, 1])
 
 
+@pytest.mark.parametrize(("tokens", "blocks"), [(9, 4), (11, 9), (20, 7), (32, 12)])
+def test_the_number_of_a_token_stays_inside_of_its_box(tokens, blocks):
+    fig = v.plot_slot_scatter(range(tokens), 8, blocks=range(blocks))
+    fig.draw_without_rendering()
+    boxes = {a.get_gid(): a.get_window_extent() for a in artists(fig, Rectangle, "token-")}
+    numbers = [text for text in fig.axes[0].texts if text.get_position()[1] == 0]
+    assert len(numbers) == tokens
+    for i, text in enumerate(numbers):
+        assert text.get_window_extent().width <= boxes[f"token-{i}"].width + 0.5
+
+
 def test_bars_side_by_side_say_who_leads():
     works = {"many": {"ours": 80.0, "theirs": 64.0}, "one": {"ours": 35.0, "theirs": 41.5}, "alone": {"ours": 3.0}}
     fig = v.plot_side_by_side(works, unit="%", limit=100, words={"one": {"theirs": "1.49 ms"}})

@@ -175,9 +175,9 @@ const TYPING = "input:not([type=range]), select, textarea";
 
 // Buttons, slider and keys over steps 0 .. length - 1; arrows, page up and down, home, end and space work wherever the
 // focus is inside the explorer, except in a text field. onStep(step) draws. atEnd() may be asked for one more step past the
-// last (a live engine): a promise of whether there is one. describe(step) is what a screen reader says for the slider,
+// last (a live engine): a promise of whether there is one. speed: steps per second to begin with. describe(step) is what a screen reader says for the slider,
 // position(step) what stands beside it.
-export function player(context, { length, onStep, describe = (step) => `step ${step}`, atEnd = null, noun = "step",
+export function player(context, { length, onStep, describe = (step) => `step ${step}`, atEnd = null, noun = "step", speed: first = 5,
                                   position = (step) => `${step} / ${Math.max(0, length - 1)}` }) {
   const { model, root } = context;
   let playing = null; // the timer
@@ -198,7 +198,7 @@ export function player(context, { length, onStep, describe = (step) => `step ${s
 
   const scrub = h("input", { type: "range", class: "nvx-scrub", min: 0, step: 1, "aria-label": noun, oninput: () => { pause(); go(+scrub.value); } });
   const speed = h("select", { class: "nvx-speed", "aria-label": `${noun}s per second`, title: `${noun}s per second` },
-    ...[1, 2, 5, 10, 30].map((n) => h("option", { value: n, selected: n === 5 }, `${n}/s`)));
+    ...[1, 2, 5, 10, 30].map((n) => h("option", { value: n, selected: n === first }, `${n}/s`)));
   const playButton = iconButton("play", "play", () => toggle());
   const where = h("output", { class: "nvx-position" });
   const node = h("div", { class: "nvx-player", role: "toolbar", "aria-label": "player" },

@@ -19,8 +19,8 @@ def plot_attention_mask(cu_seqlens_q: ArrayLike, context_lens: ArrayLike, *, seq
 
     cu_seqlens_q: [num_seqs + 1], where each sequence's queries begin, from 0. context_lens: [num_seqs], its keys after
     this step, so that its queries are the last of them. Both as they stand in the step's `Context` (CPU tensors, arrays
-    or lists). Strong: the token's own key; dark: read in a prompt chunk; light: read by a decode. tile: lay a grid of tiles of
-    that many rows and keys over it and mark of each whether it is read without a mask, read with one, or skipped.
+    or lists). Strong: the token's own key; dark: read in a prompt chunk; light: read by a decode. tile: draw tiles of that
+    many rows and keys in its place and mark of each whether it is read without a mask, read with one, or skipped.
     """
     starts, contexts = np.asarray(cu_seqlens_q, dtype=int), np.asarray(context_lens, dtype=int)
     queries = np.diff(starts)
@@ -40,9 +40,10 @@ def plot_attention_mask(cu_seqlens_q: ArrayLike, context_lens: ArrayLike, *, seq
             own = contexts[i] - queries[i] + row
             picture[starts[i] + row, keys[i]:keys[i] + own] = shade
             picture[starts[i] + row, keys[i] + own] = dark
-    fig, ax = theme.canvas(ax, 10, min(6.2, max(2.6, 10 * starts[-1] / keys[-1] * 0.9 + 1.5)))
-    ax.imshow(picture, interpolation="nearest", extent=(0, keys[-1], starts[-1], 0), aspect="auto", gid="mask")
-    for i in range(len(ids)):
+    fig, ax = theme.canvas(ax, 10, min(4.9, max(2.6, 10 * starts[-1] / keys[-1] * 0.9 + 1.5)))
+    if tile is None:  # under tiles the mask would show in the gaps between them
+        ax.imshow(picture, interpolation="nearest", extent=(0, keys[-1], starts[-1], 0), aspect="auto", gid="mask")
+    for i in range(len(ids) if tile is None else 0):
         ax.add_patch(Rectangle((keys[i], starts[i]), contexts[i], queries[i], facecolor="none", linewidth=1.1,
                                edgecolor=theme.sequence_colour(ids[i]), gid=f"sequence-{ids[i]}"))
     ax.set_yticks(starts, [str(s) for s in starts])

@@ -46,12 +46,16 @@ def plot_slot_scatter(slot_mapping: Sequence[int], block_size: int, *, owners: S
             if slot in held:
                 ax.add_patch(Rectangle((x + slot % block_size + 0.08, -deep - size / 2), 0.84, size, linewidth=0, alpha=0.45,
                                        facecolor=theme.decode_colour(held[slot]), gid=f"held-{slot}"))
-    box, digits = 0.84 * min(step, 1.0) * 9 / width, len(str(max(*slots, len(slots))))  # inches
-    small = min(8.0, 72 * box / (0.66 * digits))
+    wide = 0.84 * min(step, 2.2)  # of a token's box
+
+    def fitting(cells: float, largest: int) -> float:
+        """The size of a number's text, in points, in a box of so many cells: 6.6 inches are left beside the axis's words."""
+        return min(8.0, 72 * cells * 6.6 / width / (0.62 * len(str(largest))))
+
+    of_token, of_slot = fitting(wide, len(slots) - 1), fitting(0.84, max(*slots, block_size * (max(blocks) + 1) - 1))
     for i, (slot, owner) in enumerate(zip(slots, owners, strict=True)):
         shade = (theme.decode_colour if owner in light else theme.prompt_colour)(owner)
         x = left + step * (i + 0.5)
-        wide = 0.84 * min(step, 1.2)
         ax.add_patch(Rectangle((x - wide / 2, -size / 2), wide, size, facecolor=shade, linewidth=0, gid=f"token-{i}"))
         if slot < 0:
             ax.plot(x, 0, marker="x", color=m.ink, markersize=9, markeredgewidth=2, gid=f"dropped-{i}")
@@ -61,13 +65,13 @@ def plot_slot_scatter(slot_mapping: Sequence[int], block_size: int, *, owners: S
         ax.plot([x, to], [-size / 2 - 0.1 * unit, -deep + size / 2 + 0.1 * unit], color=theme.sequence_colour(owner),
                 linewidth=1.1, gid=f"line-{slot}")
         if len(slots) <= NUMBERED:
-            ax.text(x, 0, str(i), ha="center", va="center", fontsize=small, color=theme.text_on(shade))
+            ax.text(x, 0, str(i), ha="center", va="center", fontsize=of_token, color=theme.text_on(shade))
     if len(blocks) * block_size <= NUMBERED:
         written = {slot: theme.text_on((theme.decode_colour if owner in light else theme.prompt_colour)(owner))
                    for slot, owner in zip(slots, owners, strict=True)}
         for block, x in place.items():
             for slot in range(block * block_size, (block + 1) * block_size):
-                ax.text(x + slot % block_size + 0.5, -deep, str(slot), ha="center", va="center", fontsize=small,
+                ax.text(x + slot % block_size + 0.5, -deep, str(slot), ha="center", va="center", fontsize=of_slot,
                         color=written.get(slot, m.muted if slot not in held else m.ink))
     theme.no_axes(ax)
     ax.set_yticks([0, -deep], ["tokens of\nthe step", "slots of\nthe cache"], color=m.ink)

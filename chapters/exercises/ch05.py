@@ -53,8 +53,9 @@ def reserves(trace: Trace) -> list[int]:
     size, drawn, kept = trace.meta["block_size"], Counter[int](), []
     for record in trace:
         drawn.update(record.tokens.keys())
-        missing = (-(-(trace.meta["prompts"][i] + drawn[i]) // size) - len(record.block_tables.get(i, ())) for i in record.running)
-        kept.append(len(record.running) + sum(max(0, blocks) for blocks in missing))
+        wanted = {i: -(-(trace.meta["prompts"][i] + drawn[i]) // size) for i in record.running}
+        missing = (max(0, blocks - len(record.block_tables.get(i, ()))) for i, blocks in wanted.items())
+        kept.append(len(record.running) + sum(missing))
     return kept
 
 

@@ -1,7 +1,8 @@
 """Chapter 05's evenings: what its pictures say of them is what the scheduler counted."""
 
 import pytest
-from exercises import ch05
+
+from chapters.exercises import ch05
 from nanovllm.engine.scheduler import Scheduler
 
 

@@ -124,7 +124,8 @@ def test_occupancy_stacks_to_the_whole_cache(shared_trace):
 def test_a_reserve_lies_on_what_is_held_and_ends_with_the_cache(shared_trace):
     held = np.array([r.num_blocks_in_use for r in shared_trace])
     reserve = [3] * (len(held) - 1) + [100]
-    (drawn,) = [patch for patch in plot_cache_occupancy(shared_trace, reserve=reserve).axes[0].patches if patch.get_gid() == "reserve"]
+    fig = plot_cache_occupancy(shared_trace, reserve=reserve)
+    (drawn,) = [patch for patch in fig.axes[0].patches if patch.get_gid() == "reserve"]
     assert np.array_equal(drawn.get_data().baseline, held)
     assert np.array_equal(drawn.get_data().values, [*(held[:-1] + 3), 32])
     with pytest.raises(ValueError, match=r"len\(reserve\)=1: must be"):

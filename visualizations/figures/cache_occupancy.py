@@ -51,8 +51,8 @@ def plot_cache_occupancy(trace: Trace, *, reserve: Sequence[int] | None = None, 
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     theme.legend(ax, loc="upper left", bbox_to_anchor=(1.0, 1.02), reverse=True)
     if reserve is not None:
-        theme.title(ax, "The cache and its reserve", "Dotted: kept for the next blocks of those who run. A newcomer must fit into "
-                    "the plain grey above.")
+        theme.title(ax, "The cache and its reserve", "Dotted: kept for the next blocks of those who run. A newcomer must fit "
+                    "into the plain grey above.")
         return fig
     most = max(r.num_blocks_in_use for r in trace)
     theme.title(ax, "The cache, step by step", f"At most {most} of {int(below.max())} blocks are held at once. "

@@ -18,7 +18,8 @@ CROWDED = 0.16  # of the axis: two marks that are nearer leave no room for a lab
 
 
 def trace_latencies(trace: Trace) -> dict[str, list[float]]:
-    """Seconds: {"time to first token": one per request that arrived during the trace, "between tokens": one per token after}."""
+    """Seconds: {"time to first token": one per request that arrived during the trace, "between tokens": one per later token}.
+    """
     arrivals = trace.meta.get("arrivals", {})
     last: dict[int, float] = {}
     first, between = [], []

@@ -42,7 +42,8 @@ def plot_online_softmax(scores: Sequence[float], tile: int, *, seq_id: int = 0, 
         ax.axhline(-row, color=m.line, linewidth=0.8)
         for key, weight in enumerate(weights):
             new = key >= start
-            ax.add_patch(Rectangle((key + 0.1, -row), 0.8, TALL * weight, linewidth=0, gid=f"{'new' if new else 'old'}-{row - 1}",
+            gid = f"{'new' if new else 'old'}-{row - 1}"
+            ax.add_patch(Rectangle((key + 0.1, -row), 0.8, TALL * weight, linewidth=0, gid=gid,
                                    facecolor=theme.prompt_colour(seq_id) if new else theme.decode_colour(seq_id)))
             if not new and highest > before:
                 ax.add_patch(Rectangle((key + 0.1, -row), 0.8, TALL * math.exp(taken[key] - before), linewidth=0.9,

@@ -65,11 +65,13 @@ test("the strongest key so far is softmax's, among those that were read", () => 
 }});
 test("the sentences name block, slots, rescaling and the end", () => {{
   assert.match(js.tellBlock(data, all, 0), /Nothing has been read/);
+  const third = js.tellBlock(data, all, 3);
   assert.match(js.tellBlock(data, all, 1), /Entry 0 of the table says block 5: 4 keys are read, from slots 20 to 23\\.$/);
-  assert.match(js.tellBlock(data, all, 3), /block 3: 2 keys are read, from slots 12 to 13\\. The other 2 slots of the block lie behind/);
-  assert.match(js.tellBlock(data, all, 3), /That was the last block/);
-  const rising = {{ scores: [0, 1, 1], values: [[1], [1], [1]], block_table: [2, 1, 0], block_size: 1 }}, steps = js.walk(rising);
-  assert.match(js.tellBlock(rising, steps, 2), /1 key is read, from slot 1\\. A higher score is among them: .* multiplied by 0\\.368/);
+  assert.match(third, /block 3: 2 keys are read, from slots 12 to 13\\. The other 2 slots of the block lie behind/);
+  assert.match(third, /That was the last block/);
+  const rising = {{ scores: [0, 1, 1], values: [[1], [1], [1]], block_table: [2, 1, 0], block_size: 1 }};
+  const steps = js.walk(rising), second = js.tellBlock(rising, steps, 2);
+  assert.match(second, /1 key is read, from slot 1\\. A higher score is among them: .* multiplied by 0\\.368/);
   assert.match(js.tellBlock(rising, steps, 3), /No higher score/);
 }});
 test("a cache of any size fits", () => {{

@@ -211,36 +211,68 @@ def serve_with(capture_sizes, prompts) -> str:
     return f"batches of {min(sizes)} to {max(sizes)} sequences, padded to your sizes: the same {len(prompts)} texts"
 
 
+SETTINGS = (  # temperatures and top_k of four rows; a row has 50 logits
+    ([0.0, 0.7, 1.3, 0.0], [0, 0, 3, 2]), ([0.9, 0.0, 0.0, 0.5], [1, 1, 0, 40]), ([0.0] * 4, [0, 7, 0, 7]),
+    ([1.0] * 4, [2, 5, 0, 10]), ([1.5] * 4, [1000, 50, 49, 1]))
+
+
+def _choices(logits: Tensor, temperatures: Tensor, top_k: Tensor, noise: Tensor) -> list[int]:
+    """What `choose` should return, a row at a time, as one may while nothing is recorded."""
+    tokens = []
+    for row, t, k, drawn in zip(logits, temperatures.tolist(), top_k.tolist(), noise):
+        stays = row >= row.topk(min(k or len(row), len(row))).values[-1]
+        tokens.append(int((row / t + drawn).masked_fill(~stays, -torch.inf).argmax() if t else row.argmax()))
+    return tokens
+
+
 @check("a draw that can be recorded")
 def check_choose(choose):
-    """choose(logits, temperatures, noise) -> token ids, recorded once and replayed with other numbers."""
+    """choose(logits, temperatures, top_k, noise) -> token ids, recorded once and replayed with other numbers."""
     draw = torch.Generator().manual_seed(1)
     logits, noise = (torch.zeros(4, 50, device=DEVICE) for _ in range(2))
-    temperatures = torch.tensor([0.0, 0.7, 1.3, 0.0], device=DEVICE)
+    temperatures, top_k = torch.zeros(4, device=DEVICE), torch.zeros(4, dtype=torch.int64, device=DEVICE)
+    given = {"logits": logits, "temperatures": temperatures, "top_k": top_k, "noise": noise}
 
-    def new_numbers():
-        logits.copy_(3 * torch.randn(4, 50, generator=draw))
+    def new_numbers() -> list[int]:
+        logits.copy_(torch.randn(4, 50, generator=draw))
         noise.copy_(-torch.log(-torch.log(torch.rand(4, 50, generator=draw))))
-        scaled = logits / temperatures.clamp(min=1e-6)[:, None] + noise
-        return torch.where(temperatures == 0, logits.argmax(-1), scaled.argmax(-1)).tolist()
+        return _choices(**given)
 
-    right = new_numbers()
-    got = choose(logits.clone(), temperatures.clone(), noise.clone())
-    require(isinstance(got, Tensor) and got.shape == (4,), f"four rows make four token ids, [4]; yours is {got!r}")
-    require(got.tolist() == right, f"temperatures {[0.0, 0.7, 1.3, 0.0]}: tokens {right}, not {got.tolist()}. A temperature of "
-                                   "0 means the highest logit, and must not be divided by.")
-    kept = [t.clone() for t in (logits, temperatures, noise)]
+    def turn_to(case: list[float], ks: list[int]) -> None:
+        temperatures.copy_(torch.tensor(case))
+        top_k.copy_(torch.tensor(ks))
+
+    for case, ks in 12 * SETTINGS:
+        turn_to(case, ks)
+        right = new_numbers()
+        got = choose(*(tensor.clone() for tensor in given.values()))
+        require(isinstance(got, Tensor) and got.shape == (4,), f"four rows make four token ids, [4]; yours is {got!r}")
+        hint = f"{_settings(temperatures, top_k)}: tokens {right}, not {got.tolist()}."
+        wrong = [row for row in range(4) if got[row] != right[row]]
+        if wrong and temperatures[wrong[0]] == 0:
+            hint += " A temperature of 0 means the highest logit, and must not be divided by."
+        elif wrong and top_k[wrong[0]] == 0:
+            hint += " A top_k of 0 takes nothing out."
+        elif wrong:
+            hint += f" Row {wrong[0]}: the top_k highest logits take part, all of them where there are no more, and no others."
+        require(not wrong, hint)
+    turn_to(*SETTINGS[0])
+    kept = [tensor.clone() for tensor in given.values()]
     try:
         with Tape() as tape:
-            token_ids = choose(logits, temperatures, noise)
+            token_ids = choose(**given)
     except RuntimeError as error:
         raise Wrong(f"{error}. Let every row take both answers, and let a tensor choose between them.") from None
-    changed = [n for n, a, b in zip(("logits", "temperatures", "noise"), (logits, temperatures, noise), kept) if not a.equal(b)]
+    changed = [name for (name, tensor), old in zip(given.items(), kept) if not tensor.equal(old)]
     require(not changed, f"`{'`, `'.join(changed)}` is not yours to change: the next step needs it")
-    for case in ([0.0, 0.7, 1.3, 0.0], [0.9, 0.0, 0.0, 0.5], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]):
-        temperatures.copy_(torch.tensor(case))
+    for case, ks in SETTINGS:
+        turn_to(case, ks)
         right = new_numbers()
         tape.replay()
-        require(token_ids.tolist() == right, f"replayed with temperatures {case}: tokens {right}, not {token_ids.tolist()}. "
-                                             "Your code decided something while it was recorded; only tensors decide later.")
-    return f"recorded once in {len(tape.kernels())} launches, replayed with four other batches"
+        require(token_ids.tolist() == right, f"replayed with {_settings(temperatures, top_k)}: tokens {right}, not "
+                f"{token_ids.tolist()}. Your code decided something while it was recorded; only tensors decide later.")
+    return f"recorded once in {len(tape.kernels())} launches, replayed with {len(SETTINGS)} other batches"
+
+
+def _settings(temperatures: Tensor, top_k: Tensor) -> str:
+    return f"temperatures {[round(t, 1) for t in temperatures.tolist()]} and top_k {top_k.tolist()}"

@@ -28,6 +28,13 @@ def shares_of_the_limit() -> tuple[dict[str, dict[str, float]], dict[str, dict[s
     return works, words
 
 
+def milliseconds_alone() -> dict[str, float]:
+    """{engine: ms per token} of one request alone."""
+    row = OTHERS["works"]["one"]
+    ours = _ours("one")
+    return ({OURS: ours[-1][row["unit"]]} if ours else {}) | {engine: row[engine] for engine in OTHERS["engines"]}
+
+
 def parts_of_a_step() -> dict[str, dict[str, float]]:
     """{engine: {part: ms}} of a decode step of 256 sequences. vLLM's is what its GPU did; of its host nothing is known."""
     found = {}

@@ -12,12 +12,12 @@ from visualizations import theme
 @theme.in_both_modes
 def plot_side_by_side(works: Mapping[str, Mapping[str, float]], *, unit: str, better: str = "more", first: str | None = None,
                       words: Mapping[str, Mapping[str, str]] | None = None, limit: float | None = None,
-                      title: str = "The same work, side by side", ax: Axes | None = None) -> Figure:
+                      title: str = "The same work, side by side", caption: str | None = None, ax: Axes | None = None) -> Figure:
     """A group for each work, in it a bar for whoever did it.
 
     works: {work: {who: number}}; not all need to have done all. unit: of the numbers. better: "more" or "less". first: whose
     leads the caption counts, by default whoever comes first. words: what to write at a bar instead of its number. limit: a
-    number that nobody can pass, drawn as a line. Raises ValueError when somebody passes it.
+    number that nobody can pass, drawn as a line. caption: instead of that count. Raises ValueError when somebody passes it.
     """
     check(better in ("more", "less"), "better", better, "'more' or 'less'", "say which end is good")
     check(all(works.values()) and bool(works), "works", dict(works), "a number for each work", "leave out what nobody did")
@@ -43,7 +43,7 @@ def plot_side_by_side(works: Mapping[str, Mapping[str, float]], *, unit: str, be
         middles.append((top + y + 1) / 2)
         y -= 0.65
     if limit is not None:
-        ax.axvline(limit, color=m.ink, linewidth=1.1, linestyle=(0, (5, 3)), gid="limit", zorder=0)
+        ax.axvline(limit, color=m.ink, linewidth=1.1, linestyle=(0, (5, 3)), gid="limit", zorder=0 if better == "more" else 3)
     ax.set_yticks(middles, list(works), color=m.ink, parse_math=False)
     ax.tick_params(axis="y", length=0)
     ax.set(xlabel=f"{unit} ({better} is better)", xlim=(0, max(highest * 1.32, (limit or 0) * 1.06)), ylim=(y + 1.1, 0.6))
@@ -51,5 +51,5 @@ def plot_side_by_side(works: Mapping[str, Mapping[str, float]], *, unit: str, be
     sign = 1 if better == "more" else -1
     led = sum(all(sign * row[first] > sign * row[name] for name in row if name != first) for row in rivalled)
     lead = f"Dark: {first}, ahead in {led} of {len(rivalled)}." if rivalled else f"{first} alone: nobody here to compare with."
-    theme.title(ax, title, lead + (" Dashed: the limit." if limit else ""))
+    theme.title(ax, title, caption or lead + (" Dashed: the limit." if limit else ""))
     return fig

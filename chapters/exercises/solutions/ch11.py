@@ -25,7 +25,10 @@ def capture_sizes(max_num_seqs):
     return [s for s in sizes if s < max_num_seqs] + [max_num_seqs]
 
 
-def choose(logits, temperatures, noise):
+def choose(logits, temperatures, top_k, noise):
     greedy = temperatures == 0
     scaled = logits / torch.where(greedy, 1.0, temperatures)[:, None]
-    return torch.where(greedy[:, None], logits, scaled + noise).argmax(-1)
+    last = (top_k - 1).clamp(0, logits.shape[-1] - 1)  # of those that stay, in descending order
+    least = logits.sort(-1, descending=True).values.gather(1, last[:, None])
+    cut = (top_k > 0)[:, None] & (logits < least)
+    return torch.where(greedy[:, None], logits, (scaled + noise).masked_fill(cut, -torch.inf)).argmax(-1)

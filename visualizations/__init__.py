@@ -32,6 +32,7 @@ from visualizations.figures.by_position import plot_by_position
 from visualizations.figures.cache_occupancy import plot_cache_occupancy
 from visualizations.figures.checkpoint_file import plot_checkpoint_file
 from visualizations.figures.curves import plot_curves
+from visualizations.figures.draft_check import plot_draft_check
 from visualizations.figures.draws import plot_bits, plot_wheel
 from visualizations.figures.exponential_race import plot_exponential_race
 from visualizations.figures.exponents import plot_exponents
@@ -42,6 +43,7 @@ from visualizations.figures.gpu_timeline import plot_gpu_timeline
 from visualizations.figures.head_groups import plot_head_groups
 from visualizations.figures.heat_maps import plot_heat_maps
 from visualizations.figures.journey import plot_journey
+from visualizations.figures.ladder import plot_ladder
 from visualizations.figures.latency import plot_latencies, trace_latencies
 from visualizations.figures.life_of_request import plot_life_of_request
 from visualizations.figures.lines import plot_lines, plot_matrices
@@ -84,18 +86,19 @@ __all__ = [
     "Measured", "OnlineSoftmaxExplorer", "PagedAttentionExplorer",
     "ParallelCostExplorer", "RecordedLogits", "RecordedMasks", "RecordedSpeculation",
     "RooflineExplorer", "SamplerExplorer", "SchedulerExplorer", "Simulation", "SpeculationExplorer", "TensorXRay",
-    "TokenMaskExplorer", "listing", "name_map", "plot_ablation", "plot_acceptance", "plot_attention_mask", "plot_automaton",
-    "plot_batch_composition", "plot_bits", "plot_block_tables", "plot_by_position", "plot_cache_occupancy",
-    "plot_checkpoint_file", "plot_curves", "plot_exponential_race", "plot_exponents", "plot_fleet", "plot_found_tokens",
-    "plot_fragmentation", "plot_gpu_timeline", "plot_head_groups", "plot_heat_maps", "plot_journey", "plot_latencies",
-    "plot_life_of_request", "plot_lines", "plot_load_test", "plot_matrices", "plot_memory_budget", "plot_memory_hierarchy",
-    "plot_name_map", "plot_next_token", "plot_online_softmax", "plot_operations", "plot_overlap", "plot_padding_waste",
-    "plot_parity", "plot_part_shares", "plot_places", "plot_prefix_tree", "plot_rank_processes", "plot_request_timeline",
-    "plot_reuse_order", "plot_ring", "plot_roofline", "plot_rope", "plot_rounds", "plot_routing", "plot_sampling_filters",
-    "plot_serving_threads", "plot_shape_flow", "plot_side_by_side", "plot_slot_scatter", "plot_step_parts",
-    "plot_step_tensors", "plot_stretches", "plot_tensor_split", "plot_wheel", "plot_work", "plot_work_shares",
-    "record_flow", "record_journey", "record_logits", "record_masks", "record_routing", "record_speculation",
-    "sampling_stages", "standalone_html", "trace_latencies", "watch_tensors", "x_ray",
+    "TokenMaskExplorer", "listing", "name_map", "plot_ablation", "plot_acceptance", "plot_attention_mask",
+    "plot_automaton", "plot_batch_composition", "plot_bits", "plot_block_tables", "plot_by_position",
+    "plot_cache_occupancy", "plot_checkpoint_file", "plot_curves", "plot_draft_check", "plot_exponential_race",
+    "plot_exponents", "plot_fleet", "plot_found_tokens", "plot_fragmentation", "plot_gpu_timeline", "plot_head_groups",
+    "plot_heat_maps", "plot_journey", "plot_ladder", "plot_latencies", "plot_life_of_request", "plot_lines",
+    "plot_load_test", "plot_matrices", "plot_memory_budget", "plot_memory_hierarchy", "plot_name_map", "plot_next_token",
+    "plot_online_softmax", "plot_operations", "plot_overlap", "plot_padding_waste", "plot_parity", "plot_part_shares",
+    "plot_places", "plot_prefix_tree", "plot_rank_processes", "plot_request_timeline", "plot_reuse_order", "plot_ring",
+    "plot_roofline", "plot_rope", "plot_rounds", "plot_routing", "plot_sampling_filters", "plot_serving_threads",
+    "plot_shape_flow", "plot_side_by_side", "plot_slot_scatter", "plot_step_parts", "plot_step_tensors", "plot_stretches",
+    "plot_tensor_split", "plot_wheel", "plot_work", "plot_work_shares", "record_flow", "record_journey", "record_logits",
+    "record_masks", "record_routing", "record_speculation", "sampling_stages", "standalone_html", "trace_latencies",
+    "watch_tensors", "x_ray",
 ]
 
 

@@ -160,11 +160,11 @@ def title(ax: Axes, text: str, caption: str) -> None:
 def _left_of(ax: Axes) -> float:
     """Inches that the vertical axis takes with its ticks and its label."""
     ticks = [label.get_text() for label in ax.get_yticklabels()]
-    widths = [0.35 if "$" in tick else _inches(tick, 9) for tick in ticks if tick]  # a power of ten is set as a formula
+    widths = [0.35 if "$" in tick else inches(tick, 9) for tick in ticks if tick]  # a power of ten is set as a formula
     return max(widths, default=0.0) + 0.08 + (0.22 if ax.get_ylabel() else 0.0)
 
 
-def _inches(text: str, size: float, weight: str = "normal") -> float:
+def inches(text: str, size: float, weight: str = "normal") -> float:
     """How wide a text is when drawn; of several lines, the widest."""
     font, lines = FontProperties(weight=weight), text.replace("$", "S").split("\n")  # a formula's dollars would be parsed
     return max((float(TextPath((0, 0), line, size=size, prop=font).get_extents().width) / 72 for line in lines if line.strip()),
@@ -173,13 +173,13 @@ def _inches(text: str, size: float, weight: str = "normal") -> float:
 
 def _in_lines(text: str, width: float, size: float, weight: str = "normal") -> list[str]:
     """A sentence in as many lines of about one length as it needs at `width` inches."""
-    count = ceil(_inches(text, size, weight) / width)
+    count = ceil(inches(text, size, weight) / width)
     return [text] if count <= 1 else wrap(text, ceil(len(text) / count * 1.08))
 
 
 def legend(ax: Axes, *, ncols: int = 1, **where: Any) -> None:
     """A frameless legend in the mode's ink, of at most `ncols` columns; `where` are matplotlib's own keywords."""
-    widths = sorted(_inches(label, LEGEND_SIZE) + BESIDE_LABEL for label in ax.get_legend_handles_labels()[1])
+    widths = sorted(inches(label, LEGEND_SIZE) + BESIDE_LABEL for label in ax.get_legend_handles_labels()[1])
     room = cast(Figure, ax.get_figure(root=True)).get_figwidth() - _left_of(ax)
     while ncols > 1 and sum(widths[-ncols:]) > room:
         ncols -= 1

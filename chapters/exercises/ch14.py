@@ -19,15 +19,20 @@ from .verdict import check, require
 
 
 def steps_under_their_roof():
-    """A roofline for each GPU whose decode steps are recorded: what a step must read and compute, in the time it took."""
+    """A roofline for each GPU whose decode steps are recorded: what a step must read and compute, in the time it took.
+
+    The number at a point is the step's floor as a share of its time; the parts of a step follow one another, so that is a
+    little more than its share of the roof. The memory's speed is the one that the recorded floors were counted with.
+    """
     ceilings = {where: rows[0] for where, rows in recorded_rows("ceilings")}
     for where, steps in recorded_rows("decode step"):
-        points = []
+        points, speeds = [], []
         for step in steps:
-            work = roofline.decode_work(SimpleNamespace(**workloads.SHAPE), [step["context"]] * step["sequences"]).values()
-            points.append(viz.Measured(f"{step['sequences']} at once", sum(w.flops for w in work), sum(w.bytes for w in work),
-                                       step["gpu ms"] / 1e3))
-        yield viz.plot_roofline(points, peak_flops=ceilings[where]["matmul FLOP/s"], bandwidth=ceilings[where]["read B/s"],
+            work = roofline.decode_work(SimpleNamespace(**workloads.SHAPE), [step["context"]] * step["sequences"])
+            points.append(viz.Measured(f"{step['sequences']} at once", sum(w.flops for w in work.values()),
+                                       sum(w.bytes for w in work.values()), step["gpu ms"] / 1e3, step["floor ms"] / 1e3))
+            speeds.append(work["attention"].bytes / (step["floor attention ms"] / 1e3))
+        yield viz.plot_roofline(points, peak_flops=ceilings[where]["matmul FLOP/s"], bandwidth=statistics.median(speeds),
                                 device="a decode step, " + where)
 
 

@@ -19,6 +19,10 @@ from .verdict import check, require
 PATIENCE = 200  # steps; an honest engine needs a tenth of that
 
 
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 @contextmanager
 def interrupted(engine, at_step: int):
     """Somebody presses the stop button: `engine.step` raises KeyboardInterrupt the `at_step`-th time, which ends the block."""
@@ -124,7 +128,8 @@ def check_doorman(Doorman):
             batch = scheduler.schedule()
             scheduler.update(batch, [7] * sum(item.samples for item in batch.items))
         else:
-            require(False, f"{case}: after {PATIENCE} steps it is still there, preempted {scheduler.num_preemptions} times.")
+            require(False, f"{case}: after {PATIENCE} steps it is still there, preempted "
+                           f"{_counted(scheduler.num_preemptions, 'time')}.")
         require(fits, f"{case}: it was admitted, and its last token was computed in a slot that does not exist.")
     return "five requests around the edge: what can end is served, what cannot is refused with the numbers."
 
@@ -137,7 +142,8 @@ def check_table_width(table_width):
             need = len(range(0, max_model_len, block_size))
             width = table_width(max_model_len, block_size)
             case = f"max_model_len={max_model_len}, block_size={block_size}"
-            require(width >= need, f"{case}: a row of {width}, and the longest sequence has {need} blocks.")
+            require(width >= need, f"{case}: a row of {width}, and the longest sequence has "
+                                    f"{_counted(need, 'block')}.")
             require(width <= need, f"{case}: a row of {width}; {need} are enough.")
     return "rows fit the longest sequence and no longer, over 21 sizes."
 

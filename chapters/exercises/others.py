@@ -4,7 +4,7 @@ from benchmarks.others import OTHERS
 
 from .recorded import recorded_rows
 
-WORKS = {"mixed": ("256 requests, 100 to 1024 in and out", "{:,.0f} tok/s"),
+WORKS = {"mixed": ("256 requests,\n100 to 1024 in and out", "{:,.0f} tok/s"),
          "one": ("one request, 128 in, 256 out", "{:.2f} ms"), "prefill": ("prefill of 64 x 1024", "{:,.0f} tok/s")}
 OURS = "this engine"
 
@@ -15,7 +15,7 @@ def _ours(subject: str) -> list[dict]:
 
 
 def shares_of_the_limit() -> tuple[dict[str, dict[str, float]], dict[str, dict[str, str]]]:
-    """({work: {engine: per cent of what the card allows}}, {work: {engine: its figure, in words}})."""
+    """({work, with its limit: {engine: per cent of what the card allows}}, {the same: {engine: its figure, in words}})."""
     works, words = {}, {}
     for work, (name, form) in WORKS.items():
         row = OTHERS["works"][work]
@@ -23,6 +23,7 @@ def shares_of_the_limit() -> tuple[dict[str, dict[str, float]], dict[str, dict[s
         if ours := _ours(work):
             figures = {OURS: ours[-1][row["unit"]]} | figures
         slow = row["unit"] == "ms/token"  # the less the better
+        name += f"\nat best {form.format(row['limit'])}"
         works[name] = {who: 100 * (row["limit"] / value if slow else value / row["limit"]) for who, value in figures.items()}
         words[name] = {who: form.format(value) for who, value in figures.items()}
     return works, words

@@ -22,7 +22,10 @@ REPLICA = REPLICA_HEADER.decode()
 
 @dataclass(frozen=True)
 class Answer:
-    """One chat's answer, the replica that gave it, and how many of its prompt's tokens were found cached."""
+    """One chat's answer, the replica that gave it, and how many of its prompt's tokens were found cached.
+
+    replica: a letter, in the order in which replicas first answered; Ray's own names are drawn at random.
+    """
 
     status: int
     text: str
@@ -41,6 +44,10 @@ class RayFleet:
             self._port = listener.getsockname()[1]
         application = build(replicas=replicas, num_cpus=0.5, num_kvcache_blocks=256)
         self.address = start(application, port=self._port)
+        self._letters: dict[str | None, str] = {}
+
+    def _letter(self, replica: str | None) -> str:
+        return self._letters.setdefault(replica, chr(ord("A") + len(self._letters)))
 
     @contextmanager
     def _post(self, path: str, body: dict) -> Iterator[HTTPResponse]:
@@ -56,7 +63,7 @@ class RayFleet:
         with self._post("chat/completions", {"messages": messages, "max_tokens": 12, "temperature": 0}) as response:
             answer = json.load(response)
             usage = answer["usage"]
-            return Answer(response.status, answer["choices"][0]["message"]["content"], response.headers[REPLICA],
+            return Answer(response.status, answer["choices"][0]["message"]["content"], self._letter(response.headers[REPLICA]),
                           usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"])
 
     def stream_and_kill(self, prompt: str, tokens: int) -> list[str]:

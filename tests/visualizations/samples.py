@@ -125,6 +125,7 @@ FIGURES = {
     "curves": lambda ax=None: v.plot_curves(
         {"first token": {8: 134, 16: 33, 32: 19, 64: 16}, "longest gap": {8: 12, 16: 13, 32: 16, 64: 23}}, knob="token budget",
         outcome="milliseconds", title="Two wishes, one knob", caption="Right: sooner begun, and less even.", log=True, ax=ax),
+    "draft_check": lambda ax=None: v.plot_draft_check([11, 12, 13, 14], [11, 12, 99, 14, 15], ax=ax),
     "exponential_race": lambda ax=None: v.plot_exponential_race(
         [0.9, 0.31, 2.2, float("inf"), 1.4, 0.55], [0.2, 0.3, 0.1, 0, 0.15, 0.25], lambda i: WORDS[i], ax=ax),
     "exponents": lambda ax=None: v.plot_exponents({-28: 3, -20: 9, -15: 400, -6: 90_000, -3: 500_000, 0: 70_000, 4: 12}, ax=ax),
@@ -146,6 +147,9 @@ FIGURES = {
         ax=ax),
     "places": lambda ax=None: v.plot_places([0, 1, 9, 12], [20, *range(4, 12), 7, 8, 9], ax=ax),
     "latencies": lambda ax=None: v.plot_latencies(v.trace_latencies(preempted()), ax=ax),
+    "ladder": lambda ax=None: v.plot_ladder(
+        {"plain": 25.4, "+ paged attention": 2425.0, "+ fused kernels": 8636.0, "+ graphs": 33085.0, "+ nothing": 33000.0},
+        unit="tokens/s", title="A stage at a time", source="Made up", ax=ax),
     "life_of_request": lambda ax=None: v.plot_life_of_request(preempted(), 2, ax=ax),
     "load_test": lambda ax=None: v.plot_load_test(
         fleets()[0].requests, failed=[0.4, 1.1], limits={"ttft": 40, "e2el": 900}, ax=ax),

@@ -30,6 +30,7 @@ UNITS = {
     "fleet": ("seconds since the run began", "replica"),
     "found_tokens": ("prompt tokens", ""), "fragmentation": ("token slots of the KV cache", ""),
     "gpu_timeline": ("milliseconds since the step began", ""), "latencies": ("milliseconds", "share of them this short"),
+    "ladder": ("tokens/s (each mark ten times the one before)", ""),
     "life_of_request": ("step", "tokens"), "load_test": ("seconds since the run began: planned arrival", "milliseconds"),
     "memory_budget": ("memory of the device (GiB)", ""),
     "acceptance": ("place of the draft in its step", "share that was kept"), "next_token": ("probability", ""),
@@ -43,9 +44,9 @@ UNITS = {
     "step_parts": ("milliseconds", ""), "work": ("position of the token", "round"),
     "work_shares": ("keys read, one after the other", "8 programs at once"),
 }
-MAPS = {"automaton", "block_tables", "head_groups", "journey", "matrices", "memory_hierarchy", "name_map", "operations",
-        "prefix_tree", "rank_processes", "reuse_order", "ring", "rope", "serving_threads", "shape_flow", "slot_scatter",
-        "step_tensors", "tensor_split"}
+MAPS = {"automaton", "block_tables", "draft_check", "head_groups", "journey", "matrices", "memory_hierarchy", "name_map",
+        "operations", "prefix_tree", "rank_processes", "reuse_order", "ring", "rope", "serving_threads", "shape_flow",
+        "slot_scatter", "step_tensors", "tensor_split"}
 # In them place has no unit.
 every_figure = pytest.mark.parametrize("name", FIGURES)
 

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from visualizations import theme
 from visualizations.explorers.run_explorer import RunExplorer
 
+MOST_STEPS_WITH_GUESSES = 40  # in the still: in a longer run a cell has no room for them
 OUT_OF_REACH = 8  # times the tokens of the fullest step: a budget above is named in the caption instead of drawn
 
 
@@ -57,6 +59,7 @@ class SchedulerExplorer(RunExplorer):
             chart.hlines([row] * len(waits), [x - 0.5 for x in waits], [x + 0.5 for x in waits], color=m.muted, linewidth=1.1)
             struck = [r.step for r in trace if seq_id in r.preempted]
             chart.plot(struck, [row] * len(struck), marker=(2, 0, 45), linestyle="none", color=m.ink, markersize=9)
+        guesses = self._draw_guesses(chart, rows)
         steps = [r.step for r in trace]
         prompt, decode = ([getattr(r, f"num_{kind}_tokens") for r in trace] for kind in ("prefill", "decode"))
         budget.bar(steps, decode, 0.92, color=m.muted, alpha=0.45, label="decode")
@@ -70,6 +73,22 @@ class SchedulerExplorer(RunExplorer):
         every = max(1, len(ids) // 12)
         chart.set_yticks([rows[i] for i in ids[::every]], [str(i) for i in ids[::every]])
         budget.xaxis.set_major_locator(MaxNLocator(integer=True))
-        theme.title(chart, self.label, "Dark: prompt; light: generated; line: waiting; strike: preempted. Below, each step "
-                    + ("against its token budget (dashed)." if reached else f"and its tokens, of a budget of {limit:,}."))
+        spent = "against its token budget (dashed)" if reached else f"and its tokens, of a budget of {limit:,}"
+        theme.title(chart, self.label, f"Dark: prompt; light: generated; line: waiting; strike: preempted.{guesses} Below, "
+                    f"each step {spent}.")
         return fig
+
+    def _draw_guesses(self, chart: Axes, rows: dict[int, int]) -> str:
+        """A dot for each guess that was kept and a cross for each refused one, in its step's cell; returns words about them."""
+        drawn = False
+        if len(self.source.trace) > MOST_STEPS_WITH_GUESSES:
+            return ""
+        for r in self.source.trace:
+            for seq_id, drafts in r.drafts.items():
+                kept = r.accepted.get(seq_id, 0)
+                for i in range(len(drafts)):
+                    x = r.step + 0.2 * (i - (len(drafts) - 1) / 2)
+                    chart.plot(x, rows[seq_id], marker="o" if i < kept else "x", markersize=2.6 if i < kept else 3.6,
+                               color="#1b1e22", markeredgewidth=1, linestyle="none", gid="kept" if i < kept else "refused")
+                    drawn = True
+        return " Dots are guesses that were kept, crosses refused ones." if drawn else ""

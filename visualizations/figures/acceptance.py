@@ -36,5 +36,5 @@ def plot_acceptance(counts: Mapping[str, Sequence[Sequence[int]]], *, title: str
            xticks=range(1, longest + 1), yticks=[0, 0.5, 1])
     if len(counts) > 1:
         theme.legend(ax, loc="upper right", ncols=len(counts))
-    theme.title(ax, title, "A draft is kept only if all drafts before it in the step were: later places are kept less often.")
+    theme.title(ax, title, "A draft is kept only if all drafts before it in the step were.")
     return fig

@@ -1,6 +1,6 @@
 """What turns with a knob: a line for each way of doing it, over the settings that were tried."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,12 +12,13 @@ from visualizations import theme
 
 @theme.in_both_modes
 def plot_curves(curves: Mapping[str, Mapping[float, float]], *, knob: str, outcome: str, title: str, caption: str,
-                log: bool = False, log_outcome: bool = False, ax: Axes | None = None) -> Figure:
+                log: bool = False, log_outcome: bool = False, rings: Collection[str] = (), ax: Axes | None = None) -> Figure:
     """A line with a mark at each setting, its name at its end.
 
     curves: {name: {setting: outcome}}. knob, outcome: what the axes show, with units. log: settings by doublings, each
-    written out. log_outcome: outcomes by powers of ten, for curves of very different heights. Raises ValueError without
-    curves, for an empty one, and for an outcome of 0 or less on a log axis.
+    written out. log_outcome: outcomes by powers of ten, for curves of very different heights. rings: names drawn as rings
+    without a line, for what lies on another curve and would hide it. Raises ValueError without curves, for an empty one, and
+    for an outcome of 0 or less on a log axis.
     """
     check(bool(curves) and all(curves.values()), "curves", {name: dict(c) for name, c in curves.items()},
           "one point or more in each",
@@ -37,8 +38,9 @@ def plot_curves(curves: Mapping[str, Mapping[float, float]], *, knob: str, outco
     ends: dict[str, tuple[float, float, int]] = {}
     for place, (name, curve) in enumerate(curves.items()):
         xs = sorted(curve)
-        ax.plot(xs, [curve[x] for x in xs], color=theme.sequence_colour(place), linewidth=2, marker="o", markersize=4.5,
-                gid=name)
+        ring = dict(linestyle="none", markersize=10, markerfacecolor="none", markeredgewidth=2) if name in rings else {}
+        ax.plot(xs, [curve[x] for x in xs], gid=name,
+                **dict(color=theme.sequence_colour(place), linewidth=2, marker="o", markersize=4.5) | ring)
         ends[name] = xs[-1], curve[xs[-1]], place
     lowest = min(y for curve in curves.values() for y in curve.values())
     # Names that would lie on each other move apart, in the order of their lines: by a share of the axis, linear or log.

@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from nanovllm.utils.checks import check
 from visualizations import theme
 
+SIZE = 8.5  # of the labels, in points
+
 
 @theme.in_both_modes
 def plot_side_by_side(works: Mapping[str, Mapping[str, float]], *, unit: str, better: str = "more", first: str | None = None,
@@ -30,15 +32,21 @@ def plot_side_by_side(works: Mapping[str, Mapping[str, float]], *, unit: str, be
     count = sum(map(len, works.values()))
     fig, ax = theme.canvas(ax, 10, min(6.4, 1.6 + 0.25 * count + 0.16 * len(works)))
     m, y, middles = theme.mode(), 0.0, []
+    end = max(highest * 1.32, (limit or 0) * 1.06)
+    beside = max(theme.inches(work, 9) for work in works) + 0.1
+    per_inch = end / max(1.0, fig.get_figwidth() - beside)  # of the axis
     for work, row in works.items():
         top = y
         for name, value in row.items():
             colour = theme.prompt_colour(0) if name == first else theme.decode_colour(who.index(name))
             ax.barh(y, value, 0.84, color=colour, gid=f"{name}-{work}")
             told = (words or {}).get(work, {}).get(name) or (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}")
-            ax.annotate(f"{name}  {told}", (value, y), (5, 0), textcoords="offset points", va="center", fontsize=8.5,
-                        color=m.ink, fontweight="bold" if name == first else "normal", parse_math=False,
-                        bbox=None if limit is None else dict(facecolor=m.paper, edgecolor="none", pad=0.6))
+            label, weight = f"{name}  {told}", "bold" if name == first else "normal"
+            # A label that the limit would cross stands in its bar.
+            inside = limit is not None and value <= limit <= value + theme.inches(label, SIZE, weight) * per_inch * 1.1
+            ax.annotate(label, (value, y), (-5 if inside else 5, 0), textcoords="offset points", va="center", fontsize=SIZE,
+                        ha="right" if inside else "left", fontweight=weight, parse_math=False,
+                        color=theme.text_on(colour) if inside else m.ink)
             y -= 1.0
         middles.append((top + y + 1) / 2)
         y -= 0.65
@@ -46,7 +54,7 @@ def plot_side_by_side(works: Mapping[str, Mapping[str, float]], *, unit: str, be
         ax.axvline(limit, color=m.ink, linewidth=1.1, linestyle=(0, (5, 3)), gid="limit", zorder=0 if better == "more" else 3)
     ax.set_yticks(middles, list(works), color=m.ink, parse_math=False)
     ax.tick_params(axis="y", length=0)
-    ax.set(xlabel=f"{unit} ({better} is better)", xlim=(0, max(highest * 1.32, (limit or 0) * 1.06)), ylim=(y + 1.1, 0.6))
+    ax.set(xlabel=f"{unit} ({better} is better)", xlim=(0, end), ylim=(y + 1.1, 0.6))
     rivalled = [row for row in works.values() if first in row and len(row) > 1]
     sign = 1 if better == "more" else -1
     led = sum(all(sign * row[first] > sign * row[name] for name in row if name != first) for row in rivalled)

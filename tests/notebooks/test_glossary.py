@@ -33,7 +33,8 @@ def test_every_word_has_its_chapter_and_its_chinese():
 
 def test_the_words_that_readers_missed_are_there():
     english = " ".join(row[0] for row in table_rows(0))
-    for word in ("NCCL", "arithmetic intensity", "floor", "launch-bound", "eager", "fusion", "PDL", "pending token", "goodput",
-                 "speculative decoding", "quantisation", "MoE", "grammar mask", "perplexity", "attention; query", "tokenizer", "kernel", "greedy",
-                 "static batching", "thrashing", "HBM", "column parallel", "bf16", "ablation", "round robin", "derivative"):
+    for word in ("NCCL", "arithmetic intensity", "floor", "launch-bound", "eager", "fusion", "PDL", "pending token",
+                 "goodput", "speculative decoding", "quantisation", "MoE", "grammar mask", "perplexity", "attention; query",
+                 "tokenizer", "kernel", "greedy", "static batching", "thrashing", "HBM", "column parallel", "bf16",
+                 "ablation", "round robin", "derivative"):
         assert word in english, word

@@ -38,9 +38,10 @@ def plot_curves(curves: Mapping[str, Mapping[float, float]], *, knob: str, outco
     ends: dict[str, tuple[float, float, int]] = {}
     for place, (name, curve) in enumerate(curves.items()):
         xs = sorted(curve)
-        ring = dict(linestyle="none", markersize=10, markerfacecolor="none", markeredgewidth=2) if name in rings else {}
-        ax.plot(xs, [curve[x] for x in xs], gid=name,
-                **dict(color=theme.sequence_colour(place), linewidth=2, marker="o", markersize=4.5) | ring)
+        (line,) = ax.plot(xs, [curve[x] for x in xs], color=theme.sequence_colour(place), linewidth=2, marker="o",
+                          markersize=4.5, gid=name)
+        if name in rings:
+            line.set(linestyle="none", markersize=10, markerfacecolor="none", markeredgewidth=2)
         ends[name] = xs[-1], curve[xs[-1]], place
     lowest = min(y for curve in curves.values() for y in curve.values())
     # Names that would lie on each other move apart, in the order of their lines: by a share of the axis, linear or log.

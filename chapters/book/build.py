@@ -45,7 +45,8 @@ move here, too: click into one, then drag, or use the arrow keys.
 
 To run the chapters yourself, clone {repository} and type `make lab`; the [README](readme.md) says how the engine is installed,
 served, measured and changed. `python -m chapters` says what you have solved and what comes next. When the exercises of the
-block manager, the scheduler, the sampler and the drafter are solved, `python -m chapters capstone` serves with yours.
+block manager, the scheduler, the sampler and the drafter are solved, `python -m chapters capstone` puts yours into one engine
+and serves with it.
 
 ## The chapters
 

@@ -12,7 +12,7 @@ from visualizations import theme
 
 @theme.in_both_modes
 def plot_next_token(probabilities: ArrayLike, decode: Callable[[int], str], *, drawn: int | None = None,
-                    seq_id: int = 0, top: int = 12, ax: Axes | None = None) -> Figure:
+                    seq_id: int = 0, top: int = 12, title: str = "The next token", ax: Axes | None = None) -> Figure:
     """The `top` most likely next tokens as bars.
 
     probabilities: [vocab_size], as a list, array or CPU tensor. decode: token id -> its text. drawn: the id the sampler
@@ -35,7 +35,7 @@ def plot_next_token(probabilities: ArrayLike, decode: Callable[[int], str], *, d
                   family="DejaVu Sans Mono", color=m.ink)
     ax.set(xlabel="probability", xlim=(0, p[ids].max() * 1.18), ylim=(-len(ids) + 0.4, 0.6))
     rest = 1 - p[ids].sum()
-    theme.title(ax, "The next token", f"{len(ids)} of {len(p)} tokens; all the others share {max(rest, 0):.3f}.")
+    theme.title(ax, title, f"{len(ids)} of {len(p)} tokens; all the others share {max(rest, 0):.3f}.")
     return fig
 
 

@@ -88,7 +88,7 @@ def capstone(progress: Progress, folder: Path) -> int:
         where = "" if folder == HERE else f" --notebooks {folder}"
         print(f"save, and run this again. To open the first: python -m chapters{where} open {missing[0].number}")
         return 1
-    print("\nEngines of these parts answer, and the finished engine is asked the same:")
+    print("\nOne engine of these four parts answers, and the finished engine is asked the same:")
     try:
         for request, text in work.serve(parts):
             print(f"\n{request}\n  {text}")

@@ -57,7 +57,7 @@ class Chapter:
 
     @property
     def question(self) -> str:
-        """The first bold question; empty for a chapter that asks none, such as the glossary."""
+        """The first bold question; empty for a chapter that asks none."""
         found = QUESTION.search("\n".join(self.sources["markdown"][:2]))
         words = " ".join(found[1].split()) if found else ""
         return words[:1].upper() + words[1:]  # it may be the end of a longer sentence

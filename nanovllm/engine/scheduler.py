@@ -9,6 +9,7 @@ from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from nanovllm.engine.sequence import Sequence, SequenceStatus
 from nanovllm.engine.sequence_queues import SequenceQueues, queue_order
 from nanovllm.utils.checks import check
+from nanovllm.utils.counted import counted
 
 
 class Scheduler(SequenceQueues):
@@ -117,8 +118,9 @@ class Scheduler(SequenceQueues):
             # The last in queue order first, but one that is already in this batch only when no other is left.
             scheduled = {item.seq.seq_id for item in batch.items}
             victim = next((s for s in reversed(self.running) if s.seq_id not in scheduled), seq)
-            self._preempt(victim, batch, f"sequence {seq.seq_id} needs {self.block_manager.num_new_blocks(seq, upto)} more "
-                          f"blocks and {self.block_manager.num_free_blocks} are free; "
+            needed = counted(self.block_manager.num_new_blocks(seq, upto), "more block")
+            self._preempt(victim, batch, f"sequence {seq.seq_id} needs {needed} and "
+                          f"{self.block_manager.num_free_blocks} are free; "
                           + ("all others are already in this step" if victim is seq else "this one is last in queue order"))
             if victim is seq:
                 return 0
@@ -155,8 +157,8 @@ class Scheduler(SequenceQueues):
             needed = manager.num_new_blocks(seq, len(seq), prefix)
             if needed + promised + len(self.running) > manager.num_free_blocks:
                 batch.left_waiting[seq.seq_id] = (
-                    f"it needs {needed} blocks; of {manager.num_free_blocks} free, {promised} are promised to admitted "
-                    f"prompts and {len(self.running)} kept for the next tokens of running sequences")
+                    f"it needs {counted(needed, 'block')}; of {manager.num_free_blocks} free, {promised} are promised to "
+                    f"admitted prompts and {len(self.running)} kept for the next tokens of running sequences")
                 break
             self.waiting.pop(0)
             manager.allocate(seq, prefix)
@@ -224,13 +226,13 @@ class Scheduler(SequenceQueues):
     @staticmethod
     def _running_reason(seq: Sequence, num_tokens: int) -> str:
         if seq.num_uncomputed_tokens == 1:
-            return "its next token" + (f" and {num_tokens - 1} drafts" if num_tokens > 1 else "")
+            return "its next token" + (f" and {counted(num_tokens - 1, 'draft')}" if num_tokens > 1 else "")
         left = seq.num_uncomputed_tokens - num_tokens
-        return f"{num_tokens} more prompt tokens, {left} still to come" if left else "the last chunk of its prompt"
+        return f"{counted(num_tokens, 'more prompt token')}, {left} still to come" if left else "the last chunk of its prompt"
 
     @staticmethod
     def _admit_reason(seq: Sequence, num_tokens: int) -> str:
         what = "back after preemption" if seq.num_preemptions else "admitted"
         hit = f", {seq.num_cached_tokens} of {len(seq)} tokens found cached" if seq.num_cached_tokens else ""
         left = seq.num_uncomputed_tokens - num_tokens
-        return f"{what}{hit}" + (f", chunked: {left} tokens wait for budget" if left else "")
+        return f"{what}{hit}" + (f", chunked: {counted(left, 'token waits', 'tokens wait')} for budget" if left else "")

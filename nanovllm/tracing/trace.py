@@ -13,6 +13,7 @@ from nanovllm.tracing.perfetto import perfetto_events
 from nanovllm.tracing.step_record import StepRecord
 from nanovllm.tracing.trace_file import PER_REQUEST, PagedRecords, TraceWriter, read_head
 from nanovllm.utils.checks import check
+from nanovllm.utils.counted import counted
 
 __all__ = ["StepRecord", "Trace"]
 
@@ -74,7 +75,8 @@ class Trace:
             return f"Trace({len(self)} steps, read page by page)"
         tokens = sum(r.num_prefill_tokens + r.num_decode_tokens for r in self.records)
         preemptions = sum(len(r.preempted) for r in self.records)
-        return f"Trace({len(self)} steps, {tokens} tokens computed, {preemptions} preemptions)"
+        return (f"Trace({counted(len(self), 'step')}, {counted(tokens, 'token')} computed, "
+                f"{counted(preemptions, 'preemption')})")
 
     def joined(self, seq: Sequence) -> None:
         """Record that a request was queued."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from nanovllm.errors import CheckpointError
 from nanovllm.utils.checkpoint import tensors
+from nanovllm.utils.counted import counted
 from nanovllm.utils.gguf_file import gguf_tensors, is_gguf
 
 PackedModules = dict[str, tuple[str, object]]  # checkpoint name -> (module that holds it, which part of that)
@@ -61,7 +62,8 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
                 missing.discard(TABLE)
     if missing:
         first = sorted(missing)
-        raise CheckpointError(f"{folder}: {len(first)} tensors are missing, among them {', '.join(first[:5])}; "
+        raise CheckpointError(f"{folder}: {counted(len(first), 'tensor is', 'tensors are')} missing, "
+                              f"{'among them ' if len(first) > 5 else ''}{', '.join(first[:5])}; "
                               "copy or download all of the checkpoint's files.")
 
 

@@ -47,7 +47,7 @@ def test_a_loader_that_loads_nothing_is_found_out():
 def test_the_chapter_is_told_which_accidents_pass_in_silence():
     tensors = ch07.checkpoint(ch07.TIED)
     del tensors["model.norm.weight"]
-    assert ch07.complaint(ch07.unfilled(ch07.TIED), tensors).startswith("checkpoint: 1 tensors are missing")
+    assert ch07.complaint(ch07.unfilled(ch07.TIED), tensors).startswith("checkpoint: 1 tensor is missing, ")
     with pytest.raises(ValueError, match="differs"):
         ch07.check_same_as_load_weights(lambda model, tensors: solved07.load_strictly(
             model, ((name, 2 * tensor) for name, tensor in tensors.items())))

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from nanovllm.utils.counted import counted
 from visualizations import theme
 from visualizations.explorers.base import Explorer
 from visualizations.figures.journey import ROOMS, plot_journey
@@ -32,7 +33,8 @@ class JourneyExplorer(Explorer):
 
     def summary(self) -> str:
         stops, prompt = self.journey["stops"], self.journey["num_prompt_tokens"]
-        return (f"{self.label}: {len(stops)} stops in {stops[-1]['step']} steps, from {prompt} prompt tokens to "
+        return (f"{self.label}: {counted(len(stops), 'stop')} in {counted(stops[-1]['step'], 'step')}, "
+                f"from {counted(prompt, 'prompt token')} to "
                 f"{stops[-1]['text']!r}. Run this cell in JupyterLab to walk through them.")
 
     def figure(self) -> Figure:

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nanovllm.utils.checks import check
+from nanovllm.utils.counted import counted
 from visualizations import theme
 from visualizations.explorers.base import Explorer
 from visualizations.explorers.batch_watch import KEPT, BatchWatch
@@ -85,8 +86,9 @@ class BatchMonitor(Explorer):
         if not frames:
             return f"{self.label}: nothing has run yet. Run this cell in JupyterLab, and generate in another."
         last = frames[-1]
-        return (f"{self.label}: {last['steps']} steps, {last['prompt']} prompt tokens and {last['decode']} fed back, "
-                f"{last['finished']} requests finished. Run this cell in JupyterLab to watch a run.")
+        return (f"{self.label}: {counted(last['steps'], 'step')}, {counted(last['prompt'], 'prompt token')} and "
+                f"{last['decode']} fed back, {counted(last['finished'], 'request')} finished. Run this cell in JupyterLab to "
+                "watch a run.")
 
     def figure(self) -> Figure:
         """Tokens per second over the whole run, and where each of the sequences followed last stood at its end."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from nanovllm.utils.checks import check
+from nanovllm.utils.counted import counted
 from visualizations.explorers.base import Explorer
 from visualizations.figures.online_softmax import plot_online_softmax
 
@@ -39,8 +40,8 @@ class OnlineSoftmaxExplorer(Explorer):
                          label=label, step=step)
 
     def summary(self) -> str:
-        return (f"{self.label}: {len(self.scores)} keys in tiles of {self.tile}. Run this cell in JupyterLab to step through "
-                "the tiles.")
+        return (f"{self.label}: {counted(len(self.scores), 'key')} in tiles of {self.tile}. Run this cell in JupyterLab to "
+                "step through the tiles.")
 
     def figure(self) -> Figure:
         return plot_online_softmax(self.scores, self.tile)

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from nanovllm.utils.checks import check
+from nanovllm.utils.counted import counted
 from visualizations.explorers.base import Explorer
 from visualizations.figures.online_softmax import plot_online_softmax
 
@@ -58,7 +59,8 @@ class PagedAttentionExplorer(Explorer):
             label=label, step=step)
 
     def summary(self) -> str:
-        return (f"{self.label}: {len(self.scores)} keys in blocks {', '.join(map(str, self.table))}. Run this cell in "
+        blocks = f"{'block' if len(self.table) == 1 else 'blocks'} {', '.join(map(str, self.table))}"
+        return (f"{self.label}: {counted(len(self.scores), 'key')} in {blocks}. Run this cell in "
                 "JupyterLab to step through the blocks.")
 
     def figure(self) -> Figure:

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from nanovllm.utils.counted import counted
 from visualizations import theme
 from visualizations.explorers.run_explorer import RunExplorer
 
@@ -35,7 +36,8 @@ class SchedulerExplorer(RunExplorer):
 
     def summary(self) -> str:
         requests = len(self.source.trace.meta.get("prompts", {}))
-        return f"{self.label}: {self.source.trace!r} of {requests} requests. Run this cell in JupyterLab to scrub through it."
+        return (f"{self.label}: {self.source.trace!r} of {counted(requests, 'request')}. Run this cell in JupyterLab to scrub "
+                "through it.")
 
     def figure(self) -> Figure:
         """Who ran when, over the whole run, and below it how each step spent the budget."""

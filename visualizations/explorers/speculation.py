@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.utils.checks import check
+from nanovllm.utils.counted import counted
 from visualizations import theme
 from visualizations.explorers.base import Explorer
 
@@ -139,8 +140,9 @@ class SpeculationExplorer(Explorer):
     def summary(self) -> str:
         drafted = sum(len(s["drafts"]) for s in self.recorded.steps)
         kept = sum(s["accepted"] for s in self.recorded.steps)
-        return (f"{self.label}: {len(self.recorded.output_token_ids)} tokens in {len(self.recorded.steps)} steps; {kept} of "
-                f"{drafted} guesses were kept. Run this cell in JupyterLab to step through them.")
+        tokens, steps = len(self.recorded.output_token_ids), len(self.recorded.steps)
+        return (f"{self.label}: {counted(tokens, 'token')} in {counted(steps, 'step')}; {kept} of "
+                f"{counted(drafted, 'guess', 'guesses')} were kept. Run this cell in JupyterLab to step through them.")
 
     def figure(self) -> Figure:
         """The text, a line for each step: kept guesses in colour, refused ones struck, the model's own token dark."""

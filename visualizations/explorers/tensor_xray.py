@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from nanovllm.utils.checks import check
+from nanovllm.utils.counted import counted
 from visualizations import theme
 from visualizations.explorers.base import Explorer
 
@@ -44,8 +45,9 @@ class TensorXRay(Explorer):
     def summary(self) -> str:
         one = self._shown
         tokens, sequences = len(one["tensors"]["input_ids"]), len(one["sequences"])
-        return (f"{self.label}: step {min(self.step, len(self.steps) - 1)} of {len(self.steps)}, {tokens} tokens of "
-                f"{sequences} sequences. Run this cell in JupyterLab to point at an entry.")
+        return (f"{self.label}: step {min(self.step, len(self.steps) - 1)} of {len(self.steps)}, "
+                f"{counted(tokens, 'token')} of {counted(sequences, 'sequence')}. Run this cell in JupyterLab to point at an "
+                "entry.")
 
     @property
     def _shown(self) -> dict[str, Any]:

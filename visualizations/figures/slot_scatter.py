@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from nanovllm.utils.checks import check
+from nanovllm.utils.counted import counted
 from visualizations import theme
 
 NUMBERED = 32  # slots, or tokens, that have room for their numbers
@@ -79,6 +80,7 @@ def plot_slot_scatter(slot_mapping: Sequence[int], block_size: int, *, owners: S
     ax.set(xlim=(-0.6, width + 0.6), ylim=(-deep - 2.0 * size, 0.8 * size))
     dropped, target = sum(s < 0 for s in slots), {s // block_size for s in slots if s >= 0}
     kept = f" Crossed out: slot -1, {dropped} of {len(slots)} {'is' if dropped == 1 else 'are'} not stored." if dropped else ""
-    theme.title(ax, "Storing is a scatter", f"{len(slots) - dropped} keys go to {len(target)} blocks in one launch; a block's "
+    theme.title(ax, "Storing is a scatter", f"{counted(len(slots) - dropped, 'key goes', 'keys go')} to "
+                f"{counted(len(target), 'block')} in one launch; a block's "
                 f"number stands below it.{kept}")
     return fig

@@ -52,6 +52,7 @@ from visualizations.figures.memory_budget import plot_memory_budget
 from visualizations.figures.memory_hierarchy import plot_memory_hierarchy
 from visualizations.figures.name_map import name_map, plot_name_map
 from visualizations.figures.next_token import plot_next_token
+from visualizations.figures.one_query import plot_one_query
 from visualizations.figures.online_softmax import plot_online_softmax
 from visualizations.figures.operations import plot_operations
 from visualizations.figures.overlap import plot_overlap
@@ -60,6 +61,7 @@ from visualizations.figures.parity import plot_parity
 from visualizations.figures.part_shares import plot_part_shares
 from visualizations.figures.places import plot_places
 from visualizations.figures.prefix_tree import plot_prefix_tree
+from visualizations.figures.quantized_block import plot_quantized_block
 from visualizations.figures.rank_processes import plot_rank_processes
 from visualizations.figures.reuse_order import plot_reuse_order
 from visualizations.figures.ring import plot_ring
@@ -92,8 +94,10 @@ __all__ = [
     "plot_exponents", "plot_fleet", "plot_found_tokens", "plot_fragmentation", "plot_gpu_timeline", "plot_head_groups",
     "plot_heat_maps", "plot_journey", "plot_ladder", "plot_latencies", "plot_life_of_request", "plot_lines",
     "plot_load_test", "plot_matrices", "plot_memory_budget", "plot_memory_hierarchy", "plot_name_map", "plot_next_token",
+    "plot_one_query",
     "plot_online_softmax", "plot_operations", "plot_overlap", "plot_padding_waste", "plot_parity", "plot_part_shares",
-    "plot_places", "plot_prefix_tree", "plot_rank_processes", "plot_request_timeline", "plot_reuse_order", "plot_ring",
+    "plot_places", "plot_prefix_tree", "plot_quantized_block",
+    "plot_rank_processes", "plot_request_timeline", "plot_reuse_order", "plot_ring",
     "plot_roofline", "plot_rope", "plot_rounds", "plot_routing", "plot_sampling_filters", "plot_serving_threads",
     "plot_shape_flow", "plot_side_by_side", "plot_slot_scatter", "plot_step_parts", "plot_step_tensors", "plot_stretches",
     "plot_tensor_split", "plot_wheel", "plot_work", "plot_work_shares", "record_flow", "record_journey", "record_logits",

@@ -164,6 +164,8 @@ FIGURES = {
         139 << 30, bytes_per_token=114_688, ax=ax),
     "name_map": lambda ax=None: v.plot_name_map(PLACES, prefix="self_attn.", ax=ax),
     "next_token": lambda ax=None: v.plot_next_token(_probabilities(), lambda i: WORDS[i % len(WORDS)], drawn=19, ax=ax),
+    "one_query": lambda ax=None: v.plot_one_query([0.5, -1.0, 2.0, 1.2], ["Once", " upon", " a", " time", " there", " was"],
+                                                 ax=ax),
     "online_softmax": lambda ax=None: v.plot_online_softmax([1.0, 0.3, -1, 0.8, 0.2, 1.9, 0.1, 0.5, 0, 1.2, -0.5, 0.3, 2.8, 1,
                                                              0.4, 2.0], 4, ax=ax),
     "operations": lambda ax=None: v.plot_operations(
@@ -200,6 +202,8 @@ FIGURES = {
     "side_by_side": lambda ax=None: v.plot_side_by_side(
         {"many": {"ours": 80.0, "theirs": 64.0, "plain": 21.0}, "one alone": {"ours": 35.0, "theirs": 41.5}},
         unit="% of the limit", limit=100, words={"many": {"ours": "30 k tok/s"}}, ax=ax),
+    "quantized_block": lambda ax=None: v.plot_quantized_block(
+        [0.31, -0.2, 0.04, 0.12], [0.3, -0.2, 0.0, 0.1], scale=0.1, least=-0.2, bits=3, ax=ax),
     "slot_scatter": lambda ax=None: v.plot_slot_scatter(
         [22, 45, -1, 64, 65, 66, 67], 8, owners=[0, 1, 2, 3, 3, 3, 3], blocks=[2, 5, 8], light=(0, 1),
         held={slot: slot // 24 for slot in [*range(16, 22), *range(40, 45)]}, ax=ax),

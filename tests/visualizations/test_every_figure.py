@@ -34,7 +34,7 @@ UNITS = {
     "life_of_request": ("step", "tokens"), "load_test": ("seconds since the run began: planned arrival", "milliseconds"),
     "memory_budget": ("memory of the device (GiB)", ""),
     "acceptance": ("place of the draft in its step", "share that was kept"), "next_token": ("probability", ""),
-    "online_softmax": ("key", ""),
+    "online_softmax": ("key", ""), "quantized_block": ("number in the block", "weight"),
     "padding_waste": ("bucket: captured batch size (sequences)", "rows computed"),
     "parity": ("largest difference from transformers (dashed: tolerance 0.0001)", ""), "request_timeline": ("step", ""),
     "roofline": ("arithmetic intensity (FLOP per byte moved)", "TFLOP/s"),
@@ -45,6 +45,7 @@ UNITS = {
     "work_shares": ("keys read, one after the other", "8 programs at once"),
 }
 MAPS = {"automaton", "block_tables", "draft_check", "head_groups", "journey", "matrices", "memory_hierarchy", "name_map",
+        "one_query",
         "operations", "prefix_tree", "rank_processes", "reuse_order", "ring", "rope", "serving_threads", "shape_flow",
         "slot_scatter", "step_tensors", "tensor_split"}
 # In them place has no unit.

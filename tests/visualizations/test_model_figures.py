@@ -134,3 +134,30 @@ def test_a_checkpoint_file_is_drawn_to_scale_and_its_layer_enlarged(tmp_path):
     assert "5 tensors" in caption(fig) and f"{128 / (3 * 96 * 64 + 128):.2%}" in caption(fig)
     with pytest.raises(ValueError, match="zoom=2"):
         v.plot_checkpoint_file(json.loads(raw[8:length]), length, zoom=2)
+
+
+def test_one_query_shows_softmax_of_its_scores_and_hides_what_comes_later():
+    scores, words = [0.5, -1.0, 2.0], ["Once", " upon", " a", " time"]
+    fig = v.plot_one_query(scores, words)
+    shares = torch.tensor(scores, dtype=torch.float64).softmax(-1)
+    tall = [bar.get_height() for bar in artists(fig, Rectangle, "share-")]
+    assert torch.allclose(torch.tensor(tall, dtype=torch.float64) / max(tall), shares / shares.max())
+    assert {t for t in texts(fig) if t.endswith("%")} == {f"{share:.0%}" for share in shares}
+    below = [bar.get_height() for bar in artists(fig, Rectangle, "score-")]
+    assert below[1] < 0 < below[0] < below[2] and len(artists(fig, Rectangle, "hidden-3")) == 2
+    assert "that of “a”" in caption(fig) and "Dotted" in caption(fig)
+    assert "Dotted" not in caption(v.plot_one_query([1.0], ["a"]))
+    for given, match in (([], "scores="), ([float("-inf")], "finite"), ([0.0] * 5, r"len\(tokens\)=4")):
+        with pytest.raises(ValueError, match=match):
+            v.plot_one_query(given, words)
+
+
+def test_a_quantized_block_shows_its_levels_and_how_far_each_weight_moved():
+    fig = v.plot_quantized_block([0.31, -0.2], [0.3, -0.2], scale=0.1, least=-0.2, bits=3)
+    levels = [line.get_ydata()[0] for line in artists(fig, plt.Line2D, "level-")]
+    assert levels == pytest.approx([-0.2 + 0.1 * i for i in range(8)])
+    assert list(artists(fig, plt.Line2D, "was")[0].get_ydata()) == [0.31, -0.2]
+    assert "Furthest off: 0.10 of" in caption(fig)
+    for changed, match in (({"becomes": [0.3]}, r"len\(becomes\)"), ({"scale": 0.0}, "scale=0.0")):
+        with pytest.raises(ValueError, match=match):
+            v.plot_quantized_block(**{"was": [0.31, -0.2], "becomes": [0.3, -0.2], "scale": 0.1, "least": -0.2} | changed)

@@ -19,8 +19,9 @@ class SpeculativeConfig:
         None is "draft_model" where a model is named; a drafter handed in (`LLM(drafter=...)`) needs none.
     model: the smaller model's folder.
     num_speculative_tokens: most drafts of a sequence in one step, 1 to 16. How many there are depends on how many of its
-        drafts were right, on how many sequences run, and on a GPU on how long steps with and without drafts were found to
-        take; there may be none.
+        drafts were right, on how many sequences run, and on how long steps were found to take: on a GPU those with drafts and
+        those without, while they run; with attention_backend "cpu" those of one token and of some more, before the first
+        request. There may be none.
     prompt_lookup_max, prompt_lookup_min: longest and shortest run of tokens to look up. One that is not given is as the
         other; neither: 4 and 2.
     disable_by_batch_size: with so many sequences running, none drafts; with fewer, a step has at most so many drafts in all.

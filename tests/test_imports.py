@@ -41,8 +41,8 @@ WITHOUT_TORCH = ("nanovllm.engine.sequence", "nanovllm.engine.salted_sequence", 
                  "nanovllm.engine.scheduler",
                  "nanovllm.engine.sequence_queues", "nanovllm.engine.sequence_drafts", "nanovllm.engine.step_in_flight",
                  "nanovllm.engine.scheduled_batch", "nanovllm.engine.listener", "nanovllm.engine.decode_rows",
-                 "nanovllm.engine.draft_rows", "nanovllm.engine.drafts_control", "nanovllm.engine.drafts_ngram",
-                 "nanovllm.engine.token_bitmasks",
+                 "nanovllm.engine.draft_rows", "nanovllm.engine.draft_records", "nanovllm.engine.drafts_control",
+                 "nanovllm.engine.drafts_ngram", "nanovllm.engine.token_bitmasks",
                  "nanovllm.tracing.trace", "nanovllm.fleet.simulation",
                  "nanovllm.fleet.router", "nanovllm.fleet.simulated_fleet")
 

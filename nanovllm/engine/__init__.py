@@ -9,5 +9,6 @@ In the order in which a step meets them:
   `launched` (what comes back), `logprobs`, `cache_size` and, on a GPU, the graphs: `cuda_graphs` with `decode_rows` for steps
   that only decode, `step_graphs` for those with prompts in them.
 - `token_matcher`, `token_bitmasks`, `device_masks`: answers that must have a shape.
-- `drafts` and the files named after it, `device_drafters`, `step_times`: speculative decoding. The rest works without them.
+- `drafts` and the files named after it, `draft_records`, `device_drafters`, `step_times`, `token_cost`: speculative decoding.
+  The rest works without them.
 """

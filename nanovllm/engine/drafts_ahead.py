@@ -2,12 +2,15 @@
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from nanovllm.engine.draft_records import Record
 from nanovllm.engine.drafts import Drafter
-from nanovllm.engine.drafts_control import RETRY, Record, Speculation
+from nanovllm.engine.drafts_control import RETRY, Speculation
+from nanovllm.engine.runner import Runner
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.step_times import StepTimes
+from nanovllm.engine.token_cost import measured_token_cost
 from nanovllm.speculative_config import SpeculativeConfig
 from nanovllm.utils.interrupts import uninterrupted
 
@@ -170,13 +173,16 @@ def _longest(seq: Sequence) -> int:
     return len(seq) + seq.num_pending_tokens + seq.num_pending_drafts
 
 
-def make_speculation(drafter: Drafter, scheduler: Scheduler, config: "Config", looks_ahead: bool, rows: DeviceRows | None
+def make_speculation(drafter: Drafter, scheduler: Scheduler, config: "Config", looks_ahead: bool, runner: Runner
                      ) -> Speculation:
-    """What decides about drafts in an engine. rows: the device's own, where it can draft by itself.
+    """What decides about drafts in an engine. The device drafts by itself where the runner has `draft_graphs`.
 
     looks_ahead: whether the engine schedules a step while another one runs.
     """
-    device = config.device.type
+    device, rows, token_cost = config.device.type, getattr(runner, "draft_graphs", None), TOKEN_COST[config.device.type]
+    # Plain PyTorch on a CPU is what one reads and compares with: there a run can be repeated step by step.
+    if config.attention_backend == "cpu" and config.tensor_parallel_size == 1:
+        token_cost = measured_token_cost(runner, config.kvcache_block_size, config.max_model_len, token_cost)
     settings = (drafter, scheduler, config.speculative_config or SpeculativeConfig(), config.hf_config.vocab_size,
-                TOKEN_COST[device], looks_ahead, StepTimes() if device == "cuda" else None)
+                token_cost, looks_ahead, StepTimes() if device == "cuda" else None)
     return SpeculationAhead(*settings, rows=rows) if rows and looks_ahead else Speculation(*settings)

@@ -3,9 +3,9 @@
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
+from nanovllm.engine.draft_records import DraftCounts, Record
 from nanovllm.engine.drafts import Drafter
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
@@ -18,38 +18,8 @@ from nanovllm.utils.interrupts import uninterrupted
 MEMORY = 0.9     # what a step's outcome still counts one draft later
 PRIOR = 4.0      # drafts' worth of trust in what other sequences' drafts did, until a sequence has its own record
 RETRY = 32       # tokens after which a sequence whose drafts did not pay tries again with one
-
-
-@dataclass(slots=True)
-class DraftCounts:
-    """Drafts checked and accepted. by_position: [drafted, accepted] of the first draft of a step, the second, ..."""
-
-    by_position: list[list[int]] = field(default_factory=list)
-
-    @property
-    def drafted(self) -> int:
-        return sum(drafted for drafted, _ in self.by_position)
-
-    @property
-    def accepted(self) -> int:
-        return sum(accepted for _, accepted in self.by_position)
-
-    def add(self, num_drafts: int, num_accepted: int) -> None:
-        while len(self.by_position) < num_drafts:
-            self.by_position.append([0, 0])
-        for position in range(num_drafts):
-            self.by_position[position][0] += 1
-            self.by_position[position][1] += position < num_accepted
-
-
-@dataclass(slots=True)
-class Record:
-    """What a sequence's drafts were worth: right ones and looked-at ones, fading; and until which length it rests."""
-
-    right: float = 0.0
-    tried: float = 0.0
-    rests_until: int = 0
-    num_misses: int = 0
+LONGER = 4       # how often that grows to twice as many, as long as they do not pay
+NOTHING = Record()  # of a sequence that has not drafted
 
 
 def best_length(acceptance: float, cost: float | Callable[[int], float], most: int) -> int:
@@ -64,6 +34,8 @@ def best_length(acceptance: float, cost: float | Callable[[int], float], most: i
         tokens += likely
         if (speed := tokens / (cost(k) if callable(cost) else 1 + k * cost)) > best_speed:
             best, best_speed = k, speed
+        elif not callable(cost):  # each further draft gains less than the one before and costs as much
+            break
     return best
 
 
@@ -111,7 +83,8 @@ class Speculation:
         running = self._scheduler.running
         if len(running) >= self.most_in_step or (self.times and self.times.lacks_plain(len(running))):
             return False
-        return any(self._length(seq) for seq in running)
+        cost = self._cost()
+        return any(self._length(seq, cost) for seq in running)
 
     def propose(self) -> None:
         """Give running sequences drafts, where they pay and there is room."""
@@ -121,9 +94,16 @@ class Speculation:
         running, self._drafting = self._scheduler.running, []
         if len(running) >= self.most_in_step or (self.times and self.times.lacks_plain(len(running))):
             return
+        cost = self._cost()
+        wanted = [(seq, length) for seq in running if (length := self._length(seq, cost)) and _decodes(seq)]
+        if wanted:
+            self._draft(wanted)
+
+    def _draft(self, wanted: list[tuple[Sequence, int]]) -> None:
+        """Have the drafter propose up to so many tokens of each, as far as there is room."""
         with uninterrupted():
-            limits = self._reserve([seq for seq in running if seq.num_uncomputed_tokens == 1 and not seq.num_pending_tokens])
-        self._drafting = drafting = [seq for seq in running if seq.seq_id in limits]
+            limits = self._reserve(wanted)
+        self._drafting = drafting = [seq for seq, _ in wanted if seq.seq_id in limits]
         try:
             if drafting:
                 self._fill_in(drafting, [limits[seq.seq_id] for seq in drafting])
@@ -143,8 +123,11 @@ class Speculation:
                     right = i < item.num_accepted
                     record.right, record.tried = MEMORY * record.right + right, MEMORY * record.tried + 1
                     self._right, self._tried = 0.99 * self._right + right, 0.99 * self._tried + 1
-                if not best_length(self._acceptance(record), self._cost(), self.most):
-                    record.rests_until = len(item.seq) + RETRY
+                if best_length(self._acceptance(record), self._cost(), self.most):
+                    record.num_rests = 0
+                else:
+                    record.rests_until = len(item.seq) + (RETRY << min(record.num_rests, LONGER))
+                    record.num_rests += 1
             if item.seq.is_finished:
                 self.forget(item.seq.seq_id)
 
@@ -176,33 +159,33 @@ class Speculation:
         elif self.times:
             self.times.interrupt()
 
-    def _length(self, seq: Sequence) -> int:
+    def _length(self, seq: Sequence, cost: float | Callable[[int], float]) -> int:
         """How many drafts would pay for a sequence, room aside."""
-        record = self._records.get(seq.seq_id) or Record()
-        if seq.seq_id in self._given_up or len(seq) < record.rests_until:
+        record = self._records.get(seq.seq_id, NOTHING)
+        if len(seq) < record.rests_until or seq.seq_id in self._given_up:
             return 0
         # The last token of a request is never fed back, and a draft behind it would be for nothing.
         params, room = seq.sampling_params, self._scheduler.max_model_len - len(seq)
         most = min(self.most, params.max_tokens - seq.num_output_tokens - 1, room - 1)
         if most < 1:
             return 0
-        cost = self._cost()
         if best := best_length(self._acceptance(record), cost, most):
             return best
         return int(best_length(1.0, cost, most) > 0)  # once more, after a rest; not where even a right draft would not pay
 
-    def _reserve(self, decoding: list[Sequence]) -> dict[int, int]:
+    def _reserve(self, wanted: list[tuple[Sequence, int]]) -> dict[int, int]:
         """How many drafts each may have; their blocks are in its table by then."""
         scheduler, manager = self._scheduler, self._scheduler.block_manager
-        tokens = min(scheduler.max_num_batched_tokens - len(decoding), self.most_in_step)
+        num_decoding = sum(map(_decodes, scheduler.running))
+        tokens = min(scheduler.max_num_batched_tokens - num_decoding, self.most_in_step)
         # What everybody's own tokens need comes first.
         blocks = manager.num_free_blocks - sum(
             manager.num_new_blocks(seq, max(len(seq), seq.num_computed_tokens + 1)) for seq in scheduler.running)
         if blocks < 0:  # somebody will be preempted
             return {}
-        share, limits = max(1, self.most_in_step // max(1, len(decoding))), {}
-        for seq in decoding:
-            limit = min(self._length(seq), share, tokens)
+        share, limits = max(1, self.most_in_step // num_decoding), {}
+        for seq, length in wanted:
+            limit = min(length, share, tokens)
             plain = manager.num_new_blocks(seq, len(seq))
             while limit > 0 and manager.num_new_blocks(seq, len(seq) + limit) - plain > blocks:
                 limit -= 1
@@ -253,3 +236,8 @@ class Speculation:
                 if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self._vocab_size:
                     raise InvalidArgument(f"propose returned the token {token!r}: it must be a whole number in [0, "
                                           f"{self._vocab_size}), the model's vocabulary; draft with the model's own tokenizer.")
+
+
+def _decodes(seq: Sequence) -> bool:
+    """Whether its next step computes its last token alone, and that is known."""
+    return seq.num_uncomputed_tokens == 1 and not seq.num_pending_tokens

@@ -59,8 +59,7 @@ class LLMEngine:
             check(not overridden or getattr(self.scheduler, "schedules_drafts", False), "scheduler_cls",
                   type(self.scheduler).__name__, "the engine's own with a drafter, or one with schedules_drafts = True",
                   "leave speculative_config and drafter out, or give sequences their num_new_tokens and say so on your class")
-            self.speculation = make_speculation(drafter, self.scheduler, config, self._looks_ahead,
-                                                getattr(runner, "draft_graphs", None))
+            self.speculation = make_speculation(drafter, self.scheduler, config, self._looks_ahead, runner)
         self._in_flight: deque[StepInFlight] = deque()
         self.turn = Turn()
         self.is_closed = False

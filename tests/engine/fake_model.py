@@ -172,7 +172,8 @@ def make_engine(num_blocks=64, block_size=4, caching=True, looks_ahead=True, eos
     config = SimpleNamespace(kvcache_block_size=block_size, enable_prefix_caching=caching, eos_token_ids=eos_token_ids,
                              async_scheduling=looks_ahead,
                              device=SimpleNamespace(type="cpu"), tensor_parallel_size=1, seed=0, model=Path("fake"),
-                             hf_config=SimpleNamespace(vocab_size=1000), speculative_config=speculative_config, **limits)
+                             hf_config=SimpleNamespace(vocab_size=1000), speculative_config=speculative_config,
+                             attention_backend="torch", **limits)
     runner = FakeRunner(num_blocks, block_size) if ahead is None else DraftingRunner(num_blocks, block_size, ahead)
     return LLMEngine(config, runner, scheduler_cls, drafter=drafter)
 

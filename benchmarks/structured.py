@@ -71,7 +71,10 @@ def measure(model: str | Path | None, num_sequences: int, num_tokens: int, pairs
 
 def random_model(tokenizer: Path, folder: Path) -> Path:
     """Config and tokenizer of a model of Qwen3-0.6B's shape, to be loaded with random weights."""
-    config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "dtype": "bfloat16", "eos_token_id": 151_645}
+    told = json.loads(tokenizer.read_text(encoding="utf-8"))
+    ends = {token["content"]: token["id"] for token in told.get("added_tokens", [])}
+    end = ends.get("<|im_end|>", max(told["model"]["vocab"].values()))  # of a vocabulary without Qwen's, any token
+    config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "dtype": "bfloat16", "eos_token_id": end}
     (folder / "config.json").write_text(json.dumps(config | workloads.SHAPE), encoding="utf-8")
     shutil.copy(tokenizer, folder / "tokenizer.json")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}', encoding="utf-8")

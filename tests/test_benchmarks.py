@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import breakdown, machine, others, roofline, table, workloads
+from benchmarks import breakdown, machine, others, roofline, structured, table, workloads
+from nanovllm.config import OFFLINE_MODEL
 
 SHAPE = SimpleNamespace(**workloads.SHAPE)
 
@@ -54,6 +55,14 @@ def test_a_random_checkpoint_is_served(tmp_path):
     with LLM(folder, device="cpu") as llm:
         (out,) = llm.generate(*workloads.one(0, 8, 4), use_tqdm=False)
         assert len(out.token_ids) == 4
+
+
+def test_a_random_model_ends_with_a_token_of_its_vocabulary(tmp_path):
+    """Whatever tokenizer is given: with Qwen's end of text beyond a smaller vocabulary no schema could be read."""
+    folder = structured.random_model(OFFLINE_MODEL / "tokenizer.json", tmp_path)
+    vocabulary = json.loads((OFFLINE_MODEL / "tokenizer.json").read_text(encoding="utf-8"))
+    known = set(vocabulary["model"]["vocab"].values()) | {token["id"] for token in vocabulary["added_tokens"]}
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["eos_token_id"] in known
 
 
 def test_the_table_holds_what_a_results_file_holds():

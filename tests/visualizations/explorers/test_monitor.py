@@ -146,7 +146,7 @@ def test_the_engine_still_looks_ahead_and_is_not_kept_alive():
     del llm
     gc.collect()
     assert engine() is None
-    assert "2 requests" not in monitor.summary() and "1 requests finished" in monitor.summary()
+    assert "2 requests" not in monitor.summary() and "1 request finished" in monitor.summary()
     monitor.watch.look()
     assert monitor.figure().axes
 

@@ -120,7 +120,7 @@ class Scheduler(SequenceQueues):
             victim = next((s for s in reversed(self.running) if s.seq_id not in scheduled), seq)
             needed = counted(self.block_manager.num_new_blocks(seq, upto), "more block")
             self._preempt(victim, batch, f"sequence {seq.seq_id} needs {needed} and "
-                          f"{self.block_manager.num_free_blocks} are free; "
+                          f"{counted(self.block_manager.num_free_blocks, 'is', 'are')} free; "
                           + ("all others are already in this step" if victim is seq else "this one is last in queue order"))
             if victim is seq:
                 return 0
@@ -157,8 +157,8 @@ class Scheduler(SequenceQueues):
             needed = manager.num_new_blocks(seq, len(seq), prefix)
             if needed + promised + len(self.running) > manager.num_free_blocks:
                 batch.left_waiting[seq.seq_id] = (
-                    f"it needs {counted(needed, 'block')}; of {manager.num_free_blocks} free, {promised} are promised to "
-                    f"admitted prompts and {len(self.running)} kept for the next tokens of running sequences")
+                    f"it needs {counted(needed, 'block')}; of {manager.num_free_blocks} free, {counted(promised, 'is', 'are')} "
+                    f"promised to admitted prompts and {len(self.running)} kept for the next tokens of running sequences")
                 break
             self.waiting.pop(0)
             manager.allocate(seq, prefix)

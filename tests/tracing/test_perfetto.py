@@ -71,7 +71,7 @@ def test_waits_carry_their_reasons(trace):
     preempted = [e for e in events if e["name"] == "preempted"]
     back = [e for e in events if e["name"] == "preempted, waiting"]
     assert len(preempted) == len(back) == sum(len(r.preempted) for r in trace) > 0
-    assert all("blocks" in e["args"]["reason"] for e in preempted + back)
+    assert all(" block" in e["args"]["reason"] for e in preempted + back)
     waits = {e["tid"]: e for e in events if e["name"] == "waiting"}
     first = min(r.time for r in trace for s in r.scheduled if s["seq_id"] == 0)
     assert min(waits.values(), key=lambda e: e["tid"])["dur"] == pytest.approx(first * 1e6)

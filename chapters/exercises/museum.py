@@ -13,14 +13,11 @@ from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.fleet.simulation import Simulation
+from nanovllm.utils.counted import counted
 
 from .verdict import check, require
 
 PATIENCE = 200  # steps; an honest engine needs a tenth of that
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 @contextmanager
@@ -129,7 +126,7 @@ def check_doorman(Doorman):
             scheduler.update(batch, [7] * sum(item.samples for item in batch.items))
         else:
             require(False, f"{case}: after {PATIENCE} steps it is still there, preempted "
-                           f"{_counted(scheduler.num_preemptions, 'time')}.")
+                           f"{counted(scheduler.num_preemptions, 'time')}.")
         require(fits, f"{case}: it was admitted, and its last token was computed in a slot that does not exist.")
     return "five requests around the edge: what can end is served, what cannot is refused with the numbers."
 
@@ -143,7 +140,7 @@ def check_table_width(table_width):
             width = table_width(max_model_len, block_size)
             case = f"max_model_len={max_model_len}, block_size={block_size}"
             require(width >= need, f"{case}: a row of {width}, and the longest sequence has "
-                                    f"{_counted(need, 'block')}.")
+                                    f"{counted(need, 'block')}.")
             require(width <= need, f"{case}: a row of {width}; {need} are enough.")
     return "rows fit the longest sequence and no longer, over 21 sizes."
 

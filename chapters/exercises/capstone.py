@@ -7,6 +7,8 @@ from typing import Any
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.__main__ import REQUESTS, SYSTEM, demo
+from nanovllm.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
+from nanovllm.engine.scheduler import Scheduler
 from nanovllm.outputs import RequestOutput
 
 from .ch02 import as_block_manager
@@ -21,6 +23,26 @@ CHATS = [*([{"role": "system", "content": SYSTEM}, {"role": "user", "content": r
          [{"role": "user", "content": REPEAT}]]
 
 
+def with_drafts(scheduler_cls: type[Scheduler]) -> type[Scheduler]:
+    """The reader's class where the engine has a drafter: guesses take what its plan has left over of the budget."""
+
+    class Adapted(scheduler_cls):  # type: ignore[valid-type, misc]
+        schedules_drafts = True
+
+        def schedule(self) -> ScheduledBatch:
+            batch: ScheduledBatch = super().schedule()
+            budget = self.max_num_batched_tokens - batch.num_tokens
+            for i, item in enumerate(batch.items):
+                num_drafts = min(len(item.seq.draft_token_ids) - item.num_drafts, budget) if item.samples else 0
+                if num_drafts > 0:  # their blocks are reserved already, see `Speculation`
+                    batch.items[i] = ScheduledSequence(item.seq, item.start, item.num_tokens + num_drafts, item.reason)
+                    budget -= num_drafts
+            batch.items.sort(key=lambda item: item.num_tokens > 1)  # the attention kernels take single tokens first
+            return batch
+
+    return Adapted
+
+
 def serve(parts: dict[str, Any], tell: Callable[[str], None] = print) -> Iterator[tuple[str, str]]:
     """Serve with one engine of `parts` (one for each name of PARTS), telling what happens; yields each request and its text.
 
@@ -32,7 +54,7 @@ def serve(parts: dict[str, Any], tell: Callable[[str], None] = print) -> Iterato
     sampler, drafter = parts["MySampler"](), parts["Repeats"]()
     with LLM(**SETTINGS) as finished:
         right = finished.chat(CHATS, PARAMS, use_tqdm=False)
-    with LLM(**SETTINGS, block_manager_cls=as_block_manager(parts["MyBlocks"]), scheduler_cls=parts["MyScheduler"],
+    with LLM(**SETTINGS, block_manager_cls=as_block_manager(parts["MyBlocks"]), scheduler_cls=with_drafts(parts["MyScheduler"]),
              sampler=sampler, drafter=drafter) as llm:  # fmt: skip
         outputs = llm.chat(CHATS, PARAMS, use_tqdm=False)
         llm.engine.check_integrity()

@@ -18,11 +18,8 @@ class Workbench(Scheduler):
     """The finished scheduler with the decision left out: `plan(batch)` is yours.
 
     Owns what a Scheduler owns: `waiting` and `running`, `max_num_batched_tokens`, `max_num_seqs`. It neither preempts nor
-    keeps a reserve of blocks; chapter 05 does. Where the engine has a drafter (chapter 15), a sequence that the plan lets
-    decode gets its guesses out of the budget that the plan has left over.
+    keeps a reserve of blocks; chapter 05 does.
     """
-
-    schedules_drafts = True
 
     def plan(self, batch: ScheduledBatch) -> None:
         raise NotImplementedError
@@ -55,18 +52,8 @@ class Workbench(Scheduler):
             self.waited(seq)
         batch = ScheduledBatch()
         self.plan(batch)
-        self._add_drafts(batch)
         batch.items.sort(key=lambda item: item.num_tokens > 1)  # the attention kernels take single tokens first
         return batch
-
-    def _add_drafts(self, batch: ScheduledBatch) -> None:
-        """Let the sequences that decode check their guesses, as far as the budget goes; their blocks are reserved already."""
-        budget = self.max_num_batched_tokens - batch.num_tokens
-        for i, item in enumerate(batch.items):
-            num_drafts = min(len(item.seq.draft_token_ids) - item.num_drafts, budget) if item.samples else 0
-            if num_drafts > 0:
-                batch.items[i] = ScheduledSequence(item.seq, item.start, item.num_tokens + num_drafts, item.reason)
-                budget -= num_drafts
 
 
 def measure(trace: Trace) -> tuple[float, float, float]:

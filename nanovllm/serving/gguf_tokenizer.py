@@ -20,12 +20,14 @@ def load_gguf_tokenizer(path: Path) -> Any:
     """The tokenizer of a GGUF file, as a transformers tokenizer with the file's chat template; None when it has none.
 
     Byte-level BPE (`gpt2`) is put together here; SentencePiece's kind (`llama`) is left to transformers. Raises
-    CheckpointError, naming the key, for one that is missing or that nobody here understands.
+    CheckpointError, naming the key, for one that is missing or that nobody here understands, and for a token that stands in
+    the vocabulary twice: one of its ids would be lost, and all special tokens behind it moved.
     """
     said = gguf_values(path, "tokenizer.ggml.")
     kind = said.get("model")
     if kind is None:
         return None
+    _check_unique(path, said.get("tokens"))
     if kind == "llama":
         from transformers import AutoTokenizer
         return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
@@ -42,6 +44,15 @@ def load_gguf_tokenizer(path: Path) -> Any:
     template = gguf_values(path, "tokenizer.chat_template").get("")
     return PreTrainedTokenizerFast(tokenizer_object=_byte_level_bpe(path, said), chat_template=template,
                                    clean_up_tokenization_spaces=False, **named)
+
+
+def _check_unique(path: Path, tokens: Any) -> None:
+    first: dict[Any, int] = {}
+    for i, token in enumerate(tokens if isinstance(tokens, list) else ()):
+        if first.setdefault(token, i) != i:
+            raise CheckpointError(f"{path}: tokenizer.ggml.tokens has {token!r} at {first[token]} and at {i}: a token must stand "
+                                  "there once (llama.cpp asks for that, too); convert the model to GGUF again, or use the "
+                                  "original checkpoint.")
 
 
 def _byte_level_bpe(path: Path, said: dict[str, Any]) -> Any:

@@ -57,7 +57,9 @@ def _read(path: Path, read: Callable[[Path], Any]) -> Tokenizer | None:
         return cast(Tokenizer | None, read(path))
     except CheckpointError:
         raise
-    except Exception as error:  # of many kinds, some of other libraries
+    except BaseException as error:  # of many kinds, some of other libraries
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # which pyo3 hides from `Exception`
+            raise
         raise CheckpointError(f"{path}: its tokenizer cannot be read ({type(error).__name__}: {error}); copy or download the "
                               "tokenizer's files again.") from error
 

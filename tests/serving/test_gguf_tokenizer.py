@@ -1,6 +1,7 @@
 """The tokenizer of a GGUF file says what the one says that it was made from; what nobody understands is named."""
 
 import json
+from unittest.mock import Mock
 
 import gguf
 import pytest
@@ -103,3 +104,39 @@ def test_sentence_pieces_are_read(tmp_path):
 def test_what_nobody_understands_is_named(vocabulary, tmp_path, keys, message):
     with pytest.raises(CheckpointError, match=rf"model\.gguf: .*{message}"):
         load_tokenizer(write(tmp_path / "model.gguf", vocabulary, **{"pre": "qwen2"} | keys))
+
+
+@pytest.mark.parametrize("again, first", [(300, 200), (2559, 2557), (2558, 200), (2557, 2556)])
+def test_a_token_that_stands_twice_is_named_with_both_its_places(vocabulary, tmp_path, again, first):
+    """One of the ids would be lost: a library would panic, or the special tokens behind it would have other ids."""
+    tokens = [token for token, _ in sorted(Tokenizer.from_file(str(OFFLINE_MODEL / "tokenizer.json")).get_vocab().items(),
+                                           key=lambda each: each[1])]
+    tokens[again] = tokens[first]
+    with pytest.raises(CheckpointError, match=rf"model\.gguf: tokenizer\.ggml\.tokens has '.*' at {first} and at {again}"):
+        load_tokenizer(write(tmp_path / "model.gguf", vocabulary, "qwen2", tokens=tokens))
+
+
+def test_so_is_a_piece_of_a_sentence_piece_vocabulary(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "</s>", "</s>", "a"])
+    writer.add_token_scores([0.0] * 4)
+    writer.add_token_types([2, 3, 3, 1])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match=r"model\.gguf: tokenizer\.ggml\.tokens has '</s>' at 1 and at 2"):
+        load_tokenizer(tmp_path / "model.gguf")
+
+
+def test_a_panic_of_a_rust_library_names_the_file_and_an_interrupt_stays_one(vocabulary, tmp_path, monkeypatch):
+    class PanicException(BaseException):  # as pyo3 has it: no Exception
+        pass
+
+    file = write(tmp_path / "model.gguf", vocabulary, "qwen2")
+    for error, told in ((PanicException("index out of bounds"), CheckpointError), (KeyboardInterrupt(), KeyboardInterrupt)):
+        monkeypatch.setattr("nanovllm.serving.tokenizer.load_gguf_tokenizer", Mock(side_effect=error))
+        with pytest.raises(told) as raised:
+            load_tokenizer(file)
+        if told is CheckpointError:
+            assert str(raised.value).startswith(f"{file}: its tokenizer cannot be read (PanicException: index out of bounds)")

@@ -48,10 +48,15 @@ class CompiledGrammar:
             if not lexer.in_use or self._num_planned >= self._most:
                 return GrammarMatcher(lexer.source.deep_copy(), lexer, self._executor)
             self._num_planned += 1
-        another = _Lexer(self._compile_again())  # nobody waits for it meanwhile
-        with self._lock:
-            self._lexers.append(another)
-            return GrammarMatcher(another.source.deep_copy(), another, self._executor)
+        try:
+            another = _Lexer(self._compile_again())  # nobody waits for it meanwhile
+            with self._lock:
+                self._lexers.append(another)
+        except BaseException:  # an interrupt, too
+            with self._lock:
+                self._num_planned -= 1  # else its place would stay empty as long as the grammar is kept
+            raise
+        return GrammarMatcher(another.source.deep_copy(), another, self._executor)
 
 
 class _Lexer:

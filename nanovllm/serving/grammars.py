@@ -86,7 +86,8 @@ class GrammarCompiler:
         compiled = self._compile(shape, vocabulary, executor)
         with self._lock:
             self.num_compiled += 1
-            self._compiled[shape] = compiled
+            compiled = self._compiled.setdefault(shape, compiled)  # another thread's, if that was faster: one is enough to keep
+            self._compiled.move_to_end(shape)
             while len(self._compiled) > MAX_CACHED:
                 self._compiled.popitem(last=False)
             return compiled

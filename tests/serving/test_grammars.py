@@ -2,6 +2,8 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -297,3 +299,33 @@ def test_many_properties_that_may_be_left_out_can_be_followed(compiler):
     matcher = compiler.matcher(shape)
     taken, count = write(matcher, '{"p7": 1, "p300": [2], "p399": true')
     assert taken == count and allowed(matcher)
+
+
+def test_a_lexer_that_could_not_be_compiled_leaves_its_place_to_the_next(monkeypatch):
+    """An interrupt, or memory that is short, in the middle of compiling again: the next request tries once more."""
+    compiler = threaded(2)
+    kept = [compiler.matcher(STRINGS)]
+    grammar, most = compiler._compiled[STRINGS], 2 * LEXERS_PER_THREAD
+    again = grammar._compile_again
+    for error in (KeyboardInterrupt, MemoryError):
+        monkeypatch.setattr(grammar, "_compile_again", Mock(side_effect=error))
+        for _ in range(most):
+            with pytest.raises(error):
+                compiler.matcher(STRINGS)
+    monkeypatch.setattr(grammar, "_compile_again", again)
+    kept += [compiler.matcher(STRINGS) for _ in range(most - 1)]
+    assert grammar.num_lexers == most and [len(lexer.in_use) for lexer in grammar._lexers] == [1] * most == [1] * len(kept)
+
+
+def test_threads_that_compile_one_shape_at_once_keep_one_grammar_of_it(monkeypatch):
+    compiler, together = threaded(2), threading.Barrier(3)
+    compile_one = compiler._compile
+
+    def compile_together(*arguments):
+        together.wait(30)
+        return compile_one(*arguments)
+
+    monkeypatch.setattr(compiler, "_compile", compile_together)
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(compiler._grammar, [STRINGS] * 3))
+    assert len(set(map(id, found))) == 1 and found[0] is compiler._compiled[STRINGS] and compiler.num_compiled == 3

@@ -103,7 +103,7 @@ class AsyncLLM:
         self.check_room(1)  # before the work of encoding
         params = sampling_params or self.llm.get_default_sampling_params()
         request = await asyncio.to_thread(Request, self.llm.engine, self.llm.tokenizer, prompt, params, priority,
-                                          self.llm.grammars)
+                                          self.llm.grammars, cuts_max_tokens=sampling_params is None)
         handle = AsyncRequest(self, request, wants_deltas)
         self._thread.submit(handle)
         return handle

@@ -90,7 +90,8 @@ class LLM:
         """Serve the prompts together; returns one output per prompt, in order.
 
         prompts: a text, a list of texts, or a list of lists of token ids. sampling_params: one for all or one for each.
-        Without any the model's own recommendation holds (`get_default_sampling_params`), as in vLLM.
+        Without any the model's own recommendation holds (`get_default_sampling_params`), as in vLLM, cut to the tokens that the
+        prompt leaves room for; `max_tokens` that you ask for are refused when the cache cannot hold them.
         priority: likewise; less is served sooner, but waiting outweighs it in the end (see `Scheduler`).
         Raises InvalidRequest, before anything is queued, when any of them cannot be served. When the call is interrupted
         or fails, its requests are aborted and their blocks freed; the engine stays usable.
@@ -182,7 +183,7 @@ class LLM:
                       "a text, a list of texts or a list of lists of token ids", "pass one of those")
         check_request(not any(isinstance(plain(p), int) for p in prompts), "prompts", prompts, "a list of prompts",
                       "wrap one prompt's token ids in a list: [[1, 2, 3]]")
-        priority = plain(priority)
+        priority, is_default = plain(priority), sampling_params is None
         if not isinstance(sampling_params, (list, tuple)):
             sampling_params = [sampling_params or self.get_default_sampling_params()] * len(prompts)
         if not isinstance(priority, (list, tuple)):
@@ -190,4 +191,5 @@ class LLM:
         for name, values in (("sampling_params", sampling_params), ("priority", priority)):
             check_request(len(values) == len(prompts), f"len({name})", len(values), f"{len(prompts)}, one for each prompt",
                           f"pass one {name} for all, or a list as long as prompts")
-        return [Request(self.engine, self.tokenizer, *each, self.grammars) for each in zip(prompts, sampling_params, priority)]
+        return [Request(self.engine, self.tokenizer, *each, self.grammars, cuts_max_tokens=is_default)
+                for each in zip(prompts, sampling_params, priority)]

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
-from nanovllm import LLM, AsyncLLM, SamplingParams
+from nanovllm import LLM, AsyncLLM, InvalidRequest, SamplingParams
 from nanovllm.config import OFFLINE_MODEL, Config
 from nanovllm.layers.rotary_embedding import RotaryEmbedding
 
@@ -116,3 +116,27 @@ def test_thinking_is_turned_off_through_the_chat_template(tmp_path):
     with LLM(target, device="cpu") as llm:
         assert all(llm.render_chat(chat, **on).endswith("assistant\n") for on in ({}, {"enable_thinking": True}))
         assert llm.render_chat(chat, enable_thinking=False).endswith("assistant\n<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize("wanted", [500, 10_000])
+def test_tokens_that_nobody_asked_for_are_cut_to_the_room_and_others_are_refused(folder, tmp_path, wanted):
+    """A recommended max_new_tokens is no demand: vLLM, too, ends such a request where its context is full."""
+    target = with_config(folder, tmp_path / "model")
+    (target / "generation_config.json").write_text(json.dumps({"max_new_tokens": wanted, "temperature": 0.0,
+                                                               "eos_token_id": []}), encoding="utf-8")
+    prompts, settings = [[9, 8, 7], [6] * 30, [5] * 48], dict(device="cpu", kvcache_block_size=16, num_kvcache_blocks=3)
+
+    async def asynchronous(llm):
+        async with AsyncLLM(llm) as several:
+            return [len((await several.generate(prompt)).token_ids) for prompt in prompts]
+
+    with LLM(target, **settings) as llm:
+        outputs = llm.generate(prompts, use_tqdm=False)
+        assert [len(out.token_ids) for out in outputs] == [46, 19, 1]
+        assert all(out.finish_reason == "length" for out in outputs)
+        assert asyncio.run(asynchronous(llm)) == [46, 19, 1]
+        for params in (llm.get_default_sampling_params(), SamplingParams(max_tokens=wanted)):
+            with pytest.raises(InvalidRequest, match="lower max_tokens"):
+                llm.generate(prompts, params, use_tqdm=False)
+        with pytest.raises(InvalidRequest, match="at most 49 tokens"):
+            llm.generate([[5] * 49], use_tqdm=False)  # a prompt is a demand

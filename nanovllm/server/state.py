@@ -11,7 +11,7 @@ from nanovllm.server.errors import UnknownModel
 from nanovllm.server.metrics import Metrics
 from nanovllm.server.prompts import PromptEncoder
 from nanovllm.server.response_store import ResponseStore
-from nanovllm.serving.sampling_defaults import SamplingDefaults
+from nanovllm.serving.sampling_defaults import SamplingDefaults, room_after
 from nanovllm.utils.checks import check
 
 MAX_SAMPLES = 1024  # of one call, where the queue has no limit of its own
@@ -52,10 +52,8 @@ class ServerState:
         self.llm.check_room(num_samples)
 
     def room_after(self, num_prompt_tokens: int) -> int:
-        """How many tokens may follow a prompt; the last one needs no place in the cache."""
-        blocks = self.engine.block_manager
-        longest = min(self.engine.config.max_model_len, blocks.num_blocks * blocks.block_size + 1)
-        return max(1, longest - num_prompt_tokens)
+        """How many tokens may follow a prompt."""
+        return room_after(self.engine, num_prompt_tokens)
 
 
 async def _state_of(request: Request) -> ServerState:

@@ -14,6 +14,7 @@ from nanovllm.serving.chat import encode
 from nanovllm.serving.detokenizer import IncrementalDetokenizer
 from nanovllm.serving.grammar_matcher import GrammarMatcher
 from nanovllm.serving.grammars import GrammarCompiler
+from nanovllm.serving.sampling_defaults import room_after
 from nanovllm.serving.stop_strings import StopStrings
 from nanovllm.serving.tokenizer import Tokenizer, require_tokenizer
 from nanovllm.utils.checks import check_characters, check_request
@@ -45,12 +46,15 @@ class Request:
 
     prompt: a text or token ids. tokenizer: None serves token ids only, and their output has no text. priority: less is
     served sooner; see `Scheduler`. grammars: compiles `structured_outputs`, here and now; None: a request must not have any.
+    cuts_max_tokens: whether `max_tokens` that are more than the prompt leaves room for are cut to that, as what nobody asked
+    for is, the model's own recommendation; else they are refused where the cache could not hold them.
 
     Raises InvalidRequest, with nothing queued, when the request could not be served to its end.
     """
 
     def __init__(self, engine: LLMEngine, tokenizer: Tokenizer | None, prompt: str | list[int],
-                 params: SamplingParams | None = None, priority: int = 0, grammars: GrammarCompiler | None = None):
+                 params: SamplingParams | None = None, priority: int = 0, grammars: GrammarCompiler | None = None,
+                 *, cuts_max_tokens: bool = False):
         params = params or SamplingParams()
         # By name: when its file is edited in a notebook's session, autoreload gives what was made before another class.
         check_request(type(params).__name__ == "SamplingParams", "sampling_params", params, "SamplingParams",
@@ -59,6 +63,8 @@ class Request:
         self.engine, self.tokenizer, self.params, self.priority = engine, tokenizer, params, plain(priority)
         self.prompt = str(prompt) if isinstance(prompt, str) else None
         self.prompt_token_ids = self._encode(prompt) if isinstance(prompt, str) else as_token_ids(prompt)
+        if cuts_max_tokens and params.max_tokens > (room := room_after(engine, len(self.prompt_token_ids))):
+            self.params = params = replace(params, max_tokens=room)
         check_request(tokenizer is not None or not params.stop, "stop", params.stop, "empty for a model without a tokenizer",
                       "use stop_token_ids")
         engine.validate(self.prompt_token_ids, params, self.priority)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.errors import CheckpointError
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.utils.checkpoint import read_json
@@ -12,6 +13,13 @@ from nanovllm.utils.checks import check
 
 SOURCES = ("auto", "vllm")
 RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def room_after(engine: LLMEngine, num_prompt_tokens: int) -> int:
+    """How many tokens may follow a prompt, 1 at least; the last one needs no place in the cache."""
+    blocks = engine.block_manager
+    longest = min(engine.config.max_model_len, blocks.num_blocks * blocks.block_size + 1)
+    return max(1, longest - num_prompt_tokens)
 
 
 @dataclass(frozen=True)

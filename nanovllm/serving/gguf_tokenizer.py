@@ -50,8 +50,8 @@ def _check_unique(path: Path, tokens: Any) -> None:
     first: dict[Any, int] = {}
     for i, token in enumerate(tokens if isinstance(tokens, list) else ()):
         if first.setdefault(token, i) != i:
-            raise CheckpointError(f"{path}: tokenizer.ggml.tokens has {token!r} at {first[token]} and at {i}: a token must stand "
-                                  "there once (llama.cpp asks for that, too); convert the model to GGUF again, or use the "
+            raise CheckpointError(f"{path}: tokenizer.ggml.tokens has {token!r} at {first[token]} and at {i}: a token must "
+                                  "stand there once (llama.cpp asks for that, too); convert the model again, or use the "
                                   "original checkpoint.")
 
 

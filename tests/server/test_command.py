@@ -128,6 +128,7 @@ def test_an_interrupt_while_the_model_is_loaded_leaves_no_traceback():
 
 
 @pytest.mark.slow
+@pytest.mark.unmeasured
 def test_memory_after_a_storm_is_what_it_was():
     """Large, long, odd and abandoned requests, by the hundred: afterwards the process is as large as before, within 5 %."""
     long = "1" * 4_100_000

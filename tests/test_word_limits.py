@@ -1,5 +1,7 @@
 """Tokens and words that a request may or must not write, and salts that keep its cached blocks apart."""
 
+import warnings
+
 import pytest
 
 from nanovllm import LLM, SamplingParams
@@ -133,3 +135,20 @@ def test_a_salted_hash_is_chained_and_computed_once():
     assert seq.block_hashes(4) == one[:1]
     seq.append_token(7)
     assert seq.block_hashes(4) == one[:2] and seq.block_hashes(4) is seq.block_hashes(4)
+
+
+def test_a_request_that_forbids_every_token_is_told_so_and_others_keep_their_drafts(folder):
+    """Whose next token cannot be drawn has no drafts from there on, and nobody else has fewer."""
+    speculation = {"method": "draft_model", "model": folder, "num_speculative_tokens": 3}
+    dead = SamplingParams(temperature=0, max_tokens=14, ignore_eos=True, allowed_token_ids=[5], bad_words_ids=[[5, 5, 5]])
+    free = SamplingParams(temperature=0, max_tokens=14, ignore_eos=True)
+    with LLM(folder, device="cpu", speculative_config=speculation) as llm, warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        llm.engine.speculation.drafter.cost = 0.01  # a model that drafts for itself would not pay
+        alone, = llm.generate([PROMPT], free, use_tqdm=False)
+        ended, beside = llm.generate([PROMPT[::-1], PROMPT], [dead, free], use_tqdm=False)
+        llm.engine.check_integrity()
+    assert (ended.finish_reason, ended.token_ids) == ("error", [5, 5])
+    assert "output token 2 " in ended.error and "allowed_token_ids and bad_words leave no token" in ended.error
+    assert beside.token_ids == alone.token_ids and alone.num_drafted_tokens > 0
+    assert beside.num_drafted_tokens >= alone.num_drafted_tokens - 3

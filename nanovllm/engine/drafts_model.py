@@ -141,13 +141,19 @@ class DraftModel(Drafter):
             return
         # Where nothing looks at the tokens in between, they need not come to the host before the last.
         waits = self.runner.device.type != "cuda" or any(copy.seq.sampling_params.changes_scores for copy, _ in drafting)
-        under_way = []
+        under_way, ended = [], set[int]()
         for i in range(max((limit for _, limit in drafting), default=0)):
             batch = self._batch([(copy.seq, len(copy.seq) + copy.seq.num_pending_tokens - copy.seq.num_computed_tokens)
-                                 for copy, limit in drafting if limit > i])
+                                 for copy, limit in drafting if limit > i and copy.seq.seq_id not in ended])
+            if not batch.items:
+                break
             launched = self.runner.launch(batch)
             if waits:
-                for item, token in zip(batch.items, self._collect(launched)):
+                for item, token in zip(batch.items, self.runner.collect(launched)):
+                    if token < 0 and item.seq.sampling_params.forbids_words:  # perhaps every one; no concern of the others
+                        ended.add(item.seq.seq_id)
+                        continue
+                    _check_finite([token])
                     item.seq.append_token(token)
                 continue
             under_way.append((batch, launched))

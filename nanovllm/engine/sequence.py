@@ -130,8 +130,12 @@ class Sequence(SequenceDrafts):
         """The scores for the token at a position were such that none can be drawn."""
         where = f"output token {position - self.num_prompt_tokens}" if position >= self.num_prompt_tokens else (
             f"prompt token {position}")
+        what_forbids = [name for name in ("allowed_token_ids", "bad_words_ids", "structured_outputs")
+                        if getattr(self.sampling_params, name)]
+        forbidden = "every token is forbidden" if not self.sampling_params.forbids_words else (
+            f"{' and '.join(what_forbids).replace('bad_words_ids', 'bad_words')} leave no token, in which case forbid less")
         self.error = NotFinite(
-            f"the model's scores for {where} are not finite: they hold a NaN or an infinity, or every token is forbidden. "
+            f"the model's scores for {where} are not finite: they hold a NaN or an infinity, or {forbidden}. "
             "Check the weights; where float16 overflows, use dtype='bfloat16' or 'float32'.")
 
     def _follow(self, matcher: TokenMatcher, token_id: int) -> None:

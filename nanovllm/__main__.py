@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.config import DRAFT_MODEL, MOE_MODEL, OFFLINE_MODEL
+from nanovllm.errors import EngineError, RequestFailed
 from nanovllm.fleet import command as fleet_command
 from nanovllm.server import command
 from nanovllm.tracing.trace import Trace
@@ -88,6 +89,14 @@ def main(argv: list[str] | None = None) -> None:
         arguments.pop("run")(**arguments)
     except ValueError as error:
         parser.error(str(error))
+    except EngineError as error:
+        if isinstance(error, RequestFailed):  # where a step failed is worth knowing
+            raise
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        parser.exit(1, f"{parser.prog}: error: {error.filename}: {error.strerror}; name another file or folder.\n")
 
 
 def run_demo(model: str | None, max_tokens: int) -> None:

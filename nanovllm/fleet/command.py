@@ -113,14 +113,15 @@ def simulate(rate: float, requests: int, turns: int, system_prompts: int, system
              max_num_seqs: int, max_num_batched_tokens: int, trace: Path | None = None, results: Path | None = None,
              perfetto: Path | None = None) -> None:
     """Print what a fleet would do with this traffic. Raises ValueError for traffic or a fleet that cannot be."""
-    import json
-
     from nanovllm.fleet.cost_model import H200, CostModel
     from nanovllm.fleet.simulated_fleet import SimulatedFleet
+    from nanovllm.utils.checkpoint import read_json
 
     for name, path in (("trace", trace), ("results", results)):
         check(path is None or path.is_file(), name, str(path), "a file", "name one that exists")
-    cost = H200 if results is None else CostModel.fit(json.loads(results.read_text(encoding="utf-8")))
+    check(perfetto is None or perfetto.absolute().parent.is_dir(), "perfetto", str(perfetto), "a file in a folder that exists",
+          "make the folder")
+    cost = H200 if results is None else CostModel.fit(read_json(results))
     traffic = TraceFile(trace, limit=requests) if trace else Traffic(
         rate=rate, num_conversations=requests, turns=turns, system_prompts=system_prompts, system_tokens=system_tokens,
         prompt_tokens=prompt_tokens, output_tokens=output_tokens, burst=burst, seed=seed)

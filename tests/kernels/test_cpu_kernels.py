@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -281,6 +282,13 @@ def test_a_forked_child_computes_with_threads_of_its_own():
         signal.alarm(60)
         os._exit(0 if compute() == expected else 1)
     assert any(expected) and os.waitpid(child, 0)[1] == 0
+
+
+def test_a_user_without_a_home_compiles_into_a_folder_of_the_process(monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(library.Path, "home", Mock(side_effect=RuntimeError("Could not determine home directory.")))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert library._cache_folder().parent == tmp_path
 
 
 @pytest.mark.parametrize("compiler, words", [("no-such-compiler", "cannot be run"), ("false", "could not be compiled")])

@@ -75,6 +75,26 @@ def test_settings_of_the_engine_that_cannot_be_meant(capsys, flags, says):
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("line, code, says", [
+    ("serve --port 0 --device cpu --num-kvcache-blocks 100000000", 1, "lower num_kvcache_blocks"),
+    ("batch {requests} {folder}/none/out.jsonl", 1, "none/out.jsonl: No such file or directory; name another file or folder"),
+    ("batch {requests} {folder}", 1, "Is a directory"),
+    ("simulate --requests 5 --perfetto {folder}/none/x.json", 2, "none/x.json': must be a file in a folder that exists"),
+    ("simulate --requests 5 --results {requests}", 2, "requests.jsonl: not valid JSON"),
+    ("simulate --requests 5 --results {empty}", 2, "in the results file"),
+])
+def test_what_the_machine_does_not_give_is_told_in_a_line(capsys, tmp_path, line, code, says):
+    """Of memory and files: the command, the fault and the remedy, and no traceback."""
+    requests, empty = tmp_path / "requests.jsonl", tmp_path / "empty.json"
+    body = '{"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": {"model": "offline", "prompt": "A"}}'
+    requests.write_text(f"{body}\n{body.replace('1', '2', 1)}\n", encoding="utf-8")
+    empty.write_text("{}", encoding="utf-8")
+    with pytest.raises(SystemExit) as caught:
+        main(line.format(requests=requests, folder=tmp_path, empty=empty).split())
+    message = capsys.readouterr().err
+    assert caught.value.code == code and "nanovllm: error: " in message and says in message
+
+
 def test_hosts_that_are_allowed_by_default():
     assert hosts_to_allow("127.0.0.1", "127.0.0.1", ()) == ("localhost", "127.0.0.1")
     assert hosts_to_allow("::1", "localhost", ()) == ("localhost", "localhost")

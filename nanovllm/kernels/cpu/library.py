@@ -131,13 +131,13 @@ def _run(command: list[str]) -> str:
 
 def _cache_folder() -> Path:
     """Where the user's caches lie, or a folder of this process where that cannot be written."""
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / (
-        "Library/Caches" if sys.platform == "darwin" else ".cache"), "nanovllm")
     try:
+        kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / (
+            "Library/Caches" if sys.platform == "darwin" else ".cache"), "nanovllm")
         kept.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=kept):
             return kept
-    except OSError:
+    except (OSError, RuntimeError):  # a user without a home, as in some containers
         return Path(tempfile.mkdtemp(prefix="nanovllm-"))
 
 

@@ -41,9 +41,9 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
         return _read(folder, load_gguf_tokenizer)
     if not any((folder / name).is_file() for name in VOCABULARIES):
         return None
-    fast = FastTokenizer.read(folder)
+    fast = _read(folder, FastTokenizer.read)
     if fast is not None:
-        return cast(Tokenizer, fast)
+        return fast
     for name in JSON_FILES:
         if (folder / name).is_file():
             read_json(folder / name)

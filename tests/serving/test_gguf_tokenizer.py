@@ -140,3 +140,6 @@ def test_a_panic_of_a_rust_library_names_the_file_and_an_interrupt_stays_one(voc
             load_tokenizer(file)
         if told is CheckpointError:
             assert str(raised.value).startswith(f"{file}: its tokenizer cannot be read (PanicException: index out of bounds)")
+    monkeypatch.setattr("tokenizers.Tokenizer", Mock(from_file=Mock(side_effect=PanicException("index out of bounds"))))
+    with pytest.raises(CheckpointError, match="PanicException"):  # of a folder's tokenizer.json, too
+        load_tokenizer(OFFLINE_MODEL)

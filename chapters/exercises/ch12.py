@@ -60,9 +60,9 @@ def check_total_ms(total_ms):
         for ahead in (False, True):
             right = host + device + (steps - 1) * (max(host, device) if ahead else host + device)
             got = total_ms(steps, host, device, ahead)
-            hint = f"{steps} steps, host {host} ms, device {device} ms, looks_ahead={ahead}: {right} ms, not {got}."
+            hint = f"num_steps={steps}, host {host} ms, device {device} ms, looks_ahead={ahead}: {right} ms, not {got}."
             if ahead and got == steps * max(host, device):
-                hint += " Before its first step the device has nothing to do, and after its last nobody hides it."
+                hint += " While the host prepares the first step the device has nothing to do."
             elif ahead and got == host + steps * device:
                 hint += " Which of the two is the slower?"
             elif ahead and got == steps * (host + device):

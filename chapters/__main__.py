@@ -10,6 +10,7 @@ A check that passes, here or in a notebook, is noted in a file of your own (its 
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from chapters.contents import HERE, Chapter, chapter_of, chapters
 from chapters.exercises.progress import Progress
 
 CAPSTONE = "capstone.serve"  # its name among what is solved
+NO_READER = 128 + 13  # what a shell reports of a program that SIGPIPE ended: nobody reads on (python -m chapters | head)
 
 
 def table(progress: Progress, folder: Path = HERE) -> str:
@@ -110,6 +112,18 @@ def open_chapter(number: str | None, progress: Progress, folder: Path) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns its exit status. A reader of the output who has seen enough ends it without a word."""
+    try:
+        status = run(arguments)
+        sys.stdout.flush()  # here, where it can be caught, and not when the interpreter ends
+    except BrokenPipeError:
+        # What is still in the buffer goes nowhere, or the interpreter would complain about it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NO_READER
+    return status
+
+
+def run(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m chapters", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--notebooks", type=Path, default=HERE, metavar="FOLDER",

@@ -3,7 +3,10 @@
 import importlib
 import inspect
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -74,6 +77,16 @@ def test_a_check_in_the_terminal_is_that_of_the_notebook_and_is_noted(progress, 
     command.main([])
     assert "02  ●●●" in capsys.readouterr().out
     assert command.main(["forget"]) == 0 and progress.solved() == {}
+
+
+@pytest.mark.parametrize("arguments", [[], ["check", "02"], ["check", "B"], ["capstone"], ["forget"]], ids=" ".join)
+def test_a_reader_who_stops_reading_ends_it_quietly(progress, arguments):
+    """python -m chapters | head: whatever the command prints, no traceback follows it."""
+    read, write = os.pipe()
+    os.close(read)  # before the first line is printed, so that the first write fails
+    done = subprocess.run([sys.executable, "-m", "chapters", *arguments], stdout=write, stderr=subprocess.PIPE, cwd=ROOT, text=True)
+    os.close(write)
+    assert done.stderr == "" and done.returncode == command.NO_READER
 
 
 def test_an_answer_may_have_constants_and_helpers_beside_it(progress, tmp_path):

@@ -6,6 +6,7 @@ pages. `nanovllm` never imports this package; chapters import both.
 """
 
 from nanovllm.fleet.simulation import Simulation
+from visualizations.explorers.allocation import AllocationFilm
 from visualizations.explorers.base import standalone_html
 from visualizations.explorers.block_table import BlockTableExplorer
 from visualizations.explorers.fleet import FleetExplorer
@@ -84,8 +85,8 @@ from visualizations.figures.work_shares import plot_work_shares
 from visualizations.listing import Listing, listing
 
 __all__ = [
-    "BatchMonitor", "BlockTableExplorer", "FleetExplorer", "GraphTimelineExplorer", "JourneyExplorer", "Listing",
-    "Measured", "OnlineSoftmaxExplorer", "PagedAttentionExplorer",
+    "AllocationFilm", "BatchMonitor", "BlockTableExplorer", "FleetExplorer", "GraphTimelineExplorer", "JourneyExplorer",
+    "Listing", "Measured", "OnlineSoftmaxExplorer", "PagedAttentionExplorer",
     "ParallelCostExplorer", "RecordedLogits", "RecordedMasks", "RecordedSpeculation",
     "RooflineExplorer", "SamplerExplorer", "SchedulerExplorer", "Simulation", "SpeculationExplorer", "TensorXRay",
     "TokenMaskExplorer", "listing", "name_map", "plot_ablation", "plot_acceptance", "plot_attention_mask",

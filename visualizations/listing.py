@@ -29,12 +29,14 @@ class Listing:
         return f"[`{self.file}`](../{self.file})\n\n```python\n{self.source}\n```"
 
 
-def listing(thing: Any, *, docstring: bool = False, until: str | None = None, since: str | None = None) -> Listing:
+def listing(thing: Any, *, docstring: bool = False, until: str | None = None, since: str | None = None,
+            only: tuple[str, ...] = ()) -> Listing:
     """The source of a function, method, property or class of this repository.
 
     docstring: with the docstrings, which the reference shows, too. since, until: only the lines from the first one that holds
     `since` to the first one, from there on, that holds `until`; both are looked for in the file's own lines, before those of
-    more than 90 columns are folded. Raises ValueError where no line holds them.
+    more than 90 columns are folded. only: of these lines the first that holds each of the words, in order, and three dots for
+    what is left out. Raises ValueError where no line holds them.
     """
     function: Any = thing.fget if isinstance(thing, property) else inspect.unwrap(thing)
     lines, _ = inspect.getsourcelines(function)
@@ -44,7 +46,10 @@ def listing(thing: Any, *, docstring: bool = False, until: str | None = None, si
     rows = source.split("\n")
     begin = _row_with(since, rows, 0) if since else 0
     end = _row_with(until, rows, begin) + 1 if until else len(rows)
-    part = textwrap.dedent("\n".join(rows[begin:end]))
+    shown = rows[begin:end]
+    if only:
+        shown = _with_dots(shown, sorted({_row_with(words, shown, 0) for words in only}))
+    part = textwrap.dedent("\n".join(shown))
     with contextlib.suppress(tokenize.TokenError, IndentationError):  # half a statement stays as it is
         part = "\n".join(line for lines in folded(part, COLUMNS) for line in lines)
     return Listing(part, _in_the_repository(Path(inspect.getsourcefile(function) or "")))
@@ -63,6 +68,16 @@ def _row_with(words: str, rows: list[str], begin: int) -> int:
     found = next((i for i in range(begin, len(rows)) if words in rows[i]), None)
     check(found is not None, "words", words, f"in one of the {len(rows) - begin} lines", "look at the source again")
     return found or 0
+
+
+def _with_dots(rows: list[str], kept: list[int]) -> list[str]:
+    """The kept rows, and three dots for each stretch of others before and between them, as far in as the row behind it."""
+    lines: list[str] = []
+    for before, row in zip([-1, *kept], kept, strict=False):
+        if row > before + 1:
+            lines.append(" " * (len(rows[row]) - len(rows[row].lstrip())) + "...")
+        lines.append(rows[row])
+    return lines
 
 
 def _without_docstrings(source: str) -> str:

@@ -1,4 +1,4 @@
-"""Chapter 00: what a token costs, the next step foretold, and a trace read."""
+"""Chapter 00: how many chats fit, the next step foretold, and a trace read."""
 
 import itertools
 import random
@@ -12,20 +12,41 @@ from nanovllm.sampling_params import SamplingParams
 from .verdict import check, require
 
 
-@check("what a token costs")
-def check_bytes_per_token(bytes_per_token):
-    """bytes_per_token(num_layers, num_kv_heads, head_dim, bytes_per_number) -> bytes of KV cache for one token."""
-    for name, shape in (("Qwen3-0.6B", (28, 8, 128, 2)), ("Qwen3-8B", (36, 8, 128, 2)), ("the offline model", (6, 4, 64, 4)),
-                        ("one layer, one head", (1, 1, 64, 2))):
-        layers, heads, dim, width = shape
-        right, got = layers * 2 * heads * dim * width, bytes_per_token(*shape)
-        hint = f"{name}, {layers} layers, {heads} key/value heads of {dim}, {width} bytes per number: {right:,}, not {got:,}."
-        if 2 * got == right:
-            hint += " A token leaves a key and a value."
-        elif got * layers == right:
-            hint += " Every layer has keys and values of its own."
+@check("how many chats fit")
+def check_chats_that_fit(chats_that_fit):
+    """chats_that_fit(num_blocks, block_size, num_system, num_own, num_output) -> how many chats the cache can hold at once."""
+    draw = random.Random(0)
+    cases = [(40, 16, 30, 24, 36), (10, 4, 8, 4, 1), (10, 4, 8, 3, 2), (12, 4, 0, 5, 4)]
+    cases += [(draw.randrange(40, 200), draw.choice((1, 4, 16)), draw.randrange(40), draw.randrange(1, 20),
+               draw.randrange(1, 20)) for _ in range(60)]
+    for num_blocks, size, num_system, num_own, num_output in cases:
+        manager, right = BlockManager(num_blocks, size), 0
+        while True:  # the real books, until they are full
+            prompt = [*range(num_system), *(1000 * (right + 1) + i for i in range(num_own))]
+            seq = Sequence(right, prompt + [7] * (num_output - 1))
+            prefix = manager.find_cached_prefix(seq)
+            if manager.num_new_blocks(seq, len(seq), prefix) > manager.num_free_blocks:
+                break
+            manager.allocate(seq, prefix)
+            manager.append(seq, len(seq))
+            seq.num_computed_tokens = len(seq)
+            manager.commit(seq, 0)
+            right += 1
+        got = chats_that_fit(num_blocks, size, num_system, num_own, num_output)
+        hint = (f"{num_blocks} blocks of {size}, a system prompt of {num_system} tokens, {num_own} of each user, answers of "
+                f"{num_output}: {right} chats, not {got}.")
+        tokens = num_system + num_own + num_output
+        alone, full = -(-(tokens - 1) // size), num_system // size
+        if got == num_blocks // alone != right:
+            hint += " The full blocks of the system prompt are stored once for all of them."
+        elif num_system % size and got == (num_blocks - full - 1) // max(1, alone - full - 1):
+            hint += " A block that holds tokens of one chat alone cannot be shared: only full blocks of the system prompt are."
+        elif got == (num_blocks - full) // (-(-tokens // size) - full):
+            hint += " The token drawn last is never fed, and leaves no key behind."
+        elif got == (num_blocks * size - num_system) // (tokens - 1 - num_system):
+            hint += " A block belongs to a chat as a whole, also where it is not full."
         require(got == right, hint)
-    return "four models, Qwen3-0.6B's 114,688 bytes among them."
+    return f"{len(cases)} caches, filled by the real block manager"
 
 
 @check("the next step foretold")

@@ -1,4 +1,4 @@
-"""Chapter 01: what a KV cache saves, the cached loop, and when a request ends."""
+"""Chapter 01: what a preemption costs, the cached loop, and when a request ends."""
 
 import random
 from dataclasses import fields
@@ -11,21 +11,30 @@ from .verdict import check, require
 
 @check("tokens through the model")
 def check_tokens_computed(tokens_computed):
-    """tokens_computed(num_prompt, num_output, cached) -> how many tokens go through the model in all."""
-    for num_prompt, num_output in ((1, 1), (5, 1), (1, 4), (54, 36), (1000, 500)):
-        fed = [num_prompt + i for i in range(num_output)]  # the naive loop, counted by running it
-        for cached, right in ((False, sum(fed)), (True, fed[-1])):
-            got = tokens_computed(num_prompt, num_output, cached)
-            loop = "the cached loop" if cached else "the naive loop"
-            hint = f"{num_prompt} prompt tokens and {num_output} drawn: {loop} computes {right}, you say {got}."
-            if cached and got == right + 1:
-                hint += " The token drawn last is never fed back: nobody asks for the one after it."
-            elif not cached and got == right + num_output:
-                hint += " The first token is drawn after the prompt alone, before anything was generated."
-            elif not cached and got == num_output * num_prompt:
-                hint += " Each round also repeats what was generated so far."
-            require(got == right, hint)
-    return "5 requests, with and without a cache"
+    """tokens_computed(num_prompt, num_output, preempted_after) -> how many tokens go through the model in all."""
+    draw = random.Random(0)
+    cases = [(54, 36, []), (5, 1, []), (54, 11, [10]), (1, 4, [1]), (1000, 500, [1, 250, 499])]
+    cases += [(draw.randrange(1, 60), n, sorted(draw.sample(range(1, n), draw.randrange(min(n, 4))))) for n in range(2, 30)]
+    for num_prompt, num_output, preempted_after in cases:
+        right = cached = 0
+        for drawn in range(num_output):  # counted by going through it
+            if drawn in preempted_after:
+                cached = 0
+            right += num_prompt + drawn - cached
+            cached = num_prompt + drawn
+        got = tokens_computed(num_prompt, num_output, list(preempted_after))
+        hint = f"{num_prompt} prompt tokens, {num_output} drawn, preempted after {preempted_after}: {right}, you say {got}."
+        times = len(preempted_after)
+        if got == right + 1 and not times:
+            hint += " The token drawn last is never fed back: nobody asks for the one after it."
+        elif got == num_prompt + num_output - 1:
+            hint += " What was in the cache is gone with each preemption, and goes through the model again."
+        elif got == num_prompt + num_output - 1 + times * num_prompt:
+            hint += " The tokens generated so far were in the cache, too."
+        elif got == right + times:
+            hint += " When it is preempted, the token just drawn has not been through the model yet: it is new, not repeated."
+        require(got == right, hint)
+    return f"{len(cases)} requests, with up to three preemptions"
 
 
 class CountingModel:

@@ -1,4 +1,4 @@
-"""Chapter 03: chained names, the fully cached prompt, and whom to evict."""
+"""Chapter 03: chained names with a salt, who is admitted next, and whom to evict."""
 
 import random
 from collections import Counter
@@ -8,6 +8,7 @@ from nanovllm import LLM, SamplingParams
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
+from nanovllm.fleet.simulation import Simulation
 
 from .verdict import check, require
 
@@ -40,29 +41,76 @@ def check_block_names(block_names):
     return f"400 prompts, {len(seen)} different blocks, no two confused"
 
 
-@check("admission")
-def check_admit(admit):
-    """admit(num_tokens, num_found, block_size) -> (first position to compute, positions whose keys are stored)."""
-    for size in (1, 4, 16):
-        for num_tokens in range(1, 3 * size + 2):
-            for num_found in range(num_tokens // size + 1):
-                cached = num_found * size
-                start = min(cached, num_tokens - 1)
-                stored = list(range(cached, num_tokens))
-                got = admit(num_tokens, num_found, size)
-                where = f"{num_tokens} tokens, {num_found} blocks of {size} found"
-                require(isinstance(got, tuple) and len(got) == 2, f"{where}: return (start, stored), not {got!r}.")
-                hint = f"{where}: start at position {start}, not {got[0]}."
-                if cached == num_tokens:
-                    hint += " Everything is cached, but the logits come from computing the last token."
-                    if got[0] == cached - size and size > 1:
-                        hint += " One token suffices; its whole block is not needed."
-                require(got[0] == start, hint)
-                hint = f"{where}: the positions to store are {stored}, not {list(got[1])}."
-                if cached == num_tokens:
-                    hint += " The last token is computed again, but its block may belong to others too: it is not written."
-                require(list(got[1]) == stored, hint)
-    return "every prompt up to three blocks, with blocks of 1, 4 and 16"
+@dataclass(frozen=True)
+class Waiting:
+    """A waiting request. num_found: how many of its num_tokens tokens are in the cache now; waited: for how many steps."""
+
+    seq_id: int
+    num_tokens: int
+    num_found: int
+    waited: int
+
+
+class InOrderOf(Scheduler):
+    """The finished scheduler, with the order of its queue handed to the reader before each step."""
+
+    admission_order = None
+
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.since: dict[int, int] = {}
+        self.waited: dict[int, int] = {}  # of those admitted
+
+    def schedule(self):
+        now, manager = self.num_scheduled_steps, self.block_manager
+        by_id = {seq.seq_id: seq for seq in self.waiting}
+        seen = [Waiting(i, len(seq), len(manager.find_cached_prefix(seq)) * manager.block_size,
+                        now - self.since.setdefault(i, now)) for i, seq in by_id.items()]
+        order = list(type(self).admission_order(list(seen)))
+        ids = [getattr(one, "seq_id", one) for one in order]
+        require(sorted(map(str, ids)) == sorted(map(str, by_id)), f"{len(seen)} requests waited, {sorted(by_id)}, and your "
+                f"order names {ids}: return all of them, each once.")
+        self.waiting[:] = [by_id[i] for i in ids]
+        batch = super().schedule()
+        self.waited |= {seq.seq_id: now - self.since[seq.seq_id] for seq in batch.admitted}
+        return batch
+
+
+MORE, LONGEST_WAIT = 1.3, 60
+
+
+def _rush(admission_order) -> tuple[int, int, int, float]:
+    """(prompt tokens found, in all, the longest wait, the mean one, in steps) of two rushes of requests by six applications."""
+    found = total = 0
+    waits: list[int] = []
+    for seed in (0, 1):
+        draw = random.Random(seed)
+        simulation = Simulation(num_blocks=40, block_size=4, max_num_batched_tokens=64, max_num_seqs=4,
+                                scheduler_cls=type("Yours", (InOrderOf,), {"admission_order": staticmethod(admission_order)}))
+        systems = [[1000 + 50 * application + i for i in range(28)] for application in range(6)]
+        for at in range(120):
+            stranger = draw.random() < 0.12
+            tokens = [] if stranger else list(draw.choice(systems))
+            tokens += [draw.randrange(900) for _ in range(36 if stranger else 8)]
+            total += len(tokens)
+            simulation.add(tokens, max_tokens=draw.randrange(3, 8), at=at)
+        found += sum(sum(record.hit_tokens.values()) for record in simulation.run())
+        waits += simulation.scheduler.waited.values()
+    return found, total, max(waits), sum(waits) / len(waits)
+
+
+@check("who is admitted next")
+def check_admission_order(admission_order):
+    """admission_order(waiting) -> the same requests, in the order in which to admit them; asked before each step."""
+    usual, _, _, usual_mean = _rush(lambda waiting: waiting)
+    found, total, longest, mean = _rush(admission_order)
+    here = (f"two rushes of 120 requests: your order finds {found:,} of {total:,} prompt tokens in the cache, first come, "
+            f"first served finds {usual:,}")
+    require(found >= MORE * usual, f"{here}; {MORE * usual:,.0f} are wanted. Each system prompt that leaves the cache must be "
+                                   "computed again: let those go together that need the same one.")
+    require(longest <= LONGEST_WAIT, f"{here}; but somebody waited {longest} steps to be admitted, and {LONGEST_WAIT} are "
+                                     "allowed. Whoever finds nothing is passed by all who come: does `waited` count?")
+    return f"{here}. The mean wait is {mean:.0f} steps instead of {usual_mean:.0f}, the longest {longest}"
 
 
 DAYS = (0, 1)

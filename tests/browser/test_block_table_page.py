@@ -3,6 +3,7 @@
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.sequence import Sequence
 from tests.browser.test_explorers import STEP, run
+from tests.visualizations.explorers.test_allocation import film
 from visualizations.explorers.block_table import BlockTableExplorer
 
 PATH = "() => [...document.querySelectorAll('.nvx-card')].map(card => card.innerText)"
@@ -90,3 +91,32 @@ def test_a_cached_block_says_what_it_still_holds(show):
         page.keyboard.press(".")
     assert f"physical block {block} cached" in path(page) and "it still holds “" in path(page)
     assert f"place {len(simulation.eviction_orders[last])} of {len(simulation.eviction_orders[last])}" in path(page)
+
+
+def test_a_film_plays_by_itself_and_each_event_is_about_its_token(show):
+    played = film()
+    [copied] = played.copied_at
+    page = show(played.explorer(step=len(played.books.says) - 1))
+    pixels = "() => document.querySelector('.nvx-side canvas').toDataURL()"
+    page.get_by_role("combobox").select_option("30")
+    page.evaluate("""() => {
+      const root = document.querySelector(".nvx-root");
+      window.seen = [];
+      new MutationObserver(() => window.seen.push(+root.dataset.step)).observe(root, { attributeFilter: ["data-step"] });
+    }""")
+    page.get_by_role("button", name="play", exact=True).click()  # at the end: from the start
+    page.wait_for_function("n => window.seen.at(-1) === n", arg=len(played.books.says) - 1)
+    page.wait_for_function("() => document.querySelector('.nvx-root').dataset.playing === 'false'")
+    assert page.evaluate("() => [...new Set(window.seen)]") == list(range(len(played.books.says)))
+    for step, says in enumerate(played.books.says):
+        page.locator(".nvx-scrub").fill(str(step))
+        assert says in page.inner_text(".nvx-root")
+        if focus := played.books.focus.get(step):
+            table = played.books.trace[step].block_tables[focus[0]]
+            assert path(page).startswith(f"sequence {focus[0]} ") and f"position {focus[1]}" in path(page)
+            assert f"block_table[{focus[1] // 4}] = {table[focus[1] // 4]}" in path(page)
+    page.locator(".nvx-scrub").fill(str(copied))
+    with_arrow = page.evaluate(pixels)
+    played.books.copied.clear()
+    plain = show(played.explorer(step=copied))
+    assert plain.evaluate(pixels) != with_arrow, "an arrow shows the copy"

@@ -84,7 +84,8 @@ def test_a_reader_who_stops_reading_ends_it_quietly(progress, arguments):
     """python -m chapters | head: whatever the command prints, no traceback follows it."""
     read, write = os.pipe()
     os.close(read)  # before the first line is printed, so that the first write fails
-    done = subprocess.run([sys.executable, "-m", "chapters", *arguments], stdout=write, stderr=subprocess.PIPE, cwd=ROOT, text=True)
+    command_line = [sys.executable, "-m", "chapters", *arguments]
+    done = subprocess.run(command_line, stdout=write, stderr=subprocess.PIPE, cwd=ROOT, text=True, encoding="utf-8")
     os.close(write)
     assert done.stderr == "" and done.returncode == command.NO_READER
 

@@ -3,12 +3,22 @@
 from chapters.exercises.solutions.ch00 import next_step
 
 
-def keys_only(num_layers, num_kv_heads, head_dim, bytes_per_number):
-    return num_layers * num_kv_heads * head_dim * bytes_per_number
+def shares_nothing(num_blocks, block_size, num_system, num_own, num_output):
+    return num_blocks // -(-(num_system + num_own + num_output - 1) // block_size)
 
 
-def one_layer(num_layers, num_kv_heads, head_dim, bytes_per_number):
-    return 2 * num_kv_heads * head_dim * bytes_per_number
+def stores_the_last_token(num_blocks, block_size, num_system, num_own, num_output):
+    shared = num_system // block_size
+    return (num_blocks - shared) // (-(-(num_system + num_own + num_output) // block_size) - shared)
+
+
+def counts_tokens_and_no_blocks(num_blocks, block_size, num_system, num_own, num_output):
+    return (num_blocks * block_size - num_system) // (num_own + num_output - 1 or 1)
+
+
+def shares_a_block_that_is_not_full(num_blocks, block_size, num_system, num_own, num_output):
+    shared = -(-num_system // block_size)
+    return (num_blocks - shared) // max(1, -(-(num_system + num_own + num_output - 1) // block_size) - shared)
 
 
 def prompts_first(running, waiting, budget):
@@ -47,7 +57,8 @@ def the_last_time(trace):
 
 
 WRONG = {
-    "check_bytes_per_token": [keys_only, one_layer],
+    "check_chats_that_fit": [shares_nothing, stores_the_last_token, counts_tokens_and_no_blocks,
+                             shares_a_block_that_is_not_full],
     "check_next_step": [prompts_first, everybody_draws, no_budget],
     "check_first_token_steps": [first_chunk_is_first_token, the_last_time],
 }

@@ -1,16 +1,20 @@
 """Plausible wrong answers to chapter 01: name of the check -> functions that must fail it, each with a hint of its own."""
 
 
-def repeats_the_prompt_only(num_prompt, num_output, cached):
-    return num_prompt + num_output - 1 if cached else num_prompt * num_output
+def forgets_the_preemptions(num_prompt, num_output, preempted_after):
+    return num_prompt + num_output - 1
 
 
-def feeds_the_last_token_back(num_prompt, num_output, cached):
-    return num_prompt + num_output if cached else sum(num_prompt + i for i in range(num_output))
+def repeats_the_prompt_only(num_prompt, num_output, preempted_after):
+    return num_prompt + num_output - 1 + num_prompt * len(preempted_after)
 
 
-def counts_from_one(num_prompt, num_output, cached):
-    return num_prompt + num_output - 1 if cached else sum(num_prompt + i + 1 for i in range(num_output))
+def feeds_the_last_token_back(num_prompt, num_output, preempted_after):
+    return num_prompt + num_output + sum(num_prompt + drawn - 1 for drawn in preempted_after)
+
+
+def repeats_the_token_just_drawn(num_prompt, num_output, preempted_after):
+    return num_prompt + num_output - 1 + sum(num_prompt + drawn for drawn in preempted_after)
 
 
 def feeds_everything_again(forward, new_cache, prompt, num_output):
@@ -62,7 +66,8 @@ def ignores_every_stop(seq, eos_token_ids, max_model_len):
 
 
 WRONG = {
-    "check_tokens_computed": (repeats_the_prompt_only, feeds_the_last_token_back, counts_from_one),
+    "check_tokens_computed": (forgets_the_preemptions, repeats_the_prompt_only, feeds_the_last_token_back,
+                              repeats_the_token_just_drawn),
     "check_cached_loop": (feeds_everything_again, keeps_one_cache_for_all, never_uses_the_cache),
     "check_finish_reason": (looks_at_the_whole_text, length_first, ignores_every_stop),
 }

@@ -31,20 +31,24 @@ def chain_of_the_chapter(tokens, block_size, salt):
     return block_names(tokens, block_size, "")
 
 
-def computes_nothing(num_tokens, num_found, block_size):
-    return num_found * block_size, list(range(num_found * block_size, num_tokens))
+def first_come_first_served(waiting):
+    return waiting
 
 
-def computes_the_last_block(num_tokens, num_found, block_size):
-    cached = num_found * block_size
-    if cached == num_tokens:
-        cached -= block_size
-    return cached, list(range(num_found * block_size, num_tokens))
+def most_found_first(waiting):
+    return sorted(waiting, key=lambda request: -request.num_found)
 
 
-def stores_what_it_computes(num_tokens, num_found, block_size):
-    start = min(num_found * block_size, num_tokens - 1)
-    return start, list(range(start, num_tokens))
+def last_come_first_served(waiting):
+    return waiting[::-1]
+
+
+def leaves_out_who_finds_nothing(waiting):
+    return [request for request in waiting if request.num_found]
+
+
+def patience_of_ten_steps(waiting):
+    return sorted(waiting, key=lambda request: (request.waited < 10, -request.num_found if request.waited < 10 else 0))
 
 
 def evicts_the_oldest_of_all(blocks):
@@ -74,7 +78,8 @@ def returns_an_index(blocks):
 WRONG = {
     "check_block_names": (names_without_a_past, names_the_last_piece_too, sums_the_past, names_by_pythons_hash,
                           joins_without_a_mark, salts_the_first_block_only, chain_of_the_chapter),
-    "check_admit": (computes_nothing, computes_the_last_block, stores_what_it_computes),
+    "check_admission_order": (first_come_first_served, most_found_first, last_come_first_served,
+                              leaves_out_who_finds_nothing, patience_of_ten_steps),
     "check_choose_victim": (evicts_the_oldest_of_all, evicts_the_newest, takes_the_first, is_no_better_than_lru,
                             forgets_when, returns_an_index),
 }

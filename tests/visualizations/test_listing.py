@@ -32,6 +32,17 @@ def test_properties_and_parts():
         listing(LLMEngine.step, since="no such words")
 
 
+def test_only_some_lines_with_dots_for_what_is_left_out():
+    part = repr(listing(LLMEngine.step, only=("def step", "return []", ".collect(")))
+    file = repr(listing(LLMEngine.step)).split("\n")
+    lines = part.split("\n")
+    assert [line for line in lines if line.strip() != "..."] == [line for line in file if
+                                                                 any(w in line for w in ("def step", "return []", ".collect("))]
+    assert lines[0] == "..." and lines[1].startswith("def step") and lines[2] == " " * 12 + "..."
+    with pytest.raises(ValueError, match="'no such words'"):
+        listing(LLMEngine.step, only=("def step", "no such words"))
+
+
 def test_a_copy_of_the_chapters_is_named_as_the_chapters(tmp_path, monkeypatch):
     folder = tmp_path / "chapters" / "exercises"
     folder.mkdir(parents=True)

@@ -119,7 +119,7 @@ export default explorer((context) => {
   const steps = player(context, {
     length: run.records.length, onStep: draw, describe: (step) => (run.records[step] ? says(step) : "nothing yet"),
     position: (step) => { const [here, end] = [run.records[step], run.records.at(-1)]; return here?.now ? "now" : `${here?.step ?? 0} / ${end?.step ?? 0}`; },
-    atEnd: controls ? () => controls.stepOnce() : null,
+    atEnd: controls ? () => controls.stepOnce() : null, speed: context.data.says ? 1 : 5, // sentences take time to read
   });
   root.append(
     h("div", { class: "nvx-head" }, h("h3", { class: "nvx-title" }, context.model.get("label")), numbers), caption, steps.node, path,
@@ -132,10 +132,11 @@ export default explorer((context) => {
   // What is looked at after a record: {seqId, position, length, place (slotOf), block, look}; place is null where there is none.
   function looked(index) {
     const record = run.records[index], ids = Object.keys(record.block_tables).map(Number);
-    const seqId = chosen.seqId ?? ids[0] ?? run.ids[0] ?? null;
+    const [focused, at] = (chosen.seqId === null && context.data.focus?.[index]) || []; // what the step itself is about
+    const seqId = chosen.seqId ?? focused ?? ids[0] ?? run.ids[0] ?? null;
     const table = record.block_tables[seqId], length = seqId === null ? 0 : lengthAt(run, drawn, seqId, index);
     const computed = record.context_lens[seqId] ?? 0;
-    const position = chosen.position ?? Math.max(0, (table ? Math.min(computed, length) : length) - 1);
+    const position = chosen.position ?? at ?? Math.max(0, (table ? Math.min(computed, length) : length) - 1);
     const place = position < length ? slotOf(table, position, run.meta.block_size) : null;
     return { seqId, position, length, table, computed, place, block: chosen.block ?? place?.block ?? null };
   }
@@ -154,7 +155,7 @@ export default explorer((context) => {
     drawPath(index, at, looks);
     drawRibbon(index, at, record);
     drawTables(at, record);
-    drawCache(at, record, looks);
+    drawCache(index, at, record, looks);
     drawOrder(at, record, looks);
     controls?.draw(steps.step, run.records.length, record);
   }
@@ -332,7 +333,26 @@ export default explorer((context) => {
     draw.stroke();
   }
 
-  function drawCache(at, record, looks) {
+  // An arrow from the block that was copied to the new one.
+  function drawCopy(draw, copied, cells, pitch) {
+    const [from, to] = (copied ?? []).map((block) => cells.find((cell) => !cell.folded && cell.from === block));
+    if (!from || !to) return;
+    const middle = (cell) => [cell.x + pitch / 2, cell.y + 0.22 * pitch]; // above the number
+    const [[x, y], [toX, toY]] = [middle(from), middle(to)], length = Math.hypot(toX - x, toY - y), short = 0.55 * pitch / length;
+    const [endX, endY] = [toX - (toX - x) * short, toY - (toY - y) * short], angle = Math.atan2(toY - y, toX - x);
+    draw.strokeStyle = draw.fillStyle = context.colours.ink;
+    draw.lineWidth = 2;
+    draw.beginPath();
+    draw.moveTo(x, y);
+    draw.lineTo(endX, endY);
+    draw.stroke();
+    draw.beginPath();
+    draw.moveTo(endX, endY);
+    for (const side of [-0.45, 0.45]) draw.lineTo(endX - 9 * Math.cos(angle + side), endY - 9 * Math.sin(angle + side));
+    draw.fill();
+  }
+
+  function drawCache(index, at, record, looks) {
     const { pitch, cells } = grid, draw = cache.begin();
     for (const cell of cells) {
       if (cell.folded) { drawFolded(draw, cell, pitch, context.colours); continue; }
@@ -341,6 +361,7 @@ export default explorer((context) => {
       look.lit = cell.from === at.block;
       drawBlock(draw, cell.x + 3, cell.y + 3, pitch - 5, cell.from, look, context.colours);
     }
+    drawCopy(draw, context.data.copied?.[index], cells, pitch);
     const of = (state) => record.blocks.split(state).length - 1;
     const words = `${held(record)} of ${record.blocks.length} blocks held` + (of("s") ? `, ${of("s")} shared` : "") + (of("c") ? `, ${of("c")} cached` : "");
     cacheHeading.textContent = `The cache: ${words}`;

@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from nanovllm.tracing.step_record import StepRecord
 from nanovllm.tracing.trace import Trace
 from nanovllm.utils.checks import check
 from visualizations import theme
@@ -48,7 +49,8 @@ class BlockTableExplorer(RunExplorer):
 
     def _data(self) -> dict[str, Any]:
         data = super()._data() | {"texts": texts_of(self.source), "chosen": self._chosen}
-        return data | ({"says": self.source.says} if isinstance(self.source, Books) else {})
+        books = self.source
+        return data | ({"says": books.says, "focus": books.focus, "copied": books.copied} if isinstance(books, Books) else {})
 
     def refresh(self, says: str = "The books, looked at again.") -> None:
         """Show what happened to the source elsewhere; says: what was done, when the books are kept by hand."""
@@ -62,14 +64,35 @@ class BlockTableExplorer(RunExplorer):
                 "cell in JupyterLab to choose tokens and blocks.")
 
     def figure(self) -> Figure:
-        """The block tables after the step shown (a step later than the last one is the last), above the whole cache."""
+        """The block tables after the step shown (a step later than the last one is the last), above the whole cache.
+
+        The chosen token's block is ringed, and the caption says how to get there.
+        """
         trace = self.source.trace
         if not len(trace):
             fig, ax = theme.canvas(None, 10, 1.2)
             theme.no_axes(ax)
             theme.title(ax, self.label, "Nothing has run yet.")
             return fig
-        record = trace[min(self.step, len(trace) - 1)]
+        step = min(self.step, len(trace) - 1)
+        record = trace[step]
         shown = dict(list(record.block_tables.items())[:STILL_TABLES])
         whole = len(shown) == len(record.block_tables) and len(record.blocks) <= STILL_BLOCKS
-        return plot_block_tables(trace, replace(record, block_tables=shown), physical=whole)
+        books = self.source if isinstance(self.source, Books) else None
+        block, way = self._way(record, *(self._chosen if self._chosen[1] is not None or not books else
+                                         books.focus.get(step, (None, None))))
+        return plot_block_tables(trace, replace(record, block_tables=shown), physical=whole, lit=block,
+                                 copied=books.copied.get(step) if books else None, caption=books.says[step] if books else way)
+
+    def _way(self, record: StepRecord, seq_id: int | None, position: int | None) -> tuple[int | None, str | None]:
+        """The block that holds a token, and in words how to find its slot; (None, None) where no token is chosen or held."""
+        size = self.source.trace.meta["block_size"]
+        if seq_id is None or position is None or not 0 <= position < record.context_lens.get(seq_id, 0):
+            return None, None
+        logical, offset = divmod(position, size)
+        block = record.block_tables[seq_id][logical]
+        others = [i for i, table in record.block_tables.items() if block in table and i != seq_id]
+        return block, (f"Sequence {seq_id}, position {position} = {logical} × {size} + {offset}: entry {logical} of its table "
+                       f"is block {block} (ringed), and the slot is {block} × {size} + {offset} = {block * size + offset}."
+                       + (f" Sequence{'s' if len(others) > 1 else ''} {' and '.join(map(str, others))} read"
+                          f"{'' if len(others) > 1 else 's'} it there, too." if others else ""))

@@ -11,8 +11,10 @@ from visualizations import theme
 from visualizations.explorers.base import Explorer
 from visualizations.figures.journey import ROOMS, plot_journey
 
-STILL_LINES = 20  # of source code in the still picture
-CODE: dict[str, Any] = {"family": "DejaVu Sans Mono", "va": "center", "parse_math": False}
+STILL_LINES, STILL_VALUES = 14, 6  # in the still picture, which is as wide as a page and no wider
+STILL_COLUMNS = 114  # of its code and values
+ROW = 0.175  # inches that a line of them is high
+CODE: dict[str, Any] = {"family": "DejaVu Sans Mono", "va": "center", "parse_math": False, "in_layout": False}
 VALUE_ROWS = 2.4  # a value's name, the value, and some air
 
 
@@ -38,42 +40,44 @@ class JourneyExplorer(Explorer):
                 f"{stops[-1]['text']!r}. Run this cell in JupyterLab to walk through them.")
 
     def figure(self) -> Figure:
-        """The stop shown: the map, the code with the lines that ran, and the values."""
+        """The stop shown: the map, the code with the lines that ran, and below it the values."""
         stop = self.journey["stops"][self.step]
-        source = self.journey["sources"][stop["source"]]
-        rows = min(max(len(source["lines"]), round(VALUE_ROWS * len(stop["values"]))), STILL_LINES)
-        fig, ax = theme.canvas(None, 12.4, 2.1 + 0.19 * (rows + 2), widest=12.4)  # code and values, side by side
+        source, values = self.journey["sources"][stop["source"]], stop["values"][:STILL_VALUES]
+        lines, rows = min(len(source["lines"]), STILL_LINES), len(values) * VALUE_ROWS
+        heights = [2.15, ROW * (lines + 1.6), ROW * (rows + 1.6)]  # inches
+        fig, ax = theme.canvas(None, theme.WIDEST, 0.6 + sum(heights))
         ax.remove()
-        axes = fig.subplot_mosaic([["map", "map"], ["code", "values"]], height_ratios=[1.6, 0.19 * (rows + 2)],
-                                  width_ratios=[1.15, 1])
-        plot_journey(stop["room"], seq_id=self.journey["seq_id"], ax=axes["map"])
-        theme.title(axes["map"], f"{self.label}: stop {self.step} of {len(self.journey['stops']) - 1}", stop["says"])
-        for name in ("code", "values"):
-            theme.canvas(axes[name], 0, 0)
-            theme.no_axes(axes[name])
-            axes[name].set(xlim=(0, 1), ylim=(rows, -1.6))
-        self._draw_code(axes["code"], source, stop)
-        self._draw_values(axes["values"], stop)
+        parts = dict(zip(("map", "code", "values"), fig.subplots(3, 1, height_ratios=heights), strict=True))
+        plot_journey(stop["room"], seq_id=self.journey["seq_id"], ax=parts["map"])
+        theme.title(parts["map"], f"{self.label}: stop {self.step} of {len(self.journey['stops']) - 1}", stop["says"])
+        for name, below in (("code", lines), ("values", rows)):
+            theme.canvas(parts[name], 0, 0)
+            theme.no_axes(parts[name])
+            parts[name].set(xlim=(0, 1), ylim=(below - 0.4, -1.6))
+        self._draw_code(parts["code"], source, stop)
+        self._draw_values(parts["values"], values)
         return fig
 
     def _draw_code(self, ax: Axes, source: dict[str, Any], stop: dict[str, Any]) -> None:
         m = theme.mode()
         glow = theme.mix(m.paper, theme.sequence_colour(self.journey["seq_id"]), 0.16)
-        ax.text(0, -0.8, f"{source['file']}:{source['first']}  {stop['source']}", fontsize=9, color=m.muted)
+        ax.text(0, -1, f"{source['file']}:{source['first']}  {stop['source']}", fontsize=9, color=m.muted, va="center")
         begin = max(0, min(stop["lit"][0] - source["first"] - 2 if stop["lit"] else 0, len(source["lines"]) - STILL_LINES))
         for row, line in enumerate(source["lines"][begin:begin + STILL_LINES]):
             number = source["first"] + begin + row
             lit = number in stop["lit"]
             if lit:
                 ax.axhspan(row - 0.5, row + 0.5, facecolor=glow)
-            ax.text(0.005, row, f"{number:4d}  {_cut(line, 92)}", fontsize=7.5, color=m.ink if lit else m.muted, **CODE)
+            ax.text(0.005, row, f"{number:4d}  {_cut(line, STILL_COLUMNS - 6)}", fontsize=7.5, color=m.ink if lit else m.muted,
+                    **CODE)
 
-    def _draw_values(self, ax: Axes, stop: dict[str, Any]) -> None:
+    def _draw_values(self, ax: Axes, values: list[tuple[str, str]]) -> None:
         m = theme.mode()
-        ax.text(0, -0.8, "The live objects, at this moment", fontsize=9, color=m.muted)
-        for i, (name, value) in enumerate(stop["values"]):
+        ax.text(0, -1, "The live objects, at this moment", fontsize=9, color=m.muted, va="center")
+        for i, (name, value) in enumerate(values):
             ax.text(0.005, VALUE_ROWS * i, name, fontsize=8, color=m.ink, fontweight="bold", **CODE)
-            ax.text(0.03, VALUE_ROWS * i + 1, _cut(value.replace("\n", "⏎"), 84), fontsize=7.5, color=m.ink, **CODE)
+            ax.text(0.03, VALUE_ROWS * i + 1, _cut(value.replace("\n", "⏎"), STILL_COLUMNS - 4), fontsize=7.5, color=m.ink,
+                    **CODE)
 
 
 def _cut(text: str, longest: int) -> str:

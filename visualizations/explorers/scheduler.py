@@ -52,11 +52,13 @@ class SchedulerExplorer(RunExplorer):
             theme.canvas(ax, 0, 0)
         m = theme.mode()
         thick = 0.74
+        # Cells touch, and edges in the colour of the paper part them: edges are drawn on whole pixels, gaps would not be.
+        edge: dict[str, Any] = dict(edgecolor=m.paper, linewidth=0.9) if len(trace) <= 120 else {}
         for seq_id, row in rows.items():
             for phase in ("prefill", "decode"):
-                spans = [(r.step - 0.46, 0.92) for r in trace
+                spans = [(r.step - 0.5, 1.0) for r in trace
                          if any(s["seq_id"] == seq_id and s["phase"] == phase for s in r.scheduled)]
-                chart.broken_barh(spans, (row - thick / 2, thick), facecolor=theme.phase_colour(seq_id, phase))
+                chart.broken_barh(spans, (row - thick / 2, thick), facecolor=theme.phase_colour(seq_id, phase), **edge)
             waits = [r.step for r in trace if seq_id in r.waiting and seq_id not in r.preempted]
             chart.hlines([row] * len(waits), [x - 0.5 for x in waits], [x + 0.5 for x in waits], color=m.muted, linewidth=1.1)
             struck = [r.step for r in trace if seq_id in r.preempted]
@@ -64,8 +66,8 @@ class SchedulerExplorer(RunExplorer):
         guesses = self._draw_guesses(chart, rows)
         steps = [r.step for r in trace]
         prompt, decode = ([getattr(r, f"num_{kind}_tokens") for r in trace] for kind in ("prefill", "decode"))
-        budget.bar(steps, decode, 0.92, color=m.muted, alpha=0.45, label="decode")
-        budget.bar(steps, prompt, 0.92, decode, color=m.muted, label="prompt")
+        budget.bar(steps, decode, 1.0, color=theme.mix(m.muted, m.paper, 0.55), label="decode", **edge)
+        budget.bar(steps, prompt, 1.0, decode, color=m.muted, label="prompt", **edge)
         most, limit = max(map(sum, zip(decode, prompt, strict=True)), default=0), trace.meta["token_budget"]
         reached = not most or limit <= OUT_OF_REACH * most
         if reached:

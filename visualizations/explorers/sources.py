@@ -54,10 +54,15 @@ class Books(Recording):
         super().__init__(Trace(meta), decode=decode)
         self.manager, self.sequences = manager, sequences
         self.says: list[str] = []  # what was done before each look
+        self.focus: dict[int, tuple[int, int]] = {}  # look: (seq_id, position) of the token it is about
+        self.copied: dict[int, tuple[int, int]] = {}  # look: (source, target) of a block that was copied
         self.look("The books as they were handed over.")
 
-    def look(self, says: str) -> None:
-        """Record how the books stand. A token has its place as soon as the table reaches it, computed or not."""
+    def look(self, says: str, focus: tuple[int, int] | None = None, copied: tuple[int, int] | None = None) -> None:
+        """Record how the books stand. A token has its place as soon as the table reaches it, computed or not.
+
+        says: what was done. focus: (seq_id, position) of the token it is about. copied: (source, target) of a copied block.
+        """
         manager, trace = self.manager, self.trace
         step, holders = len(trace), [seq for seq in self.sequences if seq.block_table]
         for seq in self.sequences:
@@ -72,6 +77,10 @@ class Books(Recording):
             blocks="".join(manager.block_state(block) for block in range(manager.num_blocks)),
             ref_counts={block: n for block, n in enumerate(manager.ref_counts) if n > 1}))
         self.says.append(says)
+        if focus:
+            self.focus[step] = focus
+        if copied:
+            self.copied[step] = copied
         self.eviction_orders[step] = getattr(manager, "eviction_order", list)()
 
 

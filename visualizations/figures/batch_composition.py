@@ -7,19 +7,29 @@ from matplotlib.ticker import MaxNLocator
 from nanovllm.tracing.trace import Trace
 from visualizations import theme
 
+MOST_PARTED = 90  # steps; with more, gaps are finer than a pixel and colours a flicker
+
 
 @theme.in_both_modes
 def plot_batch_composition(trace: Trace, *, ax: Axes | None = None) -> Figure:
-    """Tokens computed in each step, stacked by sequence, against the budget: dark prompt tokens, light decodes."""
+    """Tokens computed in each step, stacked by sequence, against the budget: dark prompt tokens, light decodes.
+
+    Of a run with more steps than `MOST_PARTED` the sequences are not told apart, only prompt tokens and decodes.
+    """
     fig, ax = theme.canvas(ax, 10, 2.9)
     m = theme.mode()
-    wide, gap = (0.82, 0.5) if len(trace) <= 90 else (1.0, 0)  # no gaps where they would be finer than a pixel
-    for record in trace:
-        bottom = 0
-        for s in record.scheduled:
-            ax.bar(record.step, s["num_tokens"], wide, bottom, color=theme.phase_colour(s["seq_id"], s["phase"]),
-                   edgecolor=m.paper, linewidth=gap, gid=f"{s['phase']}-{s['seq_id']}")
-            bottom += s["num_tokens"]
+    if len(trace) <= MOST_PARTED:
+        for record in trace:
+            bottom = 0
+            for s in record.scheduled:
+                ax.bar(record.step, s["num_tokens"], 1.0, bottom, color=theme.phase_colour(s["seq_id"], s["phase"]),
+                       edgecolor=m.paper, linewidth=0.9, gid=f"{s['phase']}-{s['seq_id']}")
+                bottom += s["num_tokens"]
+    else:
+        steps = [record.step for record in trace]
+        decodes, prompts = ([getattr(record, f"num_{phase}_tokens") for record in trace] for phase in ("decode", "prefill"))
+        for heights, below, share, gid in ((decodes, 0, 0.55, "decode"), (prompts, decodes, 0.0, "prefill")):
+            ax.bar(steps, heights, 1.0, below, color=theme.mix(m.muted, m.paper, share), linewidth=0, gid=gid)
     budget = trace[0].token_budget
     ax.axhline(budget, color=m.ink, linewidth=1.1, linestyle=(0, (5, 3)), gid="budget")
     ax.annotate(f"budget: {budget} tokens", (1, budget), (-2, 3), xycoords=("axes fraction", "data"),

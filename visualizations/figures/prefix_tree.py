@@ -1,7 +1,9 @@
 """The prefix tree: which beginnings the cache holds, and where prompts part."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import takewhile
+from textwrap import wrap
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,9 +14,11 @@ from visualizations import theme
 
 COLUMN, NARROWEST = 2.3, 1.45  # widths of a block from one to the next: where there is room, and at least
 LEAF = 2.1  # widths that the last block takes, with who ends there
-ROW = 1.35
+ROW = 1.15  # widths of a block from one row to the next, without the text under it
+LINE = 0.21  # widths of a block that a line of its text is high
 SCALE = 0.62  # inches for a block's width
-LONGEST = 17  # letters of a block's text at the full distance
+LONGEST = 21  # letters of a line of a block's text at the full distance
+MOST_LINES = 4
 
 
 class _Node:
@@ -23,7 +27,8 @@ class _Node:
         self.seq_ids: list[int] = []
         self.children: dict[int, _Node] = {}
         self.siblings: list[list[int]] = []  # tokens of the blocks that stand at the same fork, its own included
-        self.row = self.x = 0.0
+        self.row = self.x = self.y = 0.0
+        self.text: list[str] = []  # under it, in lines
         self.left_out = 0  # blocks between this one and its child that are not drawn
 
 
@@ -43,17 +48,24 @@ def plot_prefix_tree(block_manager: BlockManager, sequences: Iterable[Sequence],
             node = node.children.setdefault(block, _Node(block, seq.token_ids[i * size:(i + 1) * size], i))
             node.seq_ids.append(seq.seq_id)
     nodes: list[_Node] = []
-    num_rows = _assign_rows(root, 0, nodes)
+    _assign_rows(root, 0, nodes)
     stored, asked = len(nodes), sum(len(node.seq_ids) for node in nodes)
     columns, distance = _columns(nodes)
     last = max(columns.values(), default=0)
-    fig, ax = theme.canvas(ax, max(6.5, SCALE * (last * distance + LEAF)), SCALE * 1.35 * max(num_rows, 1) + 0.75)
     for node in nodes:
         node.x = columns[node.depth] * distance
+        if decode:
+            node.text = _text(node, decode, int(LONGEST * distance / COLUMN))
+    alone = Counter(node.x for node in nodes)  # a text with no block below may have more lines than a row has room for
+    row = ROW + LINE * max((len(node.text) for node in nodes if alone[node.x] > 1), default=0)
     for node in nodes:
-        _draw(ax, block_manager, node, decode, int(LONGEST * distance / COLUMN))
+        node.y = -node.row * row
+    low = min((node.y - 0.2 - LINE * len(node.text) for node in nodes), default=0.0)
+    fig, ax = theme.canvas(ax, max(6.5, SCALE * (last * distance + LEAF)), SCALE * (1.0 - low) + 0.75)
+    for node in nodes:
+        _draw(ax, block_manager, node)
     theme.no_axes(ax)
-    ax.set(xlim=(-0.15, last * distance + LEAF - 0.2), ylim=(-num_rows * ROW + 0.75, 1.0), aspect="equal", anchor="NW")
+    ax.set(xlim=(-0.15, last * distance + LEAF - 0.2), ylim=(low, 1.0), aspect="equal", anchor="NW")
     theme.title(ax, f"The prefix tree (1 block = {size} tokens)",
                 f"{asked} blocks of prompts are {stored} blocks of memory: every block before a fork is stored once."
                 if stored else "Nothing is cached yet: a block enters the tree when it is full.")
@@ -98,12 +110,21 @@ def _assign_rows(node: _Node, row: int, nodes: list[_Node]) -> int:
     return row
 
 
-def _draw(ax: Axes, block_manager: BlockManager, node: _Node, decode: Callable[[list[int]], str] | None, letters: int) -> None:
+def _text(node: _Node, decode: Callable[[list[int]], str], letters: int) -> list[str]:
+    """What a block says, in lines. At a fork, what differs is to be read: the words that all begin with are left out."""
+    texts = [" ".join(decode(tokens).split()) for tokens in node.siblings]
+    words = list(takewhile(lambda column: len(set(column)) == 1, zip(*(text.split() for text in texts))))
+    alike = sum(len(column[0]) + 1 for column in words) if len(texts) > 1 else 0
+    text = ("…" if alike else "") + " ".join(decode(node.tokens).split())[alike:]
+    return wrap(text, letters, max_lines=MOST_LINES, placeholder=" …")
+
+
+def _draw(ax: Axes, block_manager: BlockManager, node: _Node) -> None:
     m = theme.mode()
-    x, y = node.x, -node.row * ROW
+    x, y = node.x, node.y
     owner = node.seq_ids[0]
     for child in node.children.values():
-        middle, bottom, end = y + 0.43, -child.row * ROW + 0.43, child.x
+        middle, bottom, end = y + 0.43, child.y + 0.43, child.x
         bend = x + 0.86 + 0.8 * (end - x - 0.86)  # beyond the end of its text
         ax.plot([x + 0.86, bend, bend, end], [middle, middle, bottom, bottom], color=m.muted, linewidth=1.2, zorder=0,
                 gid=f"edge-{node.block}-{child.block}", solid_joinstyle="round")
@@ -112,14 +133,9 @@ def _draw(ax: Axes, block_manager: BlockManager, node: _Node, decode: Callable[[
                     color=m.muted, gid="left-out", bbox=dict(facecolor=m.paper, edgecolor="none", pad=0.6))
     theme.draw_block(ax, x, y, node.block, state=block_manager.block_state(node.block), colour=theme.prompt_colour(owner),
                      references=max(1, block_manager.ref_counts[node.block]))
-    if decode:
-        texts = [" ".join(decode(tokens).split()) for tokens in node.siblings]
-        # At a fork, what differs is to be read: the words that all begin with are left out.
-        words = list(takewhile(lambda column: len(set(column)) == 1, zip(*(text.split() for text in texts))))
-        alike = sum(len(column[0]) + 1 for column in words) if len(texts) > 1 else 0
-        text = ("…" if alike else "") + " ".join(decode(node.tokens).split())[alike:]
-        text = text if len(text) <= letters else text[:letters - 1] + "…"
-        ax.text(x, y - 0.1, text, fontsize=7.5, va="top", ha="left", color=m.muted, gid="text", parse_math=False)
+    if node.text:
+        ax.text(x, y - 0.1, "\n".join(node.text), fontsize=7.5, va="top", ha="left", color=m.muted, gid="text",
+                parse_math=False, linespacing=1.15)
     if not node.children:
         who = ", ".join(str(i) for i in dict.fromkeys(node.seq_ids))
         ax.text(x + 1.0, y + 0.43, f"← {who}", fontsize=9, va="center", ha="left", color=m.ink, gid="leaf")

@@ -1,5 +1,7 @@
 """The request timeline: a Gantt chart of sequences against steps."""
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -23,15 +25,15 @@ def plot_request_timeline(trace: Trace, *, ax: Axes | None = None) -> Figure:
     fig, ax = theme.canvas(ax, 10, row * len(ids) + 1.5)
     m = theme.mode()
     few = len(trace) <= 45 and row > 0.3  # room for the number of tokens inside a cell
-    wide = 0.92 if len(trace) <= 90 else 1.0  # no gaps where they would be finer than a pixel
+    # Cells touch, and their edges in the colour of the paper part them: edges are drawn on whole pixels, gaps would not be.
+    edge: dict[str, Any] = dict(edgecolor=m.paper, linewidth=0.9) if len(trace) <= 90 else dict(edgecolor="none")
     for record in trace:
         x = record.step
         ran = {s["seq_id"] for s in record.scheduled}
         for s in record.scheduled:
             y = rows[s["seq_id"]]
             colour = theme.phase_colour(s["seq_id"], s["phase"])
-            ax.add_patch(Rectangle((x - wide / 2, y - BAR / 2), wide, BAR, facecolor=colour, edgecolor="none",
-                                   gid=f"{s['phase']}-{s['seq_id']}"))
+            ax.add_patch(Rectangle((x - 0.5, y - BAR / 2), 1, BAR, facecolor=colour, gid=f"{s['phase']}-{s['seq_id']}", **edge))
             if few and s["phase"] == "prefill":
                 ax.text(x, y, str(s["num_tokens"]), ha="center", va="center", fontsize=8, color=theme.text_on(colour))
         for seq_id in record.waiting:
@@ -39,7 +41,7 @@ def plot_request_timeline(trace: Trace, *, ax: Axes | None = None) -> Figure:
                 ax.plot([x - 0.5, x + 0.5], [rows[seq_id]] * 2, color=m.muted, linewidth=1.4, gid=f"waiting-{seq_id}")
         for seq_id in record.preempted:
             y = rows[seq_id]
-            ax.add_patch(Rectangle((x - wide / 2, y - BAR / 2), wide, BAR, facecolor=m.paper, edgecolor=m.muted, linewidth=0.8))
+            ax.add_patch(Rectangle((x - 0.5, y - BAR / 2), 1, BAR, facecolor=m.paper, edgecolor=m.muted, linewidth=0.8))
             ax.plot([x - 0.46, x + 0.46], [y + BAR / 2, y - BAR / 2], color=m.ink, linewidth=2, gid=f"preempted-{seq_id}")
         for end in record.finished:
             ax.plot(x + 0.75, rows[end["seq_id"]], marker="o", markersize=5, color=theme.sequence_colour(end["seq_id"]),

@@ -1,8 +1,10 @@
 """Solutions of chapter 00."""
 
 
-def bytes_per_token(num_layers, num_kv_heads, head_dim, bytes_per_number):
-    return num_layers * 2 * num_kv_heads * head_dim * bytes_per_number
+def chats_that_fit(num_blocks, block_size, num_system, num_own, num_output):
+    shared = num_system // block_size  # full blocks, stored once
+    stored = num_system + num_own + num_output - 1  # the last token is drawn, and never fed
+    return (num_blocks - shared) // (-(-stored // block_size) - shared)
 
 
 def next_step(running, waiting, budget):

@@ -1,10 +1,9 @@
 """Solutions of chapter 01."""
 
 
-def tokens_computed(num_prompt, num_output, cached):
-    if cached:
-        return num_prompt + num_output - 1
-    return num_output * num_prompt + num_output * (num_output - 1) // 2
+def tokens_computed(num_prompt, num_output, preempted_after):
+    lost = sum(num_prompt + drawn - 1 for drawn in preempted_after)  # the token just drawn was not in the cache yet
+    return num_prompt + num_output - 1 + lost
 
 
 def generate(forward, new_cache, prompt, num_output):

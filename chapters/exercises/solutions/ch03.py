@@ -12,9 +12,9 @@ def block_names(tokens, block_size, salt):
     return names
 
 
-def admit(num_tokens, num_found, block_size):
-    cached = num_found * block_size
-    return min(cached, num_tokens - 1), list(range(cached, num_tokens))
+def admission_order(waiting):
+    """What is found counts in tokens, a step of waiting like one more of them: who has waited long enough comes first."""
+    return sorted(waiting, key=lambda request: -(request.num_found + request.waited))
 
 
 def choose_victim(blocks):

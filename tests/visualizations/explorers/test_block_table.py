@@ -76,6 +76,20 @@ def test_a_long_run_costs_kilobytes_and_its_still_stays_small():
     assert explorer.figure().get_figheight() < 8 and "256 blocks of 8 tokens" in explorer.summary()
 
 
+def test_the_still_rings_the_chosen_token_s_block_and_says_the_way_there(shared_trace):
+    step = next(r.step for r in shared_trace if r.ref_counts)
+    record, size = shared_trace[step], shared_trace.meta["block_size"]
+    block = record.block_tables[1][1]
+    fig = BlockTableExplorer(shared_trace, step=step, seq_id=1, position=size + 1).figure()
+    words = next(t.get_text() for t in fig.axes[0].texts if t.get_gid() == "caption").replace("\n", " ")
+    assert f"entry 1 of its table is block {block} (ringed)" in words and f"{block} × {size} + 1 = {block * size + 1}." in words
+    assert ("read it there, too" in words or "reads it there, too" in words) == (block in record.ref_counts)
+    rings = [patch for patch in fig.axes[0].patches if patch.get_gid() == "lit"]
+    assert len(rings) == 1 + sum(block in table for table in record.block_tables.values())
+    plain = BlockTableExplorer(shared_trace, step=step).figure()
+    assert not [patch for patch in plain.axes[0].patches if patch.get_gid() == "lit"]
+
+
 def test_reading_the_run_in_javascript():
     node_test("block_table.js", """
 const record = (block_tables, tokens, context_lens) => ({ block_tables, tokens, context_lens });

@@ -10,8 +10,9 @@ import pytest
 import nanovllm
 from nanovllm import LLM, SamplingParams
 from tests.visualizations.explorers.node import node_test
+from visualizations import theme
 from visualizations.explorers.base import unpack
-from visualizations.explorers.journey import JourneyExplorer
+from visualizations.explorers.journey import STILL_LINES, JourneyExplorer
 from visualizations.explorers.journey_record import record_journey
 from visualizations.figures.journey import NAMES
 
@@ -110,8 +111,19 @@ def test_the_still_shows_the_stop_its_code_and_its_values(journey):
     fig = explorer.figure()
     texts = [text.get_text() for ax in fig.axes for text in ax.texts]
     assert any(stop["source"] in text for text in texts) and {name for name, _ in stop["values"]} <= set(texts)
-    assert len(fig.axes[1].patches) == min(len(stop["lit"]), 20)
+    assert len(fig.axes[1].patches) == min(len(stop["lit"]), STILL_LINES)
     assert "stops" in explorer.summary() and repr(journey["stops"][-1]["text"]) in explorer.summary()
+
+
+@pytest.mark.parametrize("step", range(0, 18, 3))
+def test_the_still_fits_a_page_and_no_text_lies_on_another(journey, step):
+    fig = JourneyExplorer(journey, step=step).figure()
+    assert fig.get_figwidth() <= theme.WIDEST
+    fig.draw_without_rendering()
+    boxes = [(text.get_text(), text.get_window_extent()) for ax in fig.axes for text in ax.texts if text.get_text().strip()]
+    assert all(box.x1 <= fig.bbox.x1 and box.y0 >= 0 for _, box in boxes)
+    touching = [(a, b) for i, (a, one) in enumerate(boxes) for b, other in boxes[:i] if one.shrunk(0.99, 0.9).overlaps(other)]
+    assert not touching
 
 
 def test_reading_the_journey_in_javascript():

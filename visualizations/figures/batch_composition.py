@@ -26,10 +26,10 @@ def plot_batch_composition(trace: Trace, *, ax: Axes | None = None) -> Figure:
                        edgecolor=m.paper, linewidth=0.9, gid=f"{s['phase']}-{s['seq_id']}")
                 bottom += s["num_tokens"]
     else:
-        steps = [record.step for record in trace]
+        at = [record.step for record in trace]
         decodes, prompts = ([getattr(record, f"num_{phase}_tokens") for record in trace] for phase in ("decode", "prefill"))
-        for heights, below, share, gid in ((decodes, 0, 0.55, "decode"), (prompts, decodes, 0.0, "prefill")):
-            ax.bar(steps, heights, 1.0, below, color=theme.mix(m.muted, m.paper, share), linewidth=0, gid=gid)
+        for heights, below, share, gid in ((decodes, [0] * len(at), 0.55, "decode"), (prompts, decodes, 0.0, "prefill")):
+            ax.bar(at, heights, 1.0, below, color=theme.mix(m.muted, m.paper, share), linewidth=0, gid=gid)
     budget = trace[0].token_budget
     ax.axhline(budget, color=m.ink, linewidth=1.1, linestyle=(0, (5, 3)), gid="budget")
     ax.annotate(f"budget: {budget} tokens", (1, budget), (-2, 3), xycoords=("axes fraction", "data"),

@@ -12,13 +12,14 @@ from visualizations import theme
 
 @theme.in_both_modes
 def plot_curves(curves: Mapping[str, Mapping[float, float]], *, knob: str, outcome: str, title: str, caption: str,
-                log: bool = False, log_outcome: bool = False, rings: Collection[str] = (), ax: Axes | None = None) -> Figure:
+                log: bool = False, log_outcome: bool = False, rings: Collection[str] = (), level: float | None = None,
+                ax: Axes | None = None) -> Figure:
     """A line with a mark at each setting, its name at its end.
 
     curves: {name: {setting: outcome}}. knob, outcome: what the axes show, with units. log: settings by doublings, each
     written out. log_outcome: outcomes by powers of ten, for curves of very different heights. rings: names drawn as rings
-    without a line, for what lies on another curve and would hide it. Raises ValueError without curves, for an empty one, and
-    for an outcome of 0 or less on a log axis.
+    without a line, for what lies on another curve and would hide it. level: an outcome to compare with, a dashed line. Raises
+    ValueError without curves, for an empty one, and for an outcome of 0 or less on a log axis.
     """
     check(bool(curves) and all(curves.values()), "curves", {name: dict(c) for name, c in curves.items()},
           "one point or more in each",
@@ -35,6 +36,8 @@ def plot_curves(curves: Mapping[str, Mapping[float, float]], *, knob: str, outco
         ax.minorticks_off()
     elif all(isinstance(x, int) for x in settings):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if level is not None:
+        ax.axhline(level, color=theme.mode().ink, linewidth=1.1, linestyle=(0, (5, 3)), zorder=0, gid="level")
     ends: dict[str, tuple[float, float, int]] = {}
     for place, (name, curve) in enumerate(curves.items()):
         xs = sorted(curve)

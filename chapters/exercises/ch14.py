@@ -36,12 +36,17 @@ def steps_under_their_roof():
                                 device="a decode step, " + where)
 
 
+def kernel_times(trace: Trace, index: int) -> dict[str, list[float]]:
+    """{kernel: microseconds of each of its runs} in a profiled step."""
+    spent: dict[str, list[float]] = defaultdict(list)
+    for operation in operations_of(trace, trace[index])[1]:
+        spent[operation["name"]].append(operation["duration"] * 1e6)
+    return spent
+
+
 def by_kernel(trace: Trace, index: int, most: int = 8) -> Table:
     """The kernels of a profiled step, grouped by name, the most expensive first; the rest in one line."""
-    _, work = operations_of(trace, trace[index])
-    spent: dict[str, list[float]] = defaultdict(list)
-    for operation in work:
-        spent[operation["name"]].append(operation["duration"] * 1e6)
+    work, spent = operations_of(trace, trace[index])[1], kernel_times(trace, index)
     ordered = sorted(spent.items(), key=lambda item: -sum(item[1]))
     whole = sum(map(sum, spent.values()))
     rows = [[name[:44], len(each), sum(each) / len(each), sum(each), 100 * sum(each) / whole] for name, each in ordered[:most]]

@@ -1,5 +1,9 @@
 """Other engines' figures (benchmarks/results/others-nvidia-h200.json) beside what the repository recorded of this one."""
 
+import json
+import statistics
+
+from benchmarks.machine import RESULTS
 from benchmarks.others import OTHERS
 
 from .recorded import recorded_rows
@@ -7,6 +11,9 @@ from .recorded import recorded_rows
 WORKS = {"mixed": ("256 requests,\n100 to 1024 in and out", "{:,.0f} tok/s"),
          "one": ("one request, 128 in, 256 out", "{:.2f} ms"), "prefill": ("prefill of 64 x 1024", "{:,.0f} tok/s")}
 OURS = "this engine"
+ON_A_CPU = {  # names in the file, and on the picture; all in float32
+    "nanovllm, float32": OURS, "nanovllm, plain PyTorch": "this engine, plain PyTorch", "openvino-genai, float32": "openvino-genai",
+    "llama.cpp, float32": "llama.cpp", "transformers, float32": "transformers"}
 
 
 def _ours(subject: str) -> list[dict]:
@@ -47,3 +54,23 @@ def parts_of_a_step() -> dict[str, dict[str, float]]:
         parts["everything else"] = max(0.0, busy - sum(parts.values()))
         found[who] = parts | ({"GPU waits for the host": waited} if "exposed ms" in row else {})
     return found
+
+
+def on_a_cpu() -> tuple[dict[str, dict[str, float]], str]:
+    """({work: {engine: tokens/s, median of the runs}}, machine, date, commit and versions), as `benchmarks cpu --others` kept it."""
+    kept = json.loads((RESULTS / "intel-r-xeon-r-processor-2-threads-others.json").read_text(encoding="utf-8"))
+    works = {f"{name},\n{runs['tokens']:,} tokens": {told: runs["tokens"] / statistics.median(runs[who]["wall"])
+                                                   for who, told in ON_A_CPU.items()} for name, runs in kept["works"].items()}
+    versions = kept["versions"]
+    others = ", ".join(f"{told} {versions[who].split(',')[0].removeprefix('xllamacpp ').split('-')[0]}"
+                       for who, told in ON_A_CPU.items() if not told.startswith(OURS))
+    return works, f"{kept['cpu']}, {kept['cores']} cores, {kept['date']}, commit {kept['commit']}; {others}"
+
+
+def told_as(figure: int | float | str | list | None) -> str:
+    """A figure of `measured again` as a cell: thousands separated, a list as its members, nothing as a dash."""
+    if isinstance(figure, list):
+        return "; ".join(map(told_as, figure))
+    if figure is None:
+        return "–"
+    return f"{figure:,}" if isinstance(figure, int) else str(figure)

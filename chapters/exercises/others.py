@@ -12,7 +12,8 @@ WORKS = {"mixed": ("256 requests,\n100 to 1024 in and out", "{:,.0f} tok/s"),
          "one": ("one request, 128 in, 256 out", "{:.2f} ms"), "prefill": ("prefill of 64 x 1024", "{:,.0f} tok/s")}
 OURS = "this engine"
 ON_A_CPU = {  # names in the file, and on the picture; all in float32
-    "nanovllm, float32": OURS, "nanovllm, plain PyTorch": "this engine, plain PyTorch", "openvino-genai, float32": "openvino-genai",
+    "nanovllm, float32": OURS, "nanovllm, plain PyTorch": "this engine, plain PyTorch",
+    "openvino-genai, float32": "openvino-genai",
     "llama.cpp, float32": "llama.cpp", "transformers, float32": "transformers"}
 
 
@@ -57,10 +58,12 @@ def parts_of_a_step() -> dict[str, dict[str, float]]:
 
 
 def on_a_cpu() -> tuple[dict[str, dict[str, float]], str]:
-    """({work: {engine: tokens/s, median of the runs}}, machine, date, commit and versions), as `benchmarks cpu --others` kept it."""
+    """({work: {engine: tokens/s, the median of its runs}}, machine, date, commit, versions) of `benchmarks cpu --others`."""
     kept = json.loads((RESULTS / "intel-r-xeon-r-processor-2-threads-others.json").read_text(encoding="utf-8"))
-    works = {f"{name},\n{runs['tokens']:,} tokens": {told: runs["tokens"] / statistics.median(runs[who]["wall"])
-                                                   for who, told in ON_A_CPU.items()} for name, runs in kept["works"].items()}
+    works = {}
+    for name, runs in kept["works"].items():
+        works[f"{name},\n{runs['tokens']:,} tokens"] = {
+            told: runs["tokens"] / statistics.median(runs[who]["wall"]) for who, told in ON_A_CPU.items()}
     versions = kept["versions"]
     others = ", ".join(f"{told} {versions[who].split(',')[0].removeprefix('xllamacpp ').split('-')[0]}"
                        for who, told in ON_A_CPU.items() if not told.startswith(OURS))

@@ -34,6 +34,7 @@ WASTE_HATCH = "...."
 GREY = "#7b8794"  # whatever belongs to no sequence in particular
 STRIKE_HATCH = "\\\\"
 ROUNDING = 0.14  # of a block one unit wide
+DIGIT_ROOM = 0.27  # of a block: what a digit of its number needs
 TITLE_SIZE, CAPTION_SIZE, BESIDE_CAPTION = 11.5, 9.5, 1.1  # points; inches that the axis may take to the left of a caption
 LEGEND_SIZE, BESIDE_LABEL = 9, 0.65  # points; inches of a handle and the space around it
 WIDEST = 7.8  # inches: at 0.72 of its size (both_modes.READABLE) a figure then fits JupyterLab in a window of 700 pixels
@@ -206,7 +207,7 @@ def draw_block(ax: Axes, x: float, y: float, number: int, *, state: str, colour:
     box: dict[str, Any] = dict(boxstyle=f"round,pad=0,rounding_size={ROUNDING * size}", mutation_aspect=1)
     outline = FancyBboxPatch((x, y), size, size, facecolor=m.free if state == "f" else m.paper, edgecolor="none", **box)
     ax.add_patch(outline)
-    ink, halo, centre = m.muted, [], 0.5
+    ink, halo, centre, fits = m.muted, [], 0.5, True
     if state == "c":
         outline.set(edgecolor=m.muted, linewidth=1.3)
     elif state in "us":
@@ -218,6 +219,7 @@ def draw_block(ax: Axes, x: float, y: float, number: int, *, state: str, colour:
         # The number stands in the widest of the parts, clear of the edges between them.
         parts = ((0.0, prompt, colour), (prompt, filled, light), (filled, 1.0, m.paper))
         start, end, middle = max(parts, key=lambda part: part[1] - part[0])
+        fits = end - start >= DIGIT_ROOM * len(str(number))
         centre = (start + end) / 2
         ink = m.ink if middle == m.paper else text_on(middle)
         halo = [withStroke(linewidth=2.4, foreground=middle)]
@@ -232,7 +234,10 @@ def draw_block(ax: Axes, x: float, y: float, number: int, *, state: str, colour:
                 path_effects=halo)
         ax.text(x + 0.72 * size, y + 0.76 * size, f"×{references}", ha="center", va="center", fontsize=7.5, color=m.ink,
                 bbox=dict(boxstyle="round,pad=0.12", facecolor=m.paper, edgecolor="none"))
-    else:
+    elif fits:
         ax.text(x + centre * size, y + size / 2, str(number), ha="center", va="center", fontsize=9, color=ink,
                 path_effects=halo)
+    else:  # no part is wide enough: the number lies over them, on a label of its own
+        ax.text(x + size / 2, y + size / 2, str(number), ha="center", va="center", fontsize=8.5, color=m.ink,
+                bbox=dict(boxstyle="round,pad=0.14", facecolor=m.paper, edgecolor="none"))
     return outline

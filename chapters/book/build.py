@@ -139,10 +139,11 @@ def with_source_links(notebook, modules: set[str]):
 
 
 def with_folds(notebook):
-    """What JupyterLab folds (imports, an engine's set-up) is folded here, too."""
+    """What JupyterLab folds (imports, an engine's set-up, the answer to a prediction) is folded here, too."""
     for cell in notebook.cells:
-        if cell.metadata.get("jupyter", {}).get("source_hidden"):
-            cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
+        for part, tag in (("source_hidden", "hide-input"), ("outputs_hidden", "hide-output")):
+            if cell.metadata.get("jupyter", {}).get(part):
+                cell.metadata["tags"] = [*cell.metadata.get("tags", []), tag]
     return notebook
 
 

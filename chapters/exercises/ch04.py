@@ -1,6 +1,7 @@
 """Chapter 04: sharing out a budget, a scheduler of one's own, and short ones first without starving anybody."""
 
 import random
+from collections.abc import Iterable
 from itertools import pairwise
 
 from nanovllm import LLM, SamplingParams
@@ -56,9 +57,23 @@ class Workbench(Scheduler):
         return batch
 
 
+def serve_by_clock(simulation: Simulation, arrivals: Iterable[tuple[float, int, int]]) -> Trace:
+    """Serve requests (second of arrival, prompt tokens, answer tokens), in their order, each from the first step that begins
+    after it came. `measure` counts its wait from that second on. Time in which nobody is there is left out."""
+    now, arrived = 0.0, simulation.trace.meta.setdefault("arrived", {})
+    idle = 0.0
+    for second, num_prompt, num_output in arrivals:
+        while simulation.has_unfinished and now + idle < second:
+            record = simulation.step()
+            now += record.duration if record else 0.0
+        idle = max(idle, second - now)
+        arrived[simulation.add(num_prompt, num_output)] = second - idle
+    return simulation.run()
+
+
 def measure(trace: Trace) -> tuple[float, float, float]:
     """(tokens per second, mean seconds to the first token, longest seconds between two tokens of one answer)."""
-    arrived: dict[int, float] = {}
+    arrived: dict[int, float] = dict(trace.meta.get("arrived", {}))
     drawn: dict[int, list[float]] = {}
     for r in trace:
         for seq_id in (*r.waiting, *(s["seq_id"] for s in r.scheduled)):

@@ -108,6 +108,40 @@ def screens(notebook) -> list[str]:
     return problems
 
 
+def spoiled(notebook) -> list[str]:
+    """Predictions that the page answers before its reader can: by a saved output that is not folded, or in the text behind it.
+
+    The convention: below "### Predict first" the first cell with outputs has the metadata jupyter.outputs_hidden, which
+    JupyterLab takes off when the cell is run, and the book folds; what the text behind it says of the answer stands in a
+    <details> of its own.
+    """
+    problems = []
+    for place, cell in enumerate(notebook.cells):
+        if cell.cell_type != "markdown" or "### Predict first" not in cell.source:
+            continue
+        behind = notebook.cells[place + 1:]
+        answer = next((i for i, other in enumerate(behind) if other.get("outputs")), None)
+        if answer is None:
+            problems.append(f"cell {place}: nothing answers this prediction")
+            continue
+        if not behind[answer].metadata.get("jupyter", {}).get("outputs_hidden"):
+            problems.append(f"cell {place + 1 + answer}: fold the saved answer (metadata jupyter.outputs_hidden)")
+        text = next((other.source for other in behind[answer + 1:] if other.cell_type == "markdown"), "")
+        if not text.startswith(("<details>", "#")):
+            problems.append(f"the text behind cell {place + 1 + answer} begins with the answer: put it in <details>")
+    return problems
+
+
+FOLDED = CHAPTERS[:9]  # the chapters whose predictions keep to it
+
+
+@pytest.mark.parametrize("chapter", FOLDED, ids=lambda path: path.stem)
+def test_a_prediction_is_not_answered_on_the_page(chapter):
+    problems = spoiled(nbformat.read(chapter, 4))
+    if problems:
+        pytest.fail("\n".join([chapter.name, *problems]), pytrace=False)
+
+
 @pytest.mark.parametrize("chapter", sorted(CHAPTERS[0].parent.glob("[0-9A]*.ipynb")), ids=lambda path: path.stem)
 def test_a_page_shows_its_question_and_no_machinery(chapter):
     problems = screens(nbformat.read(chapter, 4))

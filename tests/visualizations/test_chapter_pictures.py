@@ -23,6 +23,7 @@ def test_bars_begin_where_two_texts_begin_to_differ():
     assert [a.get_gid() for a in artists(fig, Rectangle, "different-")] == ["different-2", "different-3"]
     assert caption(fig).startswith("Equal before position 2") and {"·b", "\\n"} <= set(texts(fig))
     assert caption(v.plot_by_position([0, 0], tolerance=1e-5)) == "Equal at every position, up to rounding."
+    assert "·me\n·a" in texts(v.plot_by_position([1, 0], tolerance=0.1, tokens=[(" me", " a"), "c"]))
     assert "2 of 3 positions, first at 0" in caption(v.plot_by_position([1, 0, 1], tolerance=0.1))
     with pytest.raises(ValueError, match="tokens=1: must be 2"):
         v.plot_by_position([0, 0], tolerance=1, tokens=["a"])
@@ -31,7 +32,7 @@ def test_bars_begin_where_two_texts_begin_to_differ():
 def test_a_hole_in_the_prompt_is_dotted_and_a_preemption_drops_the_cache():
     fig = v.plot_rounds([(0, 3), (5, 6)], 5)
     assert (squares(fig, "prefill"), squares(fig, "decode"), squares(fig, "cached"), squares(fig, "skipped")) == (3, 1, 3, 2)
-    assert "2 tokens that were never fed" in caption(fig)
+    assert "2 tokens that were never fed; the model takes the one behind them for position 3" in caption(fig)
     whole = v.plot_rounds([(0, 3), (3, 5), (5, 6), None, (0, 6), (6, 7)], 5)
     assert squares(whole, "skipped") == 0 and squares(whole, "cached") == 3 + 5 + 6
     assert len(artists(whole, Rectangle, "preempted-3")) == 1 and "once more after a preemption" in caption(whole)
@@ -48,6 +49,9 @@ def test_free_room_counts_and_so_does_its_longest_piece():
 
 
 def test_a_curve_has_its_points_and_its_name_and_names_keep_apart():
+    tried = v.plot_curves({"a": {15: 5, 16: 6, 20: 9, 64: 9}}, at_settings=True, knob="k", outcome="o", title="T", caption="C.")
+    tried.draw_without_rendering()
+    assert [t.get_text() for t in tried.axes[0].get_xticklabels()] == ["15", "20", "64"]  # 16 is too near to 15
     fig = v.plot_curves({"a": {1: 5, 2: 9}, "b": {1: 4, 2: 9}}, knob="k", outcome="o", title="T", caption="C.")
     (line,) = artists(fig, Line2D, "a")
     assert list(line.get_ydata()) == [5, 9]

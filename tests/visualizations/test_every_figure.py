@@ -21,7 +21,7 @@ UNITS = {
     "attention_mask": ("keys in the cache, all sequences end to end (ticks: where each begins)",
                        "query tokens (ticks: cu_seqlens_q)"),
     "by_position": ("", "difference"), "curves": ("token budget", "milliseconds"),
-    "routing": ("", "expert"), "rounds": ("position of the token", "round"), "stretches": ("token slots of the KV cache", ""),
+    "routing": ("", "expert"), "rounds": ("place in the text", "round"), "stretches": ("token slots of the KV cache", ""),
     "cache_occupancy": ("step", "blocks"), "checkpoint_file": ("place in the file (MB)", ""),
     "exponential_race": ("time of arrival: an exponential random time of rate p", ""),
     "exponents": ("exponent e (a weight of about 2 to the power of e)", "weights"), "heat_maps": ("key", ""),

@@ -63,6 +63,8 @@ def test_timeline_has_a_cell_for_each_scheduled_step_and_a_dot_for_each_end(shar
     assert len(artists(fig, Rectangle, "prefill-")) + len(artists(fig, Rectangle, "decode-")) == sum(
         len(r.scheduled) for r in shared_trace)
     assert len(artists(fig, plt.Line2D, "finished-")) == 3
+    generated = {t.get_gid(): t.get_text() for t in artists(fig, plt.Text, "generated-")}
+    assert generated == {f"generated-{i}": str(sum(i in r.tokens for r in shared_trace)) for i in range(3)}
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["sequence 0", "sequence 1", "sequence 2"]
     assert not artists(fig, plt.Line2D, "preempted-")
 

@@ -161,3 +161,11 @@ def test_a_quantized_block_shows_its_levels_and_how_far_each_weight_moved():
     for changed, match in (({"becomes": [0.3]}, r"len\(becomes\)"), ({"scale": 0.0}, "scale=0.0")):
         with pytest.raises(ValueError, match=match):
             v.plot_quantized_block(**{"was": [0.31, -0.2], "becomes": [0.3, -0.2], "scale": 0.1, "least": -0.2} | changed)
+
+
+def test_a_heat_map_with_a_key_says_which_shade_is_how_much():
+    words = dict(xlabel="key", ylabel="query", title="Shares", caption="The stronger, the larger.")
+    plain = v.plot_heat_maps({"": [[1.0, float("nan")], [0.3, 0.7]]}, **words)
+    with_key = v.plot_heat_maps({"": [[1.0, float("nan")], [0.3, 0.7]]}, key="share", **words)
+    assert len(plain.axes) == 1 and [ax.get_ylabel() for ax in with_key.axes] == ["query", "share"]
+    assert with_key.axes[1].get_ylim() == (0, 1)

@@ -151,6 +151,7 @@ def test_online_softmax_shows_the_weights_relative_to_the_highest_so_far():
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["scores", "block 7", "block 2"]
     assert "rose 1 time;" in caption(fig) and any("rescale × 0.37   highest 2.00   total 1.50" in t for t in texts(fig))
     assert not artists(v.plot_online_softmax([2.0, 1.0], 1), Rectangle, "before-1")  # no higher score: nothing is rescaled
+    assert "“b” 53%" in texts(v.plot_online_softmax([0.0, 1.0, 0.0, -1.0], 2, words=["a", " b", "c", "d"]))
     for scores, names, match in (([0.0, float("-inf")], None, "finite"), ([1.0, 2.0], ["one"], r"len\(names\)=1")):
         with pytest.raises(ValueError, match=match):
             v.plot_online_softmax(scores, 1, names=names)

@@ -50,7 +50,7 @@ class PagedAttentionExplorer(Explorer):
         given = values[self.table].reshape(-1, len(query))[:length]
         check(bool(np.isfinite(self.scores).all() and np.isfinite(given).all()), "keys and values of the block table",
               "not finite", "numbers", "look at the cache after the step that stores them")
-        self.block_size, self.seq_id = block_size, seq_id
+        self.block_size, self.seq_id, self.words = block_size, seq_id, words
         super().__init__(
             {"scores": [round(score, 4) for score in self.scores], "values": given.round(4).tolist(), "block_table": self.table,
              "block_size": block_size, "num_blocks": num_blocks, "seq_id": seq_id,
@@ -65,4 +65,4 @@ class PagedAttentionExplorer(Explorer):
 
     def figure(self) -> Figure:
         return plot_online_softmax(self.scores, self.block_size, seq_id=self.seq_id, title=self.label,
-                                   names=[f"block {block}" for block in self.table])
+                                   names=[f"block {block}" for block in self.table], words=self.words)

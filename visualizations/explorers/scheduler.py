@@ -62,7 +62,9 @@ class SchedulerExplorer(RunExplorer):
             waits = [r.step for r in trace if seq_id in r.waiting and seq_id not in r.preempted]
             chart.hlines([row] * len(waits), [x - 0.5 for x in waits], [x + 0.5 for x in waits], color=m.muted, linewidth=1.1)
             struck = [r.step for r in trace if seq_id in r.preempted]
-            chart.plot(struck, [row] * len(struck), marker=(2, 0, 45), linestyle="none", color=m.ink, markersize=9)
+            for colour, width in ((m.paper, 5.0), (m.ink, 2.4)):  # on a rim of paper, since a cell may be darker than ink
+                chart.plot(struck, [row] * len(struck), marker=(2, 0, 40), linestyle="none", color=colour, markersize=15,
+                           markeredgewidth=width)
         guesses = self._draw_guesses(chart, rows)
         steps = [r.step for r in trace]
         prompt, decode = ([getattr(r, f"num_{kind}_tokens") for r in trace] for kind in ("prefill", "decode"))
@@ -76,7 +78,7 @@ class SchedulerExplorer(RunExplorer):
         chart.set(ylabel="sequence", ylim=(-0.7, max(len(ids), 1) - 0.3))
         every = max(1, len(ids) // 12)
         chart.set_yticks([rows[i] for i in ids[::every]], [str(i) for i in ids[::every]])
-        budget.xaxis.set_major_locator(MaxNLocator(integer=True))
+        budget.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         spent = "against its token budget (dashed)" if reached else f"and its tokens, of a budget of {limit:,}"
         theme.title(chart, self.label, f"Dark: prompt; light: generated; line: waiting; strike: preempted.{guesses} Below, "
                     f"each step {spent}.")

@@ -15,13 +15,14 @@ BLOCKS_IN_A_ROW = 14
 
 @theme.in_both_modes
 def plot_block_tables(trace: Trace, record: StepRecord | None = None, *, physical: bool = True,
-                      lit: int | None = None, copied: tuple[int, int] | None = None, caption: str | None = None,
-                      ax: Axes | None = None) -> Figure:
+                      lit: int | None = None, copied: tuple[int, int] | None = None, title: str = "",
+                      caption: str | None = None, ax: Axes | None = None) -> Figure:
     """The block table of every running sequence after one step, above the physical blocks of the whole cache.
 
     record: the step to show; None is the last of `trace`. trace.meta must hold block_size and prompts. A block is
     filled as far as its slots hold keys and values. physical=False leaves the lower part out. lit: a block to ring wherever it
-    stands. copied: (source, target) of a block that was copied, an arrow in the lower part. caption: instead of the usual one.
+    stands. copied: (source, target) of a block that was copied, an arrow in the lower part. title, caption: instead of the
+    usual ones.
     """
     record = record or trace[-1]
     num_rows = -(-len(record.blocks) // BLOCKS_IN_A_ROW) if physical else 0
@@ -60,7 +61,8 @@ def plot_block_tables(trace: Trace, record: StepRecord | None = None, *, physica
     width = max(longest, min(len(record.blocks), BLOCKS_IN_A_ROW) if physical else 12)
     ax.set(xlim=(-4.4, width + 0.1), ylim=(-0.1, height), aspect="equal", anchor="NW")
     size = trace.meta["block_size"]
-    theme.title(ax, f"Block tables, step {record.step} (1 block = {size} tokens)", caption or _caption(record, physical))
+    theme.title(ax, f"{title or f'Block tables, step {record.step}'} (1 block = {size} tokens)",
+                caption or _caption(record, physical))
     return fig
 
 

@@ -9,17 +9,20 @@ from matplotlib.ticker import MaxNLocator
 from nanovllm.utils.checks import check
 from visualizations import theme
 
+NEAREST = 0.04  # of the axis: two ticks whose numbers still stand apart
+
 
 @theme.in_both_modes
 def plot_curves(curves: Mapping[str, Mapping[float, float]], *, knob: str, outcome: str, title: str, caption: str,
-                log: bool = False, log_outcome: bool = False, rings: Collection[str] = (), level: float | None = None,
-                ax: Axes | None = None) -> Figure:
+                log: bool = False, log_outcome: bool = False, at_settings: bool = False, rings: Collection[str] = (),
+                level: float | None = None, ax: Axes | None = None) -> Figure:
     """A line with a mark at each setting, its name at its end.
 
     curves: {name: {setting: outcome}}. knob, outcome: what the axes show, with units. log: settings by doublings, each
-    written out. log_outcome: outcomes by powers of ten, for curves of very different heights. rings: names drawn as rings
-    without a line, for what lies on another curve and would hide it. level: an outcome to compare with, a dashed line. Raises
-    ValueError without curves, for an empty one, and for an outcome of 0 or less on a log axis.
+    written out. log_outcome: outcomes by powers of ten, for curves of very different heights. at_settings: ticks stand at the
+    settings that were tried, but for those that are too near to the one before. rings: names drawn as rings without a line,
+    for what lies on another curve and would hide it. level: an outcome to compare with, a dashed line. Raises ValueError
+    without curves, for an empty one, and for an outcome of 0 or less on a log axis.
     """
     check(bool(curves) and all(curves.values()), "curves", {name: dict(c) for name, c in curves.items()},
           "one point or more in each",
@@ -34,6 +37,9 @@ def plot_curves(curves: Mapping[str, Mapping[float, float]], *, knob: str, outco
         ax.set_xscale("log", base=2)
         ax.set_xticks(settings, [f"{x:g}" for x in settings])
         ax.minorticks_off()
+    elif at_settings:
+        ax.set_xticks(_apart(settings, NEAREST * (settings[-1] - settings[0])), minor=False)
+        ax.xaxis.set_major_formatter("{x:,g}")
     elif all(isinstance(x, int) for x in settings):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if level is not None:
@@ -62,3 +68,12 @@ def plot_curves(curves: Mapping[str, Mapping[float, float]], *, knob: str, outco
         ax.set(ylim=(0, max(highest * 1.08, at * 1.02) or 1))
     theme.title(ax, title, caption)
     return fig
+
+
+def _apart(settings: list[float], least: float) -> list[float]:
+    """The settings without those that are nearer than `least` to the one kept before."""
+    kept = settings[:1]
+    for x in settings[1:]:
+        if x - kept[-1] >= least:
+            kept.append(x)
+    return kept

@@ -26,16 +26,20 @@ def plot_fragmentation(lengths: list[int], *, block_size: int, max_len: int, seq
     ids = seq_ids if seq_ids is not None else range(len(lengths))
     total = max_len * len(lengths)
     for y, taken in ((1, [max_len] * len(lengths)), (0, blocks)):
-        x = 0
+        x, above = 0, -float(total)
         for seq_id, used, slots in zip(ids, lengths, taken):
             ax.add_patch(Rectangle((x, y - HEIGHT / 2), slots, HEIGHT, facecolor=m.paper, edgecolor=m.muted, linewidth=0,
                                    hatch=theme.WASTE_HATCH, gid=f"waste-{y}"))
             ax.add_patch(Rectangle((x, y - HEIGHT / 2), used, HEIGHT, facecolor=theme.prompt_colour(seq_id), linewidth=0,
                                    gid=f"used-{y}"))
             ax.add_patch(Rectangle((x, y - HEIGHT / 2), slots, HEIGHT, facecolor="none", edgecolor=m.muted, linewidth=0.8))
-            if used > total / 45:
-                ax.text(x + used / 2, y, str(seq_id), ha="center", va="center", fontsize=9,
+            middle, room = x + used / 2, total / 45
+            if used > room:
+                ax.text(middle, y, str(seq_id), ha="center", va="center", fontsize=9,
                         color=theme.text_on(theme.prompt_colour(seq_id)))
+            elif middle - above > room:  # above a narrow one, unless another number stands there
+                above = middle
+                ax.text(middle, y + HEIGHT / 2 + 0.02, str(seq_id), ha="center", va="bottom", fontsize=9, color=m.ink)
             x += slots
         ax.text(x + total * 0.01, y, f"{1 - sum(lengths) / sum(taken):.0%} wasted", va="center", fontsize=9.5, color=m.ink)
     ax.set_yticks([1, 0], [f"{max_len} slots\nfor each", f"blocks of\n{block_size} slots"], color=m.ink)

@@ -16,12 +16,13 @@ from visualizations import theme
 @theme.in_both_modes
 def plot_heat_maps(matrices: Mapping[str, ArrayLike], *, xlabel: str, ylabel: str, title: str, caption: str,
                    rows: Sequence[str] = (), outlines: Sequence[tuple[int, int, int, int]] = (), highest: float | None = None,
-                   ax: Axes | None = None) -> Figure:
+                   key: str = "", ax: Axes | None = None) -> Figure:
     """The matrices side by side; the darker, the larger. NaN is left blank.
 
     matrices: {what stands above it: [rows, columns]}, all with as many rows. rows: a name for each. outlines: (row, column,
     height, width) of frames drawn on every matrix. highest: what full shade means; None takes the largest number of all.
-    Raises ValueError without a matrix or when their rows differ.
+    key: what the shades measure; a bar at the right then says which shade is how much. Raises ValueError without a
+    matrix or when their rows differ.
     """
     arrays = {name: np.ma.masked_invalid(np.asarray(matrix, dtype=float)) for name, matrix in matrices.items()}
     check(bool(arrays) and all(a.ndim == 2 for a in arrays.values()) and len({a.shape[0] for a in arrays.values()}) == 1,
@@ -36,8 +37,8 @@ def plot_heat_maps(matrices: Mapping[str, ArrayLike], *, xlabel: str, ylabel: st
     shades = LinearSegmentedColormap.from_list("shares", [to_hex(colour) for colour in ends])
     most = highest if highest is not None else max(float(a.max()) for a in arrays.values())
     for name, a in arrays.items():
-        ax.imshow(a, cmap=shades, vmin=0, vmax=most, extent=(left, left + a.shape[1], height, 0), interpolation="nearest",
-                  aspect="auto", gid=f"map-{name}")
+        shaded = ax.imshow(a, cmap=shades, vmin=0, vmax=most, extent=(left, left + a.shape[1], height, 0),
+                           interpolation="nearest", aspect="auto", gid=f"map-{name}")
         for row, column, tall, wide in outlines:
             ax.add_patch(Rectangle((left + column, row), wide, tall, facecolor="none", edgecolor=theme.HUES[1], linewidth=2))
         if name:
@@ -48,5 +49,10 @@ def plot_heat_maps(matrices: Mapping[str, ArrayLike], *, xlabel: str, ylabel: st
     ax.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, left - gap), ylim=(height, -0.12 * height if any(arrays) else 0))
     if len(arrays) > 1:
         ax.set_xticks([])
+    if key:
+        bar = fig.colorbar(shaded, ax=ax, fraction=0.03, pad=0.015, aspect=30)
+        bar.set_label(key, color=m.muted)
+        bar.ax.tick_params(colors=m.muted, labelsize=9, length=3)
+        bar.outline.set_edgecolor(m.line)
     theme.title(ax, title, caption)
     return fig

@@ -15,14 +15,16 @@ TALL = 0.74  # of a row: the height of a weight of 1
 
 @theme.in_both_modes
 def plot_online_softmax(scores: Sequence[float], tile: int, *, seq_id: int = 0, names: Sequence[str] | None = None,
-                        title: str = "Softmax, one tile at a time", ax: Axes | None = None) -> Figure:
+                        words: Sequence[str] | None = None, title: str = "Softmax, one tile at a time",
+                        ax: Axes | None = None) -> Figure:
     """The scores with the highest so far (dashed), and below a row for each tile: the weights e^(score - highest so far)
     of all keys taken in by then.
 
     scores: one query's, a list of numbers. tile: keys taken in at a time. names: of the tiles, when they have better ones
-    than their numbers. Dark: the tile that has just come; light: those before it; outlined: how large those were before
-    their sums were rescaled. Raises ValueError without scores, for one that is no finite number, for a tile below 1, and
-    for another number of names than tiles.
+    than their numbers. words: the text of each key; the last row then names the one with the largest share. Dark: the tile
+    that has just come; light: those before it; outlined: how large those were before their sums were rescaled. Raises
+    ValueError without scores, for one that is no finite number, for a tile below 1, and for another number of names than
+    tiles.
     """
     scores = [float(s) for s in scores]
     check(bool(scores) and all(map(math.isfinite, scores)), "scores", scores, "one or more finite numbers",
@@ -51,6 +53,12 @@ def plot_online_softmax(scores: Sequence[float], tile: int, *, seq_id: int = 0, 
         rescale = f"rescale × {math.exp(before - highest):.2f}   " if row > 1 else ""
         ax.text(len(scores) * 1.02 + 0.3, -row + 0.3, f"{rescale}highest {highest:.2f}   total {sum(weights):.2f}", fontsize=9,
                 color=m.ink, va="center")
+    if words is not None:
+        most = max(range(len(scores)), key=scores.__getitem__)
+        share = 1 / sum(math.exp(score - highest) for score in scores)
+        left = most > len(scores) / 2  # on the side where the row has more room
+        ax.text(most + (-0.2 if left else 1.2), -len(starts) + 0.86 * TALL, f"“{words[most].strip()}” {share:.0%}", va="center",
+                ha="right" if left else "left", fontsize=9, fontweight="bold", color=m.ink, parse_math=False, gid="most")
     ax.set_yticks([-row + 0.35 for row in range(len(starts) + 1)], ["scores", *names], color=m.ink)
     ax.tick_params(axis="y", length=0)
     ax.set(xlabel="key", ylabel="", xlim=(0, len(scores) * 1.64 + 1), ylim=(-len(starts) - 0.1, 1.0))

@@ -1,12 +1,15 @@
 """Parity by layer: how far our tensors are from a reference implementation's."""
 
 from collections.abc import Mapping
+from math import log
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nanovllm.utils.checks import check
 from visualizations import theme
+
+WORDS = 0.17  # of the axis: what "exactly equal" takes
 
 
 @theme.in_both_modes
@@ -23,13 +26,15 @@ def plot_parity(differences: Mapping[str, float], *, tolerance: float, against: 
     m = theme.mode()
     positive = [d for d in differences.values() if d > 0] + [tolerance]
     left, right = min(positive) / 4, max(positive) * 4
+    # Words begin behind the tolerance where they would otherwise lie on its line.
+    words_at = tolerance if log(tolerance / left) < WORDS * log(right * 2.5 / left) else left
     for place, difference in enumerate(differences.values()):
         good = difference <= tolerance
         if difference > 0:
             ax.barh(-place, difference - left, 0.68, left, color=theme.HUES[0] if good else theme.HUES[1],
                     gid="equal" if good else "different")
         label = f"{difference:.1e}" if difference > 0 else "exactly equal"
-        ax.annotate(label, (max(difference, left), -place), (4, 0), textcoords="offset points", va="center", fontsize=8.5,
+        ax.annotate(label, (difference or words_at, -place), (4, 0), textcoords="offset points", va="center", fontsize=8.5,
                     color=m.muted if good else m.ink, fontweight="normal" if good else "bold",
                     bbox=dict(facecolor=m.paper, edgecolor="none", pad=0.8), zorder=3)
     ax.axvline(tolerance, color=m.ink, linewidth=1.1, linestyle=(0, (5, 3)), gid="tolerance")

@@ -57,10 +57,11 @@ def plot_rounds(rounds: Sequence[tuple[int, int] | None], num_prompt: int, *, se
     ax.set_xticks([x + 0.5 for x in range(0, width, step)], [str(x) for x in range(0, width, step)])
     ax.set_yticks([y + 0.5 for y in range(0, len(rounds), 5)],
                   [str(y) for y in range(0, len(rounds), 5)])
-    ax.set(xlim=(-0.5, width * 1.12 if struck else width + 0.5), ylim=(len(rounds) + 0.3, -0.3), xlabel="position of the token",
+    ax.set(xlim=(-0.5, width * 1.12 if struck else width + 0.5), ylim=(len(rounds) + 0.3, -0.3), xlabel="place in the text",
            ylabel="round")
     told = f"Each token is fed once{', and once more after a preemption' if struck else ''}; pale: cached by then."
     if skipped:
-        told = f"Dotted: {len(skipped)} tokens that were never fed, and that nothing after them can see."
+        told = (f"Dotted: {len(skipped)} tokens that were never fed; the model takes the one behind them for "
+                f"position {min(skipped)}.")
     theme.title(ax, "What each round fed", told + " Dashed: the prompt's end.")
     return fig

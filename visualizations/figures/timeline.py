@@ -1,5 +1,6 @@
 """The request timeline: a Gantt chart of sequences against steps."""
 
+from collections import Counter
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,13 +12,15 @@ from nanovllm.tracing.trace import Trace
 from visualizations import theme
 
 BAR = 0.62
+ROOM_FOR_NUMBER = 0.17  # inches of a row
 
 
 @theme.in_both_modes
 def plot_request_timeline(trace: Trace, *, ax: Axes | None = None) -> Figure:
     """A row a sequence, a column a step: waiting (thin line), prompt chunks (dark, with their length), decodes (light).
 
-    A strike through a cell marks a preemption; the dot behind the last cell says that the sequence finished.
+    A strike through a cell marks a preemption; the dot behind the last cell says that the sequence finished, and the number
+    there how many tokens it generated in these steps.
     """
     ids = sorted({i for r in trace for i in (*(s["seq_id"] for s in r.scheduled), *r.waiting, *r.preempted)})
     rows = {seq_id: len(ids) - 1 - place for place, seq_id in enumerate(ids)}
@@ -26,6 +29,7 @@ def plot_request_timeline(trace: Trace, *, ax: Axes | None = None) -> Figure:
     m = theme.mode()
     few = len(trace) <= 45 and row > 0.3  # room for the number of tokens inside a cell
     # Cells touch, and their edges in the colour of the paper part them: edges are drawn on whole pixels, gaps would not be.
+    drawn = Counter(seq_id for record in trace for seq_id in record.tokens)
     edge: dict[str, Any] = dict(edgecolor=m.paper, linewidth=0.9) if len(trace) <= 90 else dict(edgecolor="none")
     for record in trace:
         x = record.step
@@ -46,12 +50,16 @@ def plot_request_timeline(trace: Trace, *, ax: Axes | None = None) -> Figure:
         for end in record.finished:
             ax.plot(x + 0.75, rows[end["seq_id"]], marker="o", markersize=5, color=theme.sequence_colour(end["seq_id"]),
                     gid=f"finished-{end['seq_id']}")
+            if row > ROOM_FOR_NUMBER:
+                ax.annotate(str(drawn[end["seq_id"]]), (x + 0.75, rows[end["seq_id"]]), (5, 0), textcoords="offset points",
+                            va="center", fontsize=8, color=m.muted, annotation_clip=False, gid=f"generated-{end['seq_id']}")
     every = -(-len(ids) // round(row * len(ids) / 0.17)) if ids else 1  # room for the words
     ax.set_yticks([rows[i] for i in ids[::every]], [f"sequence {i}" for i in ids[::every]], color=m.ink)
-    ax.set(xlabel="step", xlim=(trace[0].step - 0.7, trace[-1].step + 1.2), ylim=(-0.6, len(ids) - 0.4))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="step", xlim=(trace[0].step - 0.7, trace[-1].step + 1.2 + 0.03 * len(trace)), ylim=(-0.6, len(ids) - 0.4))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     preemptions = sum(len(r.preempted) for r in trace)
     struck = f"struck: preempted ({preemptions}); " if preemptions else ""
+    numbered = ", and behind it the tokens generated" if row > ROOM_FOR_NUMBER else ""
     theme.title(ax, "Who ran when", "Dark: prompt chunks" + (" and their lengths" if few else "")
-                + f"; light: one generated token each; thin line: waiting; {struck}dot: the end.")
+                + f"; light: one generated token each; line: waiting; {struck}dot: the end{numbered}.")
     return fig

@@ -112,8 +112,8 @@ def spoiled(notebook) -> list[str]:
     """Predictions that the page answers before its reader can: by a saved output that is not folded, or in the text behind it.
 
     The convention: below "### Predict first" the first cell with outputs has the metadata jupyter.outputs_hidden, which
-    JupyterLab takes off when the cell is run, and the book folds; what the text behind it says of the answer stands in a
-    <details> of its own.
+    JupyterLab takes off when the cell is run, and the book folds; what it prints begins with a heading, since JupyterLab shows
+    the first line of what is folded; what the text behind it says of the answer stands in a <details> of its own.
     """
     problems = []
     for place, cell in enumerate(notebook.cells):
@@ -126,6 +126,10 @@ def spoiled(notebook) -> list[str]:
             continue
         if not behind[answer].metadata.get("jupyter", {}).get("outputs_hidden"):
             problems.append(f"cell {place + 1 + answer}: fold the saved answer (metadata jupyter.outputs_hidden)")
+        first = behind[answer].outputs[0]
+        if first.output_type == "stream" and not first.text.lstrip().split("\n")[0].rstrip().endswith(":"):
+            problems.append(f"cell {place + 1 + answer}: JupyterLab shows the first line of a folded output; print a heading "
+                            "that ends in a colon before the answer")
         text = next((other.source for other in behind[answer + 1:] if other.cell_type == "markdown"), "")
         if not text.startswith(("<details>", "#")):
             problems.append(f"the text behind cell {place + 1 + answer} begins with the answer: put it in <details>")

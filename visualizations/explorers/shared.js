@@ -371,10 +371,16 @@ export function drawBlock(draw, x, y, size, number, look, colours) {
     draw.font = font(clamp(size * 0.36, 8, 12));
     const counted = references > 1 && size >= 22;
     const [tx, ty] = counted ? [x + size * 0.36, y + size * 0.7] : [x + size / 2, y + size / 2 + 0.5];
-    if (ink === null || state === "s") { // the number lies on an edge between two shades
+    if (ink === null) { // the number lies on an edge between two shades: on a label of its own
+      const wide = draw.measureText(number).width + 5, tall = clamp(size * 0.46, 10, 15);
+      draw.fillStyle = colours.paper;
+      draw.beginPath();
+      draw.roundRect(tx - wide / 2, ty - tall / 2 - 0.5, wide, tall, 3);
+      draw.fill();
+    } else if (state === "s") {
       draw.lineWidth = 2.6;
       draw.lineJoin = "round";
-      draw.strokeStyle = ink === null ? colours.paper : promptColour(seqId);
+      draw.strokeStyle = promptColour(seqId);
       draw.strokeText(number, tx, ty);
     }
     draw.fillStyle = ink ?? colours.ink;

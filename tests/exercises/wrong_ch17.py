@@ -18,7 +18,7 @@ def half_an_engine(rate, seconds_each, utilisation):
 
 
 class TakesTurns:
-    def __init__(self):
+    def __init__(self, block_ms, wait_ms):
         self.turn = 0
 
     def choose(self, hashes, loads):
@@ -32,11 +32,17 @@ class TakesTurns:
         pass
 
 
+class NeverForgets(MyRouter):
+    def restarted(self, replica):
+        pass
+
+
 class RouterOfTheChapter(MyRouter):
     """What the chapter has on its pages, and the bound."""
 
-    def restarted(self, replica):
-        pass
+    def choose(self, hashes, loads):
+        allowed = [i for i in loads if loads[i] <= min(loads.values()) + 8]
+        return max(allowed, key=lambda i: (self.matched(i, hashes), -loads[i]))
 
 
 class RemembersTheLastOnly(MyRouter):
@@ -44,9 +50,20 @@ class RemembersTheLastOnly(MyRouter):
         self.known[replica] = set(hashes)
 
 
-class WithoutABound(MyRouter):
-    def __init__(self):
-        super().__init__(bound=10_000)
+class WeighsNoBlocks(MyRouter):
+
+    def choose(self, hashes, loads):
+        return min(loads, key=lambda i: len(hashes) * self.block_ms + loads[i] * self.wait_ms)
+
+
+class LoadFirst(MyRouter):
+    def choose(self, hashes, loads):
+        return min(loads, key=lambda i: (loads[i], -self.matched(i, hashes)))
+
+
+class LastOfEquals(MyRouter):
+    def choose(self, hashes, loads):
+        return super().choose(hashes, dict(reversed(loads.items())))
 
 
 class ReturnsALoad(MyRouter):
@@ -78,6 +95,7 @@ def doubles_only(is_good, highest):
 
 WRONG = {
     "check_engines_for": [keeps_them_busy, rounds_down, half_an_engine],
-    "check_router": [TakesTurns, RemembersTheLastOnly, WithoutABound, ReturnsALoad, RouterOfTheChapter],
+    "check_router": [TakesTurns, RemembersTheLastOnly, NeverForgets, WeighsNoBlocks, LoadFirst, LastOfEquals, ReturnsALoad,
+                     RouterOfTheChapter],
     "check_highest_rate": [tries_them_all, first_bad_one, doubles_only],
 }

@@ -8,12 +8,11 @@ def engines_for(rate, seconds_each, utilisation):
 
 
 class MyRouter:
-    def __init__(self, bound=8):
-        self.bound, self.known = bound, {}
+    def __init__(self, block_ms, wait_ms):
+        self.block_ms, self.wait_ms, self.known = block_ms, wait_ms, {}
 
     def choose(self, hashes, loads):
-        allowed = [i for i in loads if loads[i] <= min(loads.values()) + self.bound]
-        return max(allowed, key=lambda i: (self.matched(i, hashes), -loads[i]))
+        return min(loads, key=lambda i: (len(hashes) - self.matched(i, hashes)) * self.block_ms + loads[i] * self.wait_ms)
 
     def matched(self, replica, hashes):
         known = self.known.get(replica, ())

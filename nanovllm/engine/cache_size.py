@@ -81,6 +81,21 @@ def _free_memory(model: CausalLM, sampler: Sample, shape: CacheShape, config: Co
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
+    hidden, logits = largest_step(model, shape, config)
+    sample_worst(sampler, logits, config.max_model_len)
+    peak = torch.cuda.max_memory_allocated(device) - before
+    del hidden, logits
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return int(min(total * config.gpu_memory_utilization - before, free) - peak - _graph_memory(config))
+
+
+def largest_step(model: CausalLM, shape: CacheShape, config: Config) -> tuple[Tensor, Tensor]:
+    """The most tokens that a step may have, in sequences as long as may be, and the logits of the most rows that it may draw.
+
+    Returns the hidden states, [num_tokens, hidden_size], and the logits, [num_rows, vocab_size].
+    """
+    device = config.device
     n, longest = config.max_num_batched_tokens, min(config.max_model_len, config.max_num_batched_tokens)
     lens = [longest] * (n // longest) + ([n % longest] if n % longest else [])
     lens = lens[:config.max_num_seqs]
@@ -95,12 +110,7 @@ def _free_memory(model: CausalLM, sampler: Sample, shape: CacheShape, config: Co
         last_rows=torch.zeros(most_draws(config), dtype=torch.int64, device=device))
     tokens = torch.zeros(sum(lens), dtype=torch.int64, device=device)
     hidden = model(tokens, tokens, shape.allocate(1, device), context)
-    sample_worst(sampler, model.compute_logits(hidden[context.last_rows]), config.max_model_len)
-    peak = torch.cuda.max_memory_allocated(device) - before
-    del hidden
-    torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info(device)
-    return int(min(total * config.gpu_memory_utilization - before, free) - peak - _graph_memory(config))
+    return hidden, model.compute_logits(hidden[context.last_rows])
 
 
 def _graph_memory(config: Config) -> int:

@@ -131,15 +131,18 @@ class DecodeGraphs:
         self._filtered_draw(logits, state.temperatures[:size], state.seeds[:size], state.offsets[:size], filters,
                             state.drawn[:size])
 
+    def warm_up(self, size: int) -> None:
+        """What the graphs of a size hold, not captured: kernels are compiled and loaded now, and cuBLAS makes its choice."""
+        logits = self._step(size)
+        self._draw_again(logits)
+        self._draw_filtered(logits)
+
     @torch.inference_mode()
     def _capture(self, sizes: list[int]) -> None:
         """The largest first: the smaller ones then fit into its memory. All rows are empty, so no cache is written."""
         pool = None
         for size in reversed(sizes):
-            # Not captured: kernels are compiled and loaded now, and cuBLAS makes its choice.
-            logits = self._step(size)
-            self._draw_again(logits)
-            self._draw_filtered(logits)
+            self.warm_up(size)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # others may use the GPU meanwhile
                 logits = self._step(size)

@@ -11,6 +11,7 @@ import torch
 
 from nanovllm.config import Config
 from nanovllm.engine.cache_size import CacheShape, fit_blocks, most_draws
+from nanovllm.engine.compile_ahead import compile_ahead
 from nanovllm.engine.cuda_graphs import DecodeGraphs
 from nanovllm.engine.device_masks import DeviceMasks, MaskMaker
 from nanovllm.engine.draft_rows import one_token_each
@@ -57,6 +58,8 @@ class ModelRunner:
         self._masks = MaskMaker(self.device, self.vocab_size, self.eos_token_ids)
         self.cache_shape = CacheShape(hf.num_hidden_layers, self.block_size, loaded.num_kv_heads, hf.head_dim, self.dtype)
         self.bytes_per_block = self.cache_shape.bytes_per_block
+        if self.device.type == "cuda" and tp.size == 1:
+            compile_ahead(self, config)
         self.num_blocks = (config.num_kvcache_blocks
                            or tp.smallest(fit_blocks(self.model, self.sampler, self.cache_shape, config), self.device))
         self.kv_cache = self.cache_shape.allocate(self.num_blocks, self.device)

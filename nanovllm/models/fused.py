@@ -1,6 +1,7 @@
 """Any family of `models/` in few launches: what the plain modules compute, with a kernel for each stretch between products."""
 
 import sys
+from copy import copy
 from typing import Protocol, cast
 
 import torch.nn.functional as F
@@ -39,6 +40,13 @@ class FusedModel:
         narrow = tuple(n for n in FEW_TOKENS if n == 1 or n * hidden_size <= WEIGHTS)
         self.few_tokens = narrow if whole else ()
         self.prompt_tokens = PROMPT_TOKENS if all(layer.fits_tiles() for layer in self.layers) else sys.maxsize
+
+    def of_few_layers(self) -> "FusedModel":
+        """The same, with no more layers than launch every kernel: the first, which finds no residual stream to add to, and
+        one of each kind behind it."""
+        small = copy(self)
+        small.layers = [self.layers[0], *{type(layer.mlp): layer for layer in self.layers[1:]}.values()]
+        return small
 
     def __call__(self, input_ids: Tensor, positions: Tensor, kv_cache: Tensor, context: Context) -> Tensor:
         """As the plain model's forward: the final hidden states, [num_tokens, hidden_size]."""

@@ -1,4 +1,4 @@
-"""Chapter 16: what a mask keeps, the tokens that an automaton allows, and a matcher that the engine accepts.
+"""Chapter 16: a mask that forbids more, the tokens that an automaton allows, and a matcher that the engine accepts.
 
 An automaton is a list of moves, one dict per state: character -> the state behind it. State 0 is the beginning, and the text
 may end in the states of `ends`.
@@ -40,26 +40,35 @@ def end_of(moves: list[dict[str, int]], state: int, text: str) -> int | None:
     return state
 
 
-@check("what a mask keeps")
-def check_kept(kept):
-    """kept(p, bits) -> the probability that the allowed tokens hold. bits: int32, token 32 w + i is bit i of word w."""
-    p = np.full(70, 1 / 70)
-    for tokens in ([0], [1], [31], [32, 33], [5, 40, 69], list(range(70)), []):
-        bits = np.zeros(3, np.uint32)
-        for token in tokens:
-            bits[token // 32] |= np.uint32(1 << token % 32)
-        got, right = kept(p.copy(), bits.view(np.int32).copy()), len(tokens) / 70
-        require(isinstance(got, (float, int, np.floating)), f"tokens {tokens}: a number is wanted, not {got!r}.")
-        shown = tokens if len(tokens) < 9 else "0 to 69"
-        require(abs(got - right) < 1e-9, f"70 tokens of 1/70 each, of which {shown} are allowed: {right:.4f}, not {got:.4f}.")
-    p = np.arange(64) / np.arange(64).sum()
-    bits = np.array([1 << 3, 1 << 7], np.int32)
-    right, got = float(p[3] + p[39]), kept(p.copy(), bits.copy())
-    hint = f"bit 3 of word 0 and bit 7 of word 1 are set, tokens 3 and 39: {right:.4f}, not {got:.4f}."
-    if abs(got - float(p[28] + p[56])) < 1e-9:
-        hint += " Bit 0 is the lowest bit of a word: its value is 1."
-    require(abs(got - right) < 1e-9, hint)
-    return "eight masks, with bits at both ends of a word."
+@check("forbid some more")
+def check_without(without):
+    """without(bits, tokens) -> a new mask that forbids these tokens, too. bits: int32, token 32 w + i is bit i of w."""
+    cases = [([0, 1, 2], [1]), ([5, 40, 69], [40]), ([5, 40, 69], [41]), (range(96), [31]), (range(96), [0, 63, 95]),
+             ([32], [32, 32]), ([7], []), ([], [3])]
+    for allowed, tokens in cases:
+        given = _mask(allowed, 3)
+        bits = given.copy()
+        got = without(bits, list(tokens))
+        right = [token for token in allowed if token not in tokens]
+        told = f"allowed {_some(map(str, allowed))}, forbidden then {tokens}"
+        require(isinstance(got, np.ndarray) and got.dtype == np.int32 and got.shape == given.shape,
+                f"{told}: three int32 words are wanted, not {got!r}.")
+        found = [token for token in range(96) if int(got[token // 32]) >> token % 32 & 1]
+        hint = f"{told}: {_some(map(str, right))} remain, not {_some(map(str, found))}."
+        if set(found) > set(allowed):
+            hint += " A token that was forbidden before has become an allowed one."
+        elif len(right) - len(found) > 5:
+            hint += " One bit of a word is a token, the others are other tokens."
+        require(found == right, hint)
+        require((bits == given).all(), f"{told}: the new mask is right, and the given one was changed.")
+    return f"{len(cases)} masks, with bits at both ends of a word."
+
+
+def _mask(tokens: Iterable[int], num_words: int) -> np.ndarray:
+    words = np.zeros(num_words, np.uint32)
+    for token in tokens:
+        words[token // 32] |= np.uint32(1 << token % 32)
+    return words.view(np.int32)
 
 
 class CountedMoves(dict):

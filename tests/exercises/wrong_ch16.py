@@ -1,14 +1,42 @@
 """Plausible wrong answers to chapter 16: name of the check -> answers that must fail it, each with a hint of its own."""
 
+import numpy as np
+
 from chapters.exercises.solutions.ch16 import Matcher
 
 
-def takes_a_word_for_a_token(p, bits):
-    return float(sum(p[token] for token in range(len(bits)) if bits[token]))
+def flips_the_bits(bits, tokens):
+    words = bits.copy().view(np.uint32)
+    for token in tokens:
+        words[token // 32] ^= np.uint32(1 << token % 32)
+    return words.view(np.int32)
 
 
-def reads_bits_from_the_top(p, bits):
-    return float(sum(p[token] for token in range(len(p)) if bits[token // 32] >> (31 - token % 32) & 1))
+def forbids_the_whole_word(bits, tokens):
+    words = bits.copy()
+    words[[token // 32 for token in tokens]] = 0
+    return words
+
+
+def changes_what_it_was_given(bits, tokens):
+    words = bits.view(np.uint32)
+    for token in tokens:
+        words[token // 32] &= ~np.uint32(1 << token % 32)
+    return bits
+
+
+def counts_bits_from_the_top(bits, tokens):
+    words = bits.copy().view(np.uint32)
+    for token in tokens:
+        words[token // 32] &= ~np.uint32(1 << (31 - token % 32))
+    return words.view(np.int32)
+
+
+def a_mask_of_these_alone(bits, tokens):
+    words = np.full(len(bits), 0xFFFFFFFF, np.uint32)
+    for token in tokens:
+        words[token // 32] &= ~np.uint32(1 << token % 32)
+    return words.view(np.int32)
 
 
 def looks_at_the_first_character(moves, state, vocabulary):
@@ -83,7 +111,8 @@ class ForgetsTheEndToken(Matcher):
 
 
 WRONG = {
-    "check_kept": [takes_a_word_for_a_token, reads_bits_from_the_top],
+    "check_without": [flips_the_bits, forbids_the_whole_word, changes_what_it_was_given, counts_bits_from_the_top,
+                      a_mask_of_these_alone],
     "check_allowed_tokens": [looks_at_the_first_character, wants_the_end, allows_tokens_without_text,
                              walks_through_each_token, in_the_order_of_the_tree],
     "check_Matcher": [NeverRollsBack, KeepsOldBits, NeverEnds, ForgetsTheEndToken],

@@ -3,8 +3,11 @@
 import numpy as np
 
 
-def kept(p, bits):
-    return float(sum(p[token] for token in range(len(p)) if bits[token // 32] >> token % 32 & 1))
+def without(bits, tokens):
+    words = bits.copy().view(np.uint32)
+    for token in tokens:
+        words[token // 32] &= ~np.uint32(1 << token % 32)
+    return words.view(np.int32)
 
 
 def allowed_tokens(moves, state, vocabulary):

@@ -39,11 +39,24 @@ def folded(source: str, columns: int) -> list[list[str]]:
     comments, breaks, strings = _places(source)
     shown = [_fold(row, columns, comments.get(number), breaks.get(number, []), strings.get(number, []))
              if number in long else [row] for number, row in enumerate(rows, 1)]
+    _follow(rows, shown)
     for first, last, mark in _prose(source):
         if long & set(range(first, last + 1)):
             shown[first - 1] = _filled(rows[first - 1:last], columns, mark)
             shown[first:last] = [[] for _ in range(first, last)]
     return shown
+
+
+def _follow(rows: list[str], shown: list[list[str]]) -> None:
+    """What goes on in the column behind a bracket goes on below what was moved when the line was broken at that bracket."""
+    for number, lines in enumerate(shown):
+        if len(lines) < 2 or lines[0][-1:] not in OPEN:
+            continue
+        column, below = len(lines[0]), len(lines[1]) - len(lines[1].lstrip())
+        for place in range(number + 1, len(rows)):
+            if len(rows[place]) - len(rows[place].lstrip()) != column:
+                break
+            shown[place] = [" " * (len(line) - len(line.lstrip()) + below - column) + line.lstrip() for line in shown[place]]
 
 
 def _prose(source: str) -> list[tuple[int, int, str]]:

@@ -48,6 +48,8 @@ def test_every_file_of_the_engine_stays_the_same_program_in_ninety_columns(colum
      ["raise ValueError(", "        f'{name} is none '", "        f'of those there '", "        f'are')"]),
     ("call('what is said of it', of=one, by=all_others)",
      ["call('what is said of it',", "     of=one, by=all_others)"]),
+    ("raise ValueError(f'{name} is not there, '\n                 'look')",  # the line behind follows the one that moved
+     ["raise ValueError(", "        f'{name} is not '", "        f'there, '", "        'look')"]),
     ("short = 1", ["short = 1"])])
 def test_where_a_line_is_broken(source, wanted):
     assert shown(source, 28) == wanted and meaning("\n".join(wanted)) == meaning(source)

@@ -248,8 +248,9 @@ def filtered_draw(logits: Tensor, temperatures: Tensor, seeds: Tensor, offsets: 
     groups_size = triton.next_power_of_2(parts * width)
     groups, highest = (torch.empty(num_rows * n, dtype=torch.float32, device=device) for n in (groups_size, 1))
     arrived = torch.zeros(num_rows, dtype=torch.int32, device=device)
-    bound, count = torch.empty(2, num_rows, dtype=torch.int32, device=device)
-    total, above = torch.empty(2, num_rows, dtype=torch.int64, device=device)
+    # Each allocated by itself, so that all begin at a multiple of 16 bytes: where some do not, Triton compiles anew.
+    bound, count = (torch.empty(num_rows, dtype=torch.int32, device=device) for _ in range(2))
+    total, above = (torch.empty(num_rows, dtype=torch.int64, device=device) for _ in range(2))
     values = torch.empty(num_rows, capacity, dtype=torch.float32, device=device)
     candidates = torch.empty(num_rows, capacity, dtype=torch.int32, device=device)
     low = {torch.bfloat16: 16, torch.float16: 12}.get(logits.dtype, 0)  # bits of a float32 that its numbers leave empty

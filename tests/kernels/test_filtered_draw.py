@@ -129,3 +129,22 @@ def test_rows_without_filters_and_rows_that_are_not_finite_keep_their_token(devi
         tokens = torch.tensor([7, 8, 9, -1], device=device)
         assert draw(logits, temperatures, zeros, zeros, filters, tokens) is tokens
         assert tokens.tolist() == [7, int(logits[1].argmax()), 9, -1]
+
+
+def test_whatever_the_number_of_rows_triton_compiles_no_kernel_anew(monkeypatch):
+    """A pointer that is not a multiple of 16 is another kernel to Triton, which then compiles in the middle of serving."""
+    from nanovllm.kernels import filtered_draw as module
+
+    seen = []
+
+    class Recorder:
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: seen.extend(a for a in arguments if isinstance(a, torch.Tensor))
+
+    for kernel in ("_survey_kernel", "_gather_kernel", "_choose_kernel"):
+        monkeypatch.setattr(module, kernel, Recorder())
+    for num_rows in (1, 2, 3, 7, 33):
+        seeds, offsets, tokens = torch.zeros(3, num_rows, dtype=torch.int64).unbind()
+        filtered_draw(torch.zeros(num_rows, 64), torch.ones(num_rows), seeds.clone(), offsets.clone(),
+                      rules(top_k=3, count=num_rows), tokens.clone())
+    assert len(seen) > 5 * 30 and all(tensor.data_ptr() % 16 == 0 for tensor in seen)

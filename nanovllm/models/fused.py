@@ -35,10 +35,9 @@ class FusedModel:
     def __init__(self, model: Qwen3ForCausalLM):
         self.model = model
         self.layers = [FusedLayer(cast(Qwen3DecoderLayer, layer)) for layer in model.model.layers]
-        whole = model.lm_head.tp.size == 1 and all(layer.is_whole for layer in self.layers)
         hidden_size = model.lm_head.weight.shape[1]
         narrow = tuple(n for n in FEW_TOKENS if n == 1 or n * hidden_size <= WEIGHTS)
-        self.few_tokens = narrow if whole else ()
+        self.few_tokens = narrow if all(layer.has_no_bias for layer in self.layers) else ()
         self.prompt_tokens = PROMPT_TOKENS if all(layer.fits_tiles() for layer in self.layers) else sys.maxsize
 
     def of_few_layers(self) -> "FusedModel":
@@ -63,14 +62,15 @@ class FusedModel:
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """As the plain model's: [num_rows, vocab_size]."""
+        head = self.model.lm_head
         few = len(hidden) in self.few_tokens
-        return linear(hidden, self.model.lm_head.weight) if few else self.model.compute_logits(hidden)
+        return head.tp.all_gather(linear(hidden, head.weight)) if few else self.model.compute_logits(hidden)
 
 
 class FeedForward(Protocol):
     """The second half of a layer: the norm, what stands behind it, and the sum with the residual stream."""
 
-    is_whole: bool  # no sum over ranks and no bias keeps `few` from being used
+    has_no_bias: bool  # which would keep `few` from being used
 
     def fits_tiles(self) -> bool:
         """Whether `prompt` can be used, on the device where it is."""
@@ -111,9 +111,9 @@ class FusedLayer:
         fold(self.norm, self.qkv)
 
     @property
-    def is_whole(self) -> bool:
+    def has_no_bias(self) -> bool:
         """Whether `few` can run it."""
-        return self.o.bias is None and self.o.tp.size == 1 and self.mlp.is_whole
+        return self.o.bias is None and self.mlp.has_no_bias
 
     def fits_tiles(self) -> bool:
         """Whether `kernels.prefill_linear` can do the layer's projections, on the device where it is."""
@@ -140,7 +140,7 @@ class FusedLayer:
             ) -> tuple[Tensor, Tensor]:
         """As the plain layer's forward: the residual stream is x + residual, which the next norm adds up."""
         qkv, residual = norm_linear(x, residual, self.norm.weight, self.norm.eps, self.qkv.weight)
-        x = linear(self._attention(qkv, positions, kv_cache, context), self.o.weight)
+        x = self.o.tp.all_reduce(linear(self._attention(qkv, positions, kv_cache, context), self.o.weight))
         return self.mlp.few(x, residual)
 
     def _attention(self, qkv: Tensor, positions: Tensor, kv_cache: Tensor, context: Context, stream: Tensor | None = None

@@ -10,7 +10,7 @@ from nanovllm.kernels.prefill_linear import DEPTH, FEATURES, gated_linear, inver
 from nanovllm.kernels.rms_norm import rms_norm
 from nanovllm.kernels.silu_and_mul import silu_and_mul
 from nanovllm.layers.layernorm import RMSNorm
-from nanovllm.layers.linear import ReplicatedLinear
+from nanovllm.layers.linear import ReplicatedLinear, RowParallelLinear
 from nanovllm.models.qwen3 import Qwen3MLP
 from nanovllm.models.qwen3_moe import Qwen3MoeBlock
 
@@ -20,7 +20,7 @@ class FusedMLP:
 
     def __init__(self, norm: RMSNorm, mlp: Qwen3MLP):
         self.norm, self.gate_up, self.down = norm, mlp.gate_up_proj, mlp.down_proj
-        self.is_whole = self.gate_up.bias is None and self.down.bias is None and self.down.tp.size == 1
+        self.has_no_bias = self.gate_up.bias is None and self.down.bias is None
         fold(norm, self.gate_up)
 
     def fits_tiles(self) -> bool:
@@ -43,7 +43,7 @@ class FusedMLP:
     def few(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """The residual stream is x + residual, and comes back so."""
         x, residual = norm_linear(x, residual, self.norm.weight, self.norm.eps, self.gate_up.weight, gated=True)
-        return linear(x, self.down.weight), residual
+        return self.down.tp.all_reduce(linear(x, self.down.weight)), residual
 
 
 class FusedExperts:
@@ -52,7 +52,7 @@ class FusedExperts:
     def __init__(self, norm: RMSNorm, block: Qwen3MoeBlock):
         self.norm, self.router, self.experts = norm, block.gate, block.experts
         self.num_active, self.normalize = block.num_active, block.normalize
-        self.is_whole = self.experts.tp.size == 1
+        self.has_no_bias = True
 
     def fits_tiles(self) -> bool:
         """Its kernels take any shape."""
@@ -72,7 +72,7 @@ class FusedExperts:
     def few(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """The residual stream is x + residual, and comes back so."""
         hidden, residual = rms_norm(x, residual, self.norm.weight, self.norm.eps)
-        return self._run(hidden, linear(hidden, self.router.weight)), residual
+        return self.experts.tp.all_reduce(self._run(hidden, linear(hidden, self.router.weight))), residual
 
     def _run(self, hidden: Tensor, logits: Tensor, add_to: Tensor | None = None) -> Tensor:
         chosen = moe.route(logits, self.num_active, self.normalize)
@@ -91,9 +91,9 @@ def fold(norm: RMSNorm, projection: ReplicatedLinear) -> None:
         norm.weight.fill_(1)
 
 
-def add_product(stream: Tensor, projection: ReplicatedLinear, x: Tensor) -> None:
-    """stream += projection(x), by the product itself where it is whole and has no bias."""
-    if projection.bias is None and projection.tp.size == 1:
-        stream.addmm_(x, projection.weight.t())
+def add_product(stream: Tensor, projection: RowParallelLinear, x: Tensor) -> None:
+    """stream += projection(x), by the product itself where it has no bias; each rank then brings its share of the stream."""
+    if projection.bias is None:
+        projection.tp.all_reduce(stream.addmm_(x, projection.weight.t(), beta=1 / projection.tp.size))
     else:
         stream += projection(x)

@@ -207,7 +207,10 @@ runner.graphs.launch = lambda *arguments: (print("a step from rows", flush=True)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the real thing: tests/gpu/test_tensor_parallel_gpu.py")
-def test_the_fused_model_on_rows_as_graphs_run_them_draws_the_same(folder):
+@pytest.mark.parametrize("family", ["Qwen3", "Qwen3Moe"])
+def test_the_fused_model_on_rows_as_graphs_run_them_draws_the_same(folder, tmp_path, family):
+    if family == "Qwen3Moe":
+        folder = random_checkpoint(tmp_path, family=family)
     prompts = [[1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 11], [3, 3, 3]]
     params = [SamplingParams(temperature=t, seed=i, max_tokens=6, ignore_eos=True, logprobs=1 if i == 2 else None)
               for i, t in enumerate((0, 0.8, 0))]

@@ -5,7 +5,8 @@
     python -m benchmarks.tensor_parallel --device cpu     # a model small enough to try the script on anything
 
 The model has the shape of Qwen3-8B and random weights in bfloat16, made on the device: its answers mean nothing, and
-take as long as real ones. Every figure is the median of three runs after one that is not counted.
+take as long as real ones. Every figure is the median of three runs after one that is not counted. A decode step of many
+requests is what they take beyond their first tokens, divided by the tokens that follow.
 """
 
 import argparse
@@ -56,11 +57,14 @@ def measure(folder: str, size: int, work: argparse.Namespace, **settings: Any) -
         start = time.perf_counter() - began
         print(f"{llm!r}, started in {start:.1f} s", flush=True)
         many = seconds(work.requests, work.prompt, work.output)
+        prompts = seconds(work.requests, work.prompt, 1)
         first, whole = seconds(1, work.prompt, 1), seconds(1, work.prompt, 1 + work.output)
         figures = {
             "ranks": size, "eager": settings.get("enforce_eager", False), "runner": repr(llm.engine.model_runner),
             "start_seconds": round(start, 1), "output_tokens_per_second": round(work.requests * work.output / many, 1),
             "total_tokens_per_second": round(work.requests * (work.prompt + work.output) / many, 1),
+            "prompt_tokens_per_second": round(work.requests * work.prompt / prompts, 1),
+            "milliseconds_per_decode_step": round(1000 * (many - prompts) / max(1, work.output - 1), 3),
             "milliseconds_per_token_alone": round(1000 * (whole - first) / work.output, 3),
             "milliseconds_to_first_token_alone": round(1000 * first, 2)}
     print(json.dumps(figures), flush=True)

@@ -1,5 +1,6 @@
 """A ModelRunner whose ranks are other processes."""
 
+import logging
 from copy import copy
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -17,6 +18,8 @@ from nanovllm.models.registry import model_class
 from nanovllm.parallel.step_message import StepWriter
 from nanovllm.parallel.worker_group import START_TIMEOUT, WorkerGroup
 from nanovllm.utils.interrupts import uninterrupted
+
+logger = logging.getLogger("nanovllm")
 
 
 @dataclass(slots=True)
@@ -63,10 +66,15 @@ class ParallelRunner:
             self.workers.shared_memory |= answer["shared_memory"]
         self.num_blocks, self.bytes_per_block = ready[0]["num_blocks"], ready[0]["bytes_per_block"]
         self.backend_name = ready[0]["backend"]
+        why_not = ready[0]["why_no_one_shot_sums"]
+        self.sums_in_one_shot = not why_not
+        if why_not and self.device.type == "cuda":
+            logger.warning("small sums over ranks go through NCCL, too, which takes longer: %s", why_not)
 
     def __repr__(self) -> str:
         dtype, mebibytes = str(self.dtype).removeprefix("torch."), self.num_blocks * self.bytes_per_block / 2**20
-        return (f"ParallelRunner({self.size} ranks on {self.device.type}, {dtype}, attention={self.backend_name}, "
+        sums = "one-shot sums, " if self.sums_in_one_shot else ""
+        return (f"ParallelRunner({self.size} ranks on {self.device.type}, {dtype}, attention={self.backend_name}, {sums}"
                 f"{self.num_blocks} blocks x {self.block_size} tokens, {mebibytes:.0f} MiB per rank)")
 
     @property

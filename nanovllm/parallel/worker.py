@@ -57,7 +57,8 @@ class Worker:
             self._start(**pickle.loads(self._next_message())[2])
             runner = self.runner
             self._reply("ready", 0, {"num_blocks": runner.num_blocks, "bytes_per_block": runner.bytes_per_block,
-                                   "backend": runner.backend.name, "shared_memory": mapped_shared_memory("self")})
+                                   "backend": runner.backend.name, "why_no_one_shot_sums": self.why_no_one_shot_sums,
+                                   "shared_memory": mapped_shared_memory("self")})
             while self._handle(*pickle.loads(self._next_message())):
                 pass
         except Exception as error:
@@ -112,6 +113,7 @@ class Worker:
 
         from nanovllm.engine.model_runner import ModelRunner
         from nanovllm.layers.tensor_parallel import TensorParallel
+        from nanovllm.parallel.one_shot_sum import with_one_shot_sums
 
         torch.set_num_threads(num_threads)
         backend = "gloo"
@@ -126,7 +128,8 @@ class Worker:
         own: dict[str, Any] = {"is_master": True, "master_listen_fd": self.listener} if self.rank == 0 else {"is_master": False}
         store = TCPStore("127.0.0.1", self.port, timeout=NO_TIMEOUT, wait_for_workers=False, **own)
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=NO_TIMEOUT, **options)
-        self.runner = ModelRunner(config, TensorParallel(self.rank, self.size))
+        tp, self.why_no_one_shot_sums = with_one_shot_sums(TensorParallel(self.rank, self.size), config.device, config.dtype)
+        self.runner = ModelRunner(config, tp)
         if config.device.type == "cuda":
             self._expect_short_steps()
 

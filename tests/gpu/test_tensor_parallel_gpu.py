@@ -44,6 +44,7 @@ def test_two_gpus_draw_the_tokens_of_one(eager):
         expected = tokens(one)
     before = leftovers()
     with LLM(tensor_parallel_size=2, **settings) as two:
+        assert two.engine.model_runner.sums_in_one_shot == torch.cuda.can_device_access_peer(0, 1)
         assert tokens(two) == expected
         assert tokens(two) == expected, "with what the first round left in the cache"
     assert leftovers() <= before

@@ -8,6 +8,8 @@ from nanovllm.tracing.trace import Trace
 from visualizations import theme
 
 MOST_PARTED = 90  # steps; with more, gaps are finer than a pixel and colours a flicker
+# Of all sequences: dark prompt and light decodes on either paper, as a sequence's own shades are.
+PROMPTS, DECODES = theme.LIGHT.muted, theme.mix(theme.LIGHT.muted, theme.LIGHT.paper, 0.55)
 
 
 @theme.in_both_modes
@@ -28,8 +30,8 @@ def plot_batch_composition(trace: Trace, *, ax: Axes | None = None) -> Figure:
     else:
         at = [record.step for record in trace]
         decodes, prompts = ([getattr(record, f"num_{phase}_tokens") for record in trace] for phase in ("decode", "prefill"))
-        for heights, below, share, gid in ((decodes, [0] * len(at), 0.55, "decode"), (prompts, decodes, 0.0, "prefill")):
-            ax.bar(at, heights, 1.0, below, color=theme.mix(m.muted, m.paper, share), linewidth=0, gid=gid)
+        for heights, below, shade, gid in ((decodes, [0] * len(at), DECODES, "decode"), (prompts, decodes, PROMPTS, "prefill")):
+            ax.bar(at, heights, 1.0, below, color=shade, linewidth=0, gid=gid)
     budget = trace[0].token_budget
     ax.axhline(budget, color=m.ink, linewidth=1.1, linestyle=(0, (5, 3)), gid="budget")
     ax.annotate(f"budget: {budget} tokens", (1, budget), (-2, 3), xycoords=("axes fraction", "data"),

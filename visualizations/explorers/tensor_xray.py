@@ -12,10 +12,11 @@ from nanovllm.utils.counted import counted
 from visualizations import theme
 from visualizations.explorers.base import Explorer
 
-STILL_TOKENS = 14
+STILL_TOKENS, STILL_LINE = 20, 10  # in all, and in a line
 STILL_SEQUENCES = 8
 STILL_BLOCKS = 8
-LETTERS = 6  # of a word
+LETTERS = 8  # of a word
+PITCH, LINE = 1.42, 4.7  # between two tokens, and between two lines of them
 
 
 class TensorXRay(Explorer):
@@ -57,35 +58,39 @@ class TensorXRay(Explorer):
         """The step shown: the tensors with an entry per token, then those with an entry per sequence."""
         one = self._shown
         rows = min(len(one["sequences"]), STILL_SEQUENCES)
-        fig, ax = theme.canvas(None, 12.2, 0.27 * (rows + 9.5))
+        num_tokens = sum(seq["num_tokens"] for seq in one["sequences"])
+        below = LINE * (min(-(-num_tokens // STILL_LINE), STILL_TOKENS // STILL_LINE) - 1)  # of further lines of tokens
+        fig, ax = theme.canvas(None, 12.2, 0.26 * (rows + 9.5 + below))
         theme.no_axes(ax)
-        ax.set(xlim=(-2.9, STILL_TOKENS + 0.6), ylim=(-(rows + 7.2), 1.1))
+        ax.set(xlim=(-2.9, 14.6), ylim=(-(rows + 7.2 + below), 1.1))
         self._draw_tokens(ax, one)
-        self._draw_sequences(ax, one, rows)
+        self._draw_sequences(ax, one, rows, -5.3 - below)
         theme.title(ax, self.label, "Above, an entry for each token; below, one for each sequence; -1 is a slot that is not "
                     "written, because its block was found cached.")
         return fig
 
     def _draw_tokens(self, ax: Axes, one: dict[str, Any]) -> None:
         m, tensors = theme.mode(), one["tensors"]
-        for row, name in enumerate(("", "input_ids", "positions", "slot_mapping")):
-            ax.text(-0.5, -row, name, ha="right", va="center", fontsize=9, color=m.muted)
         owners = [seq for seq in one["sequences"] for _ in range(seq["num_tokens"])]
-        for column, seq in enumerate(owners[:STILL_TOKENS]):
-            token, position, slot = (tensors[name][column] for name in ("input_ids", "positions", "slot_mapping"))
+        for place, seq in enumerate(owners[:STILL_TOKENS]):
+            line, column = divmod(place, STILL_LINE)
+            x, top = column * PITCH, -line * LINE
+            if not column:
+                for row, name in enumerate(("input_ids", "positions", "slot_mapping"), 1):
+                    ax.text(-0.75, top - row, name, ha="right", va="center", fontsize=9, color=m.muted)
+            token, position, slot = (tensors[name][place] for name in ("input_ids", "positions", "slot_mapping"))
             shade = theme.phase_colour(seq["seq_id"], "prefill" if position < seq["num_prompt_tokens"] else "decode")
             word = self._words.get(token, f"#{seq['seq_id']}").strip() or "·"
             word = word if len(word) <= LETTERS else word[:LETTERS - 1] + "…"
-            ax.add_patch(Rectangle((column - 0.46, -0.4), 0.92, 0.8, facecolor=shade, edgecolor="none"))
-            ax.text(column, 0, word, ha="center", va="center", fontsize=7.5, color=theme.text_on(shade), parse_math=False)
+            ax.add_patch(Rectangle((x - 0.47 * PITCH, top - 0.4), 0.94 * PITCH, 0.8, facecolor=shade, edgecolor="none"))
+            ax.text(x, top, word, ha="center", va="center", fontsize=8.5, color=theme.text_on(shade), parse_math=False)
             for row, value in enumerate((token, position, slot), 1):
-                ax.text(column, -row, f"{value}", ha="center", va="center", fontsize=8, color=m.muted if value < 0 else m.ink)
+                ax.text(x, top - row, f"{value}", ha="center", va="center", fontsize=9, color=m.muted if value < 0 else m.ink)
         if len(owners) > STILL_TOKENS:
-            ax.text(STILL_TOKENS - 0.4, 0, "…", fontsize=10, color=m.muted, va="center")
+            ax.text(STILL_LINE * PITCH - 0.6, -LINE, "…", fontsize=10, color=m.muted, va="center")
 
-    def _draw_sequences(self, ax: Axes, one: dict[str, Any], rows: int) -> None:
+    def _draw_sequences(self, ax: Axes, one: dict[str, Any], rows: int, top: float) -> None:
         m, tensors, size = theme.mode(), one["tensors"], one["block_size"]
-        top = -5.3
         heads = ((0.9, "cu_seqlens_q"), (3.4, "context_lens"), (5.4, "block_tables"))
         for x, name in heads:
             side = "left" if name == "block_tables" else "center"

@@ -60,6 +60,9 @@ def plot_lines(lines: Mapping[str, Sequence[float]], *, over: str, outcome: str,
         low, high = ax.get_ylim()
         room = 1.28  # for the legend above the lines
         ax.set_ylim(low, high * (high / low) ** (room - 1) if "y" in log else low + room * (high - low))
+        if "y" in log:  # no tick in that room, where a probability would be above 1
+            ax.set_yticks([tick for tick in ax.get_yticks() if low <= tick <= high])
+            ax.set_yticks([tick for tick in ax.get_yticks(minor=True) if low <= tick <= high], minor=True)
         theme.legend(ax, loc="upper right", ncols=len(lines))
     theme.title(ax, title, caption)
     return fig

@@ -9,9 +9,9 @@ from visualizations import theme
 
 
 @theme.in_both_modes
-def plot_life_of_request(trace: Trace, seq_id: int, *, ax: Axes | None = None) -> Figure:
+def plot_life_of_request(trace: Trace, seq_id: int, *, room: int | None = None, ax: Axes | None = None) -> Figure:
     """A bar a step, tokens upwards: pale what the cache held before, dark or light what this step computed, and an
-    outline for tokens that are there but not computed. A strike marks a preemption.
+    outline for tokens that are there but not computed. A strike marks a preemption. room: tokens that the cache holds, a line.
     """
     fig, ax = theme.canvas(ax, 10, 3.2)
     m = theme.mode()
@@ -31,9 +31,12 @@ def plot_life_of_request(trace: Trace, seq_id: int, *, ax: Axes | None = None) -
             ax.plot([record.step - 0.4, record.step + 0.4], [num_tokens, 0], color=m.ink, linewidth=1.6, gid="preempted")
         num_tokens += (seq_id in record.tokens) + record.accepted.get(seq_id, 0)
         tallest = max(tallest, num_tokens)
-    ax.axhline(num_prompt, color=m.muted, linewidth=0.9, linestyle=(0, (4, 3)))
-    ax.annotate("prompt ends", (0, num_prompt), (3, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
-                fontsize=8.5, color=m.muted)
+    for tokens, words in ((num_prompt, "prompt ends"), (room, "the cache is full")):
+        if tokens is not None:
+            ax.axhline(tokens, color=m.muted, linewidth=0.9, linestyle=(0, (4, 3)))
+            ax.annotate(words, (0, tokens), (3, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
+                        fontsize=8.5, color=m.muted)
+    tallest = max(tallest, room or 0)
     ax.set(xlabel="step", ylabel="tokens", xlim=(trace[0].step - 0.7, trace[-1].step + 0.7), ylim=(0, tallest * 1.12))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))

@@ -21,7 +21,11 @@ READABLE = 0.72  # of its size: on a page that has less room, a figure scrolls s
 # JupyterLab and VS Code mark the body, the Sphinx book the root element.
 STYLE = ("<style>.nvx-figure{overflow-x:auto}.nvx-figure img{max-width:100%;height:auto}.nvx-figure .nvx-dark{display:none}"
          ":is([data-jp-theme-light=false],.vscode-dark,[data-theme=dark]) .nvx-figure .nvx-light{display:none}"
-         ":is([data-jp-theme-light=false],.vscode-dark,[data-theme=dark]) .nvx-figure .nvx-dark{display:inline}</style>")
+         ":is([data-jp-theme-light=false],.vscode-dark,[data-theme=dark]) .nvx-figure .nvx-dark{display:inline}"
+         # JupyterLab breaks the lines of an output anywhere. In a notebook with figures: printed ones between words, those of
+         # a listing not at all, as in its cells; it scrolls.
+         ".jp-Notebook:has(.nvx-figure) .jp-OutputArea-output pre{word-break:normal;overflow-wrap:anywhere}"
+         ".jp-Notebook:has(.nvx-figure) .jp-OutputArea-output.jp-RenderedMarkdown :is(pre,pre code){white-space:pre}</style>")
 
 
 class TwoModeFigure(Figure):

@@ -70,14 +70,16 @@ def _rounded(ms: float) -> float | int:
     return round(ms) if ms >= 100 else round(ms, 1)
 
 
-def measured() -> Table:
-    """The router's figures of two real engines, as benchmarks/results keeps them."""
-    file = RESULTS / "router-cpu.json"
-    result = json.loads(file.read_text(encoding="utf-8"))
-    rows = [[row["policy"].replace("_", " "), row["how"], round(100 * row["hit rate"]), round(row["TTFT p50 s"] * 1e3),
-             round(row["TTFT mean s"] * 1e3)] for row in result["router"]]
-    return Table(["policy", "how", "found cached (%)", "TTFT, median (ms)", "TTFT, mean (ms)"], rows,
-                 f"{result['work']}; {result['device']}, commit {result['commit']}.")
+def measured() -> tuple[dict[str, dict[str, float]], dict[str, dict[str, str]], str]:
+    """({policy: {how: mean TTFT in ms}}, {policy: {how: that and the share found cached}}, where) of two real engines."""
+    result = json.loads((RESULTS / "router-cpu.json").read_text(encoding="utf-8"))
+    times: dict[str, dict[str, float]] = {}
+    words: dict[str, dict[str, str]] = {}
+    for row in result["router"]:
+        policy, ms = row["policy"].replace("_", " "), row["TTFT mean s"] * 1e3
+        times.setdefault(policy, {})[row["how"]] = ms
+        words.setdefault(policy, {})[row["how"]] = f"{ms:,.0f} ms, {row['hit rate']:.0%} found cached"
+    return times, words, f"{result['work']}; {result['device']}, commit {result['commit']}"
 
 
 def ray_fleet(replicas: int):

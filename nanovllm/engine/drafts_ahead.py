@@ -53,7 +53,7 @@ class SpeculationAhead(Speculation):
 
     @property
     def is_wanted(self) -> bool:
-        return super().is_wanted and not self._fits()
+        return not self._fits() and super().is_wanted
 
     def propose(self) -> None:
         running, fits = self._scheduler.running, self._fits()
@@ -107,6 +107,8 @@ class SpeculationAhead(Speculation):
         return self._acceptance(record) if found else 0.0
 
     def learn(self, batch: ScheduledBatch) -> None:
+        if self._trial and any(item.num_drafts for item in batch.items) and not any(item.num_accepted for item in batch.items):
+            self._trial = 0  # it has been seen that they do not pay, and every way there and back costs a millisecond
         for item in batch.items:
             if item.seq.drafts_on_device:
                 self.drafter.follow(item.seq)

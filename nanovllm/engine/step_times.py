@@ -11,13 +11,16 @@ class StepTimes:
     """The time from one step's end to the next one's, by how many sequences decode (in powers of two) and have drafts.
 
     A count of weights says what a long step costs. A short one costs its launches, waits and bookkeeping, and those depend on
-    the machine: on a GPU a small model's step with drafts may take four times as long as one without. So both are timed. Only
-    a step that follows another of its kind counts, as then nothing but it lies between the two ends. The median of the last
-    ones is taken: an end may be late because somebody was slow to ask for the next step.
+    the machine: on a GPU a small model's step with drafts may take four times as long as one without. So both are timed.
+
+    A step without drafts counts if it follows another one. What it costs to go over to drafts and back, a millisecond on a
+    GPU whose rows are written anew, is the drafts' affair: a look-up that finds something in every third step has to be worth
+    that. The median of the last steps is taken: an end may be late because somebody was slow to ask for the next step.
     """
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[int, int], deque[float]] = {}
+        self._medians: dict[tuple[int, int], float] = {}  # of kinds with enough of them; asked for many times in a step
         self._last: tuple[tuple[int, int], float] | None = None
         self._num_plain: dict[int, int] = {}  # steps since drafts were last timed
 
@@ -25,8 +28,12 @@ class StepTimes:
         """A step of so many sequences has ended; num_drafts: the most that one of them had room for."""
         group = num_seqs.bit_length()
         kind = group, num_drafts
-        if self._last is not None and self._last[0] == kind:
-            self._seconds.setdefault(kind, deque(maxlen=16)).append(now - self._last[1])
+        if self._last is not None:
+            (last_group, last_drafts), then = self._last
+            if last_group == group and (num_drafts or not last_drafts):
+                self._add(kind, now - then)
+            elif last_group == group and (plain := self._medians.get(kind)) and (seconds := self._seconds.get(self._last[0])):
+                self._add(self._last[0], seconds.pop() + max(0.0, now - then - plain))
         self._last = kind, now
         if num_drafts:
             self._num_plain[group] = 0
@@ -35,6 +42,13 @@ class StepTimes:
         if self._num_plain[group] == EXPIRES:
             for other in [other for other in self._seconds if other[0] == group and other[1]]:
                 del self._seconds[other]
+                self._medians.pop(other, None)
+
+    def _add(self, kind: tuple[int, int], seconds: float) -> None:
+        noted = self._seconds.setdefault(kind, deque(maxlen=16))
+        noted.append(seconds)
+        if len(noted) >= ENOUGH:
+            self._medians[kind] = median(noted)
 
     def interrupt(self) -> None:
         """A step of another kind has ended: one with a prompt in it, or none at all."""
@@ -43,8 +57,7 @@ class StepTimes:
     def lacks_plain(self, num_seqs: int) -> bool:
         """Whether drafts have been timed, and what they are to be compared with has not: take a few steps without."""
         group = num_seqs.bit_length()
-        timed = any(len(seconds) >= ENOUGH for (other, k), seconds in self._seconds.items() if other == group and k)
-        return timed and len(self._seconds.get((group, 0), ())) < ENOUGH
+        return (group, 0) not in self._medians and any(other == group for other, _ in self._medians)
 
     def ratio(self, num_seqs: int, num_drafts: int, cost: float) -> float:
         """What a step with so many drafts of each sequence takes, as a multiple of one without.
@@ -53,10 +66,9 @@ class StepTimes:
         number of drafts and the nearest that was.
         """
         group = num_seqs.bit_length()
-        plain = self._seconds.get((group, 0), ())
-        timed = {k: seconds for (other, k), seconds in self._seconds.items()
-                 if other == group and k and len(seconds) >= ENOUGH}
-        if len(plain) < ENOUGH or not timed:
+        plain = self._medians.get((group, 0))
+        timed = [k for other, k in self._medians if other == group and k]
+        if plain is None or not timed:
             return 1 + num_drafts * cost
         nearest = min(timed, key=lambda k: (abs(k - num_drafts), -k))
-        return median(timed[nearest]) / median(plain) + (num_drafts - nearest) * cost
+        return self._medians[group, nearest] / plain + (num_drafts - nearest) * cost

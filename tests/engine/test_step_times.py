@@ -37,11 +37,23 @@ def test_what_is_measured_overrules_counting_and_its_neighbours_are_counted_from
     assert best_length(1.0, lambda k: slow.ratio(1, k, 0.1), 4) == 0
 
 
-def test_a_step_counts_only_behind_one_of_its_kind():
+def test_going_over_to_drafts_and_back_is_counted_as_theirs():
+    """Steps take as long with drafts as without, and every change of kind half a step more."""
+    for num_plain, num_drafting, ratio in ((3, 1, 2.0), (3, 2, 1.5), (3, 40, 1.0)):
+        times, now, before = StepTimes(), 0.0, 0
+        for _ in range(2 * ENOUGH):
+            for drafts in num_plain * [0] + num_drafting * [4]:
+                now += 1.0 + 0.5 * (drafts != before)
+                before = drafts
+                times.note(1, drafts, now)
+        assert times.ratio(1, 4, 0.1) == pytest.approx(ratio)
+
+
+def test_a_step_without_drafts_counts_only_behind_one_of_its_kind():
     times = StepTimes()
     for i in range(4 * ENOUGH):  # never twice the same
         times.note(1, 4 * (i % 2), float(i))
-    assert times.ratio(1, 4, 0.1) == pytest.approx(1.4)
+    assert times.lacks_plain(1) and times.ratio(1, 4, 0.1) == pytest.approx(1.4)
     times = StepTimes()
     for i in range(4 * ENOUGH):  # a prompt between any two
         times.note(1, 4, float(i))

@@ -49,7 +49,8 @@ class CompletionOutput:
     stop_reason: the stop string or stop token it met; None at the end of sequence.
     logprobs: for each token a dict {token id: Logprob}, the drawn token among them; None when not asked for.
     error: with finish_reason "error", what went wrong.
-    num_drafted_tokens, num_accepted_tokens: guesses that were checked for it, and those that were right (speculative decoding).
+    num_drafted_tokens, num_accepted_tokens: guesses that were checked for it, and those that were right (speculative
+        decoding, and what a grammar forces).
     """
 
     index: int

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+from contextlib import contextmanager
 
 import jsonschema
 import pytest
@@ -19,6 +20,8 @@ PROMPT = "Write down what you know of the fox: "
 CARD = {"type": "object", "additionalProperties": False, "required": ["name", "age"], "properties": {
     "name": {"enum": ["fox", "hen", "cat"]}, "age": {"type": "integer", "minimum": 0, "maximum": 99},
     "tags": {"type": "array", "items": {"enum": ["red", "old"]}, "maxItems": 3}}}
+NOTE = {"type": "object", "additionalProperties": False, "required": ["text"],  # little of it is forced
+        "properties": {"text": {"type": "string", "minLength": 40}}}
 SHAPES = {
     "json": dict(json=CARD, disable_any_whitespace=True), "regex": dict(regex="[0-9]{4}-[0-9]{2}-[0-9]{2}"),
     "choice": dict(choice=["yes", "no", "perhaps"]), "json_object": dict(json_object=True),
@@ -106,7 +109,7 @@ def test_logprobs_are_the_models_own(llm):
 
 
 def test_streamed_pieces_are_the_whole_text(llm):
-    params = SamplingParams(temperature=1, seed=4, max_tokens=80, structured_outputs=StructuredOutputsParams(**SHAPES["json"]))
+    params = SamplingParams(temperature=1, seed=4, max_tokens=80, structured_outputs=StructuredOutputsParams(json=NOTE))
     whole, = generate(llm, params)
     pieces = list(llm.stream(PROMPT, params))
     assert "".join(pieces) == whole.text and len(pieces) > 5
@@ -218,9 +221,18 @@ class Guesses(Drafter):
 
 @pytest.fixture(scope="module")
 def work(llm):
-    """Mixed requests, and what each gets alone."""
+    """Mixed requests, and what each gets alone, a token at a time."""
     prompts, params = mixed_requests(llm)
-    return prompts, params, [summary(generate(llm, p, [prompt])) for prompt, p in zip(prompts, params, strict=True)]
+    with one_token_at_a_time(llm):
+        return prompts, params, [summary(generate(llm, p, [prompt])) for prompt, p in zip(prompts, params, strict=True)]
+
+
+@contextmanager
+def one_token_at_a_time(llm):
+    """Within the block, what a grammar forces is drawn as everything else is."""
+    forced, llm.engine._forced = llm.engine._forced, None
+    yield
+    llm.engine._forced = forced
 
 
 def summary(completions):
@@ -353,7 +365,7 @@ def test_a_grammar_that_cannot_be_followed_ends_its_own_request_only(llm, monkey
 
 
 def test_a_step_that_fails_leaves_grammars_where_they_were(llm, monkeypatch):
-    params = SamplingParams(temperature=1, seed=3, max_tokens=30, structured_outputs=StructuredOutputsParams(**SHAPES["json"]))
+    params = SamplingParams(temperature=1, seed=3, max_tokens=30, structured_outputs=StructuredOutputsParams(json=NOTE))
     expected, = generate(llm, params)
     runner = llm.engine.model_runner
     collect, calls = runner.collect, []

@@ -7,10 +7,12 @@ from functools import partial
 
 from nanovllm.engine.draft_records import DraftCounts, Record
 from nanovllm.engine.drafts import Drafter
+from nanovllm.engine.drafts_room import decodes, reserve
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence
 from nanovllm.engine.step_times import StepTimes
+from nanovllm.engine.token_matcher import forced_tokens
 from nanovllm.errors import InvalidArgument
 from nanovllm.speculative_config import SpeculativeConfig
 from nanovllm.utils.interrupts import uninterrupted
@@ -95,14 +97,14 @@ class Speculation:
         if len(running) >= self.most_in_step or (self.times and self.times.lacks_plain(len(running))):
             return
         cost = self._cost()
-        wanted = [(seq, length) for seq in running if (length := self._length(seq, cost)) and _decodes(seq)]
+        wanted = [(seq, length) for seq in running if (length := self._length(seq, cost)) and decodes(seq)]
         if wanted:
             self._draft(wanted)
 
     def _draft(self, wanted: list[tuple[Sequence, int]]) -> None:
         """Have the drafter propose up to so many tokens of each, as far as there is room."""
         with uninterrupted():
-            limits = self._reserve(wanted)
+            limits = reserve(self._scheduler, wanted, self.most_in_step)
         self._drafting = drafting = [seq for seq, _ in wanted if seq.seq_id in limits]
         try:
             if drafting:
@@ -173,29 +175,6 @@ class Speculation:
             return best
         return int(best_length(1.0, cost, most) > 0)  # once more, after a rest; not where even a right draft would not pay
 
-    def _reserve(self, wanted: list[tuple[Sequence, int]]) -> dict[int, int]:
-        """How many drafts each may have; their blocks are in its table by then."""
-        scheduler, manager = self._scheduler, self._scheduler.block_manager
-        num_decoding = sum(map(_decodes, scheduler.running))
-        tokens = min(scheduler.max_num_batched_tokens - num_decoding, self.most_in_step)
-        # What everybody's own tokens need comes first.
-        blocks = manager.num_free_blocks - sum(
-            manager.num_new_blocks(seq, max(len(seq), seq.num_computed_tokens + 1)) for seq in scheduler.running)
-        if blocks < 0:  # somebody will be preempted
-            return {}
-        share, limits = max(1, self.most_in_step // num_decoding), {}
-        for seq, length in wanted:
-            limit = min(length, share, tokens)
-            plain = manager.num_new_blocks(seq, len(seq))
-            while limit > 0 and manager.num_new_blocks(seq, len(seq) + limit) - plain > blocks:
-                limit -= 1
-            if limit > 0:
-                tokens -= limit
-                blocks -= manager.num_new_blocks(seq, len(seq) + limit) - plain
-                manager.append(seq, len(seq) + limit)
-                limits[seq.seq_id] = limit
-        return limits
-
     def _fill_in(self, sequences: list[Sequence], limits: list[int]) -> None:
         for seq in sequences:
             self._records.setdefault(seq.seq_id, Record())
@@ -205,10 +184,11 @@ class Speculation:
         except Exception as error:
             self._give_up(sequences, error)
             return
-        for seq, drafts in zip(sequences, proposals):
+        for seq, drafts, limit in zip(sequences, proposals, limits):
+            drafts = list(drafts)
             if seq.matcher is not None:  # what the grammar does not allow cannot be drawn
-                drafts = drafts[:seq.matcher.num_allowed(list(drafts))]
-            seq.draft_token_ids = list(drafts)
+                drafts = forced_tokens(seq.matcher, limit) or drafts[:seq.matcher.num_allowed(drafts)]
+            seq.draft_token_ids = drafts
             self._note_miss(seq, bool(drafts))
 
     def _note_miss(self, seq: Sequence, has_drafts: bool = False) -> None:
@@ -236,8 +216,3 @@ class Speculation:
                 if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self._vocab_size:
                     raise InvalidArgument(f"propose returned the token {token!r}: it must be a whole number in [0, "
                                           f"{self._vocab_size}), the model's vocabulary; draft with the model's own tokenizer.")
-
-
-def _decodes(seq: Sequence) -> bool:
-    """Whether its next step computes its last token alone, and that is known."""
-    return seq.num_uncomputed_tokens == 1 and not seq.num_pending_tokens

@@ -9,6 +9,7 @@ from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.drafts import Drafter
 from nanovllm.engine.drafts_ahead import make_speculation
 from nanovllm.engine.drafts_control import Speculation
+from nanovllm.engine.drafts_forced import ForcedTokens
 from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.listener import Listener, Step
 from nanovllm.engine.runner import Runner
@@ -60,6 +61,7 @@ class LLMEngine:
                   type(self.scheduler).__name__, "the engine's own with a drafter, or one with schedules_drafts = True",
                   "leave speculative_config and drafter out, or give sequences their num_new_tokens and say so on your class")
             self.speculation = make_speculation(drafter, self.scheduler, config, self._looks_ahead, runner)
+        self._forced = None if overridden or self._looks_ahead else ForcedTokens(self.scheduler)
         self._in_flight: deque[StepInFlight] = deque()
         self.turn = Turn()
         self.is_closed = False
@@ -141,8 +143,8 @@ class LLMEngine:
                 with uninterrupted():
                     for step in self._in_flight:
                         self.scheduler.advance(step.batch)
-                if self.speculation and batch is None:
-                    self.speculation.propose()
+                if (drafts := self._drafts) and batch is None:
+                    drafts.propose()
                 with uninterrupted():
                     scheduled = self.scheduler.schedule() if batch is None else batch
                 timestamps.append(time.perf_counter())
@@ -160,8 +162,8 @@ class LLMEngine:
             with uninterrupted():
                 finished = self.scheduler.update(oldest.batch, token_ids)
                 oldest.record_times()
-                if self.speculation:
-                    self.speculation.learn(oldest.batch)
+                if drafts := self._drafts:
+                    drafts.learn(oldest.batch)
                 self._in_flight.popleft()
                 self._draw_late()
                 oldest.timestamps.append(time.perf_counter())
@@ -220,7 +222,13 @@ class LLMEngine:
         """Most steps in flight at once."""
         if not self._looks_ahead or any(listener.one_step_at_a_time for listener in self._listeners):
             return 1
-        return 1 if self.speculation and self.speculation.is_wanted else 2
+        drafts = self._drafts
+        return 1 if drafts and drafts.is_wanted else 2
+
+    @property
+    def _drafts(self) -> Speculation | ForcedTokens | None:
+        """What gives sequences drafts: the drafter's or, without one, those that grammars force."""
+        return self.speculation or self._forced
 
     def _check_progress(self, empty: ScheduledBatch) -> None:
         if not self._in_flight and self.has_unfinished and not empty.preempted:

@@ -45,30 +45,17 @@ def bitmasks_of(batch: ScheduledBatch, vocab_size: int, eos_token_ids: tuple[int
                                f"{len(item.seq)}; this is a bug.")
         firsts.append(first)
         first += len(item.drawn_positions)
-    errors = fill_together([matcher for _, matcher in items], bits, firsts)
-    for (item, matcher), first in zip(items, firsts):
+    errors = fill_together([matcher for _, matcher in items], bits, firsts, [item.draft_token_ids for item, _ in items])
+    for (item, _), first in zip(items, firsts):
         own = bits[first:first + len(item.drawn_positions)]
         error = errors.get(first)
         try:
             if error is not None:
                 raise error
-            if item.num_drafts:
-                _fill_drafts(own, matcher, item.draft_token_ids)
             _forbid_ends(own, item, eos_token_ids)
         except RequestFailed as failed:
             item.seq.error, own[:] = failed, -1
     return TokenBitmasks(np.array(rows, np.int64), bits)
-
-
-def _fill_drafts(bits: NDArray[np.int32], matcher: TokenMatcher, drafts: list[int]) -> None:
-    """The rows behind the first, each for the position after one more draft. bits: [1 + num_drafts, words]."""
-    taken, bits[1:] = 0, -1
-    for row, draft in enumerate(drafts, 1):
-        if not matcher.advance(draft):
-            break
-        taken += 1
-        matcher.fill_bitmask(bits[row])
-    matcher.rollback(taken)
 
 
 def _forbid_ends(bits: NDArray[np.int32], item: ScheduledSequence, eos_token_ids: tuple[int, ...]) -> None:

@@ -4,6 +4,7 @@ The engine knows token ids, and neither text nor grammars. It is given a matcher
 was drawn, and asks it for a mask before each draw.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -45,17 +46,49 @@ class BatchMatcher(TokenMatcher, Protocol):
     """A matcher whose class fills the masks of many at once, by several threads."""
 
     @classmethod
-    def fill_bitmasks(cls, matchers: ListLike[Self], bitmasks: NDArray[np.int32], rows: ListLike[int]
-                      ) -> dict[int, RequestFailed]:
-        """As `fill_bitmask` for each of them, into its row of `bitmasks`, [num_rows, ceil(vocab_size / 32)].
+    def fill_bitmasks(cls, matchers: ListLike[Self], bitmasks: NDArray[np.int32], rows: ListLike[int],
+                      drafts: ListLike[list[int]]) -> dict[int, RequestFailed]:
+        """As `fill_with_drafts` for each of them, from its row of `bitmasks` on, [num_rows, ceil(vocab_size / 32)].
 
-        Returns, by row, what `fill_bitmask` would have raised.
+        Returns, by first row, what that would have raised.
         """
         ...
 
 
-def fill_together(matchers: ListLike[TokenMatcher], bitmasks: NDArray[np.int32], rows: ListLike[int]
-                  ) -> dict[int, RequestFailed]:
+class ForcingMatcher(TokenMatcher, Protocol):
+    """A matcher that knows where its grammar leaves no choice."""
+
+    def forced_tokens(self, most: int) -> list[int]:
+        """Up to so many tokens that come next because nothing else may; none where there is a choice. Takes none of them in.
+
+        The masks decide, so that one too many costs time and changes nothing.
+        """
+        ...
+
+
+def forced_tokens(matcher: TokenMatcher, most: int) -> list[int]:
+    """As `ForcingMatcher.forced_tokens`; none from a matcher of another kind."""
+    ask: Callable[[int], list[int]] | None = getattr(matcher, "forced_tokens", None)
+    return ask(most) if ask and most > 0 else []
+
+
+def fill_with_drafts(matcher: TokenMatcher, bitmasks: NDArray[np.int32], drafts: list[int]) -> None:
+    """The mask of its next token, and behind it one for the token after each draft, if the drafts before that are right.
+
+    Behind a draft that may not come there is nothing to mask, and all bits are set. bitmasks: [1 + len(drafts), words].
+    """
+    matcher.fill_bitmask(bitmasks[0])
+    taken, bitmasks[1:] = 0, -1
+    for row, draft in enumerate(drafts, 1):
+        if not matcher.advance(draft):
+            break
+        taken += 1
+        matcher.fill_bitmask(bitmasks[row])
+    matcher.rollback(taken)
+
+
+def fill_together(matchers: ListLike[TokenMatcher], bitmasks: NDArray[np.int32], rows: ListLike[int],
+                  drafts: ListLike[list[int]]) -> dict[int, RequestFailed]:
     """As `BatchMatcher.fill_bitmasks`, for matchers of any kinds."""
     kinds: dict[type, list[int]] = {}
     for i, matcher in enumerate(matchers):
@@ -63,11 +96,11 @@ def fill_together(matchers: ListLike[TokenMatcher], bitmasks: NDArray[np.int32],
     errors: dict[int, RequestFailed] = {}
     for kind, chosen in kinds.items():
         if fill_all := getattr(kind, "fill_bitmasks", None):
-            errors |= fill_all([matchers[i] for i in chosen], bitmasks, [rows[i] for i in chosen])
+            errors |= fill_all([matchers[i] for i in chosen], bitmasks, [rows[i] for i in chosen], [drafts[i] for i in chosen])
             continue
         for i in chosen:
             try:
-                matchers[i].fill_bitmask(bitmasks[rows[i]])
+                fill_with_drafts(matchers[i], bitmasks[rows[i]:rows[i] + 1 + len(drafts[i])], drafts[i])
             except RequestFailed as error:
                 errors[rows[i]] = error
     return errors

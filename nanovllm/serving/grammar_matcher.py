@@ -14,12 +14,14 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
+from nanovllm.engine.token_matcher import fill_with_drafts
 from nanovllm.errors import RequestFailed
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
 
 FEWEST_FOR_THREADS = 4  # matchers: below, waking threads takes longer than a mask
+MOST_RUNS = 4096  # of forced tokens, remembered of a lexer
 
 
 class CompiledGrammar:
@@ -60,10 +62,14 @@ class CompiledGrammar:
 
 
 class _Lexer:
-    """What copies of one matcher share. source: stays at the beginning. in_use: the copies that somebody still has."""
+    """What copies of one matcher share. source: stays at the beginning. in_use: the copies that somebody still has.
+
+    forced: how forced text is cut into tokens, by the token before it: to ask llguidance takes twenty times as long.
+    """
 
     def __init__(self, source: "LLMatcher"):
         self.source = source
+        self.forced: dict[tuple[int, bytes], list[int]] = {}
         self.in_use: WeakSet[GrammarMatcher] = WeakSet()
 
 
@@ -76,6 +82,7 @@ class GrammarMatcher:
 
     def __init__(self, matcher: "LLMatcher", lexer: _Lexer, executor: "LLExecutor | None"):
         self._matcher, self._lexer, self._executor = matcher, lexer, executor
+        self._last_token: int | None = -1  # None where it is not known
         lexer.in_use.add(self)
 
     def __repr__(self) -> str:
@@ -101,24 +108,29 @@ class GrammarMatcher:
         self._check()
 
     @classmethod
-    def fill_bitmasks(cls, matchers: ListLike["GrammarMatcher"], bitmasks: NDArray[np.int32], rows: ListLike[int]
-                      ) -> dict[int, RequestFailed]:
+    def fill_bitmasks(cls, matchers: ListLike["GrammarMatcher"], bitmasks: NDArray[np.int32], rows: ListLike[int],
+                      drafts: ListLike[list[int]]) -> dict[int, RequestFailed]:
         """See `BatchMatcher`: by llguidance's threads, and without Python's lock, where lexers are several."""
         executor = matchers[0]._executor
         if len(matchers) < FEWEST_FOR_THREADS or len({id(matcher._lexer) for matcher in matchers}) == 1:
             executor = None
         if executor is not None:
             # A thread is given neighbors in this list. Those of one lexer would wait for each other elsewhere.
-            work = sorted(zip(matchers, rows), key=lambda each: id(each[0]._lexer))
-            executor.unsafe_compute_mask_ptr([(matcher._matcher, row) for matcher, row in work],
-                                             bitmasks.ctypes.data, bitmasks.strides[0], len(bitmasks))
+            work = sorted(zip(matchers, rows, drafts), key=lambda each: id(each[0]._lexer))
+            target = bitmasks.ctypes.data, bitmasks.strides[0], len(bitmasks)
+            if alone := [(matcher._matcher, row) for matcher, row, tokens in work if not tokens]:
+                executor.unsafe_compute_mask_ptr(alone, *target)
+            if drafting := [(matcher._matcher, row, tokens) for matcher, row, tokens in work if tokens]:
+                for _, row, tokens in drafting:
+                    bitmasks[row + 1:row + 1 + len(tokens)] = -1  # behind a wrong draft nothing is written
+                executor.unsafe_compute_mask_ptr_with_draft_token(drafting, *target)
         errors = {}
-        for matcher, row in zip(matchers, rows):
+        for matcher, row, tokens in zip(matchers, rows, drafts):
             try:
                 if executor is not None:
                     matcher._check()
                 else:
-                    matcher.fill_bitmask(bitmasks[row])
+                    fill_with_drafts(matcher, bitmasks[row:row + 1 + len(tokens)], tokens)
             except RequestFailed as error:
                 errors[row] = error
         return errors
@@ -126,6 +138,7 @@ class GrammarMatcher:
     def advance(self, token_id: int) -> bool:
         """Take in the answer's next token. False, with nothing changed, when it may not come next."""
         if self._matcher.try_consume_tokens([token_id]) == 1:
+            self._last_token = token_id
             return True
         self._check()
         return False
@@ -134,15 +147,31 @@ class GrammarMatcher:
         """How many of these tokens may follow, one after the other. Takes none of them in."""
         return self._matcher.validate_tokens(token_ids) if token_ids else 0
 
+    def forced_tokens(self, most: int) -> list[int]:
+        """See `ForcingMatcher.forced_tokens`: in JSON the names of properties and the marks around them."""
+        if not (text := self._matcher.compute_ff_bytes()):
+            return []
+        if self._last_token is None:
+            return self._matcher.compute_ff_tokens()[:most]
+        key, known = (self._last_token, text), self._lexer.forced
+        if (tokens := known.get(key)) is None:
+            if len(known) >= MOST_RUNS:
+                known.clear()
+            tokens = known[key] = self._matcher.compute_ff_tokens()
+        return tokens[:most]
+
     def rollback(self, num_tokens: int) -> None:
         """Forget the last tokens taken in."""
         if num_tokens:
+            self._last_token = None
             self._matcher.rollback(num_tokens)
             self._check()
 
     def copy(self) -> "GrammarMatcher":
         """Another one at the same place, which goes its own way from here."""
-        return GrammarMatcher(self._matcher.deep_copy(), self._lexer, self._executor)
+        other = GrammarMatcher(self._matcher.deep_copy(), self._lexer, self._executor)
+        other._last_token = self._last_token
+        return other
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -280,10 +280,58 @@ def test_masks_filled_together_are_those_filled_alone(num_matchers):
         bits = np.full((num_matchers + 2, -(-VOCAB_SIZE // 32)), 7, np.int32)
         rows = [(i * 7 + 1) % (num_matchers + 2) for i in range(num_matchers)]
         rows = rows if len(set(rows)) == num_matchers else list(range(num_matchers))
-        assert type(matchers[0]).fill_bitmasks(matchers, bits, rows) == {}
+        assert type(matchers[0]).fill_bitmasks(matchers, bits, rows, [[] for _ in rows]) == {}
         for row, matcher in zip(rows, matchers):
             assert set(np.flatnonzero(np.unpackbits(bits[row].view(np.uint8), bitorder="little")).tolist()) == allowed(matcher)
         assert all((bits[row] == 7).all() for row in range(num_matchers + 2) if row not in rows)
+
+
+@pytest.mark.parametrize("num_matchers", [1, 5, 12])
+def test_masks_behind_drafts_are_those_of_a_matcher_that_took_them(num_matchers):
+    """Up to the first draft that may not come, behind which nothing is masked; the matchers stay where they are."""
+    texts = ["", '{"name": "', '{"name": "the fox', '{"name"']
+    follow = ['{"name": "a', 'fox and the hen"', "}}", "", ': "a bear", "size"']
+    for compiler in (threaded(1), threaded(4)):
+        matchers = [compiler.matcher(STRINGS) for _ in range(num_matchers)]
+        drafts = [TOKENIZER.encode(follow[i % 5], add_special_tokens=False)[:4] for i in range(num_matchers)]
+        rows, total = [], 0
+        for i, matcher in enumerate(matchers):
+            write(matcher, texts[i % 4])
+            rows.append(total)
+            total += 1 + len(drafts[i])
+        bits = np.full((total, -(-VOCAB_SIZE // 32)), 7, np.int32)
+        assert type(matchers[0]).fill_bitmasks(matchers, bits, rows, drafts) == {}
+        refused = 0
+        for row, matcher, tokens in zip(rows, matchers, drafts):
+            copy, right = matcher.copy(), True
+            for i, token in enumerate([None, *tokens]):
+                right = right and (token is None or copy.advance(token))
+                found = set(np.flatnonzero(np.unpackbits(bits[row + i].view(np.uint8), bitorder="little")).tolist())
+                assert found == allowed(copy) if right else (bits[row + i] == -1).all(), (i, tokens)
+                refused += not right
+            assert allowed(matcher) == set(
+                np.flatnonzero(np.unpackbits(bits[row].view(np.uint8), bitorder="little")).tolist())
+        assert bool(refused) == (num_matchers > 1)
+
+
+def test_forced_tokens_are_those_that_masks_leave_no_choice_about(compiler):
+    """At every place of an answer, whoever asked before, after a copy and after a rollback."""
+    shape = StructuredOutputsParams(disable_any_whitespace=True, json={
+        "type": "object", "additionalProperties": False, "required": ["name", "size"], "properties": {
+            "name": {"type": "string", "maxLength": 6}, "size": {"enum": ["small", "large"]}}})
+    rng, found = np.random.default_rng(0), 0
+    for _ in range(12):
+        matcher = compiler.matcher(shape)
+        while not matcher.is_finished:
+            forced, copy = matcher.forced_tokens(9), matcher.copy()
+            assert copy.forced_tokens(9) == forced and matcher.forced_tokens(1) == forced[:1]
+            for token in forced:
+                assert allowed(copy) == {token} and copy.advance(token)
+            copy.rollback(len(forced))
+            assert copy.forced_tokens(9) == forced
+            found += len(forced)
+            assert matcher.advance(int(rng.choice(sorted(allowed(matcher)))))
+    assert found > 40
 
 
 def test_without_a_fast_tokenizer_no_shape_is_served():

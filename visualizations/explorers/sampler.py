@@ -67,8 +67,8 @@ def record_logits(llm: Any, prompt: str | list[int], params: SamplingParams | No
         request.abort()
     seq = request.sequences[0]
     output = seq.token_ids[seq.num_prompt_tokens:]
-    if len(rows) < len(output):
-        raise RuntimeError(f"{len(rows)} of {len(output)} draws were seen: the others ran inside a captured graph; "
+    if (num_rows := sum(map(len, rows))) < len(output):
+        raise RuntimeError(f"{num_rows} of {len(output)} draws were seen: the others ran inside a captured graph; "
                            "start the LLM with enforce_eager=True.")
     # An engine that looks ahead may have begun a step for nothing after the last token.
     return RecordedLogits(np.concatenate(rows)[:len(output)], list(request.prompt_token_ids), output, params, seq.seed)

@@ -3,8 +3,8 @@
     python -m benchmarks tune                 # the table, fastest first
     python -m benchmarks tune --json FILE     # and the figures, with the best of each in it
 
-Tried are `Tuning` of `kernels/paged_decode.py`, for many sequences and for one, with and without a programmatic launch, and
-the weights and warps of `kernels/linear.py`. A kernel alone can mislead: in a step its neighbours share the GPU with it.
+Tried are `Tuning` of `kernels/paged_decode.py` for many sequences, the tile of `kernels/paged_decode_few.py` for one, and the
+weights and warps of `kernels/linear.py`. A kernel alone can mislead: in a step its neighbours share the GPU with it.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from benchmarks.roofline import seconds
 from nanovllm import LLM
 from nanovllm.engine.cuda_graphs import DecodeGraphs
 from nanovllm.engine.model_runner import ModelRunner
-from nanovllm.kernels import linear, paged_decode, row_state
+from nanovllm.kernels import linear, paged_decode, paged_decode_few, row_state
 from nanovllm.kernels.filtered_draw import filtered_draw
 from nanovllm.kernels.paged_decode import Tuning
 from nanovllm.kernels.sample import draw
@@ -33,20 +33,33 @@ from nanovllm.layers.attention import select_backend
 from nanovllm.models.fused import FusedModel
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
 
-DECODE = [(Tuning(*numbers), False) for numbers in ((64, 4, 3, 4), (64, 4, 5, 2), (64, 4, 5, 3), (64, 2, 5, 3), (64, 4, 7, 2),
-                                                    (32, 2, 5, 4), (128, 4, 3, 2), (32, 2, 5, 3), (32, 2, 3, 4))]
-DECODE += [(Tuning(64, 4, 5, 2), True), (Tuning(64, 4, 3, 4), True)]
+DECODE = [Tuning(*numbers) for numbers in ((64, 4, 3, 4), (64, 4, 5, 2), (64, 4, 5, 3), (64, 2, 5, 3), (64, 4, 7, 2),
+                                           (32, 2, 5, 4), (128, 4, 3, 2), (32, 2, 5, 3), (32, 2, 3, 4))]
+FEW = [(16384, 4, 3), (16384, 4, 4), (16384, 8, 3), (8192, 2, 4), (8192, 4, 3), (32768, 8, 3)]  # bytes of a tile, warps, stages
 LINEAR = [(16384, 4), (8192, 2), (8192, 4), (4096, 1), (4096, 2), (16384, 8), (2048, 1)]
-SIZES = {256: 717, 64: 717, 16: 717, 1: 384}  # batch size: mean context
+VARIANTS = len(DECODE) + len(FEW) + len(LINEAR)
+MANY_SIZES, MANY_MEAN, ONE_MEAN = (256, 64, 16), 717, 384  # batch sizes, and mean contexts
 
 
-def choose(decode: tuple[Tuning, bool] | None = None, products: tuple[int, int] | None = None) -> None:
-    """Have the kernels use these from the next capture on; a batch of a few is always launched programmatically."""
+def choose(decode: Tuning | None = None, few: tuple[int, int, int] | None = None,
+           products: tuple[int, int] | None = None) -> None:
+    """Have the kernels use these from the next capture on."""
     if decode:
-        paged_decode.FEW = paged_decode.MANY = decode[0]
-        paged_decode.PDL_UP_TO = 1 << 20 if decode[1] else 4
+        paged_decode.HALF = decode
+    if few:
+        paged_decode_few.TILE_BYTES, paged_decode_few.NUM_WARPS, paged_decode_few.NUM_STAGES = few
     if products:
-        linear.WEIGHTS, linear.NUM_WARPS = products
+        linear.CUTS = ((sys.maxsize, *products),)
+
+
+def choose_variant(index: int) -> None:
+    """The index-th of DECODE, FEW and LINEAR, one behind the other."""
+    if index < len(DECODE):
+        choose(decode=DECODE[index])
+    elif index < len(DECODE) + len(FEW):
+        choose(few=FEW[index - len(DECODE)])
+    else:
+        choose(products=LINEAR[index - len(DECODE) - len(FEW)])
 
 
 @torch.inference_mode()
@@ -58,11 +71,8 @@ def compile_variant(index: int) -> None:
     cache = torch.zeros(1, 2, 8, 256, shape.num_key_value_heads, shape.head_dim, dtype=torch.bfloat16, device="cuda")
     graphs = DecodeGraphs(model, draw, filtered_draw, apply_bitmask, row_state, cache, max_num_seqs=256, max_model_len=4096,
                           capture=False)
-    if index < len(DECODE):
-        choose(decode=DECODE[index])
-    else:
-        choose(products=LINEAR[index - len(DECODE)])
-    for size in SIZES if index < len(DECODE) else [1]:
+    choose_variant(index)
+    for size in MANY_SIZES if index < len(DECODE) else (1,):
         graphs._step(size)
     torch.cuda.synchronize()
 
@@ -93,7 +103,7 @@ def main() -> None:
         return compile_variant(args.compile)
     command = [sys.executable, "-m", "benchmarks.tune", "--compile"]
     running = [subprocess.Popen([*command, str(i)], env=os.environ | {"OMP_NUM_THREADS": "1"})
-               for i in range(len(DECODE) + len(LINEAR))]
+               for i in range(VARIANTS)]
     with tempfile.TemporaryDirectory() as folder:
         model = workloads.write_checkpoint(Path(folder) / "model", "cuda")
         codes = [process.wait() for process in running]
@@ -102,24 +112,29 @@ def main() -> None:
             runner = cast(ModelRunner, llm.engine.model_runner)
             runner.kv_cache.normal_()  # zeros would be read faster than what a cache really holds
             graphs = runner.decode_graphs(llm.config, capture=False)
-            found: dict[str, Any] = {"decode": [], "linear": []}
-            for (tuning, pdl), code in zip(DECODE, codes):
+            found: dict[str, Any] = {"decode": [], "few": [], "linear": []}
+            for tuning, code in zip(DECODE, codes):
                 if code == 0:
-                    choose(decode=(tuning, pdl))
-                    times = {f"{size} sequences, ms": milliseconds(graphs, size, mean) for size, mean in SIZES.items()}
-                    found["decode"].append({"tuning": list(tuning), "pdl": pdl, **times})
+                    choose(decode=tuning)
+                    times = {f"{size} sequences, ms": milliseconds(graphs, size, MANY_MEAN) for size in MANY_SIZES}
+                    found["decode"].append({"tuning": list(tuning), **times})
                     print(found["decode"][-1], flush=True)
-            plain = [row for row in found["decode"] if not row["pdl"]]
-            few = min(plain, key=lambda row: row["1 sequences, ms"])
-            many = min(plain, key=lambda row: sum(row[f"{size} sequences, ms"] for size in SIZES if size > 4))
-            choose(decode=(Tuning(*few["tuning"]), False))
-            for products, code in zip(LINEAR, codes[len(DECODE):]):
+            many = min(found["decode"], key=lambda row: sum(row[f"{size} sequences, ms"] for size in MANY_SIZES))
+            choose(decode=Tuning(*many["tuning"]))
+            for few, code in zip(FEW, codes[len(DECODE):]):
+                if code == 0:
+                    choose(few=few)
+                    found["few"].append({"tile bytes, warps, stages": list(few), "ms": milliseconds(graphs, 1, ONE_MEAN)})
+                    print(found["few"][-1], flush=True)
+            one = min(found["few"], key=lambda row: row["ms"])
+            choose(few=tuple(one["tile bytes, warps, stages"]))
+            for products, code in zip(LINEAR, codes[len(DECODE) + len(FEW):]):
                 if code == 0:
                     choose(products=products)
-                    ms = milliseconds(graphs, 1, SIZES[1])
+                    ms = milliseconds(graphs, 1, ONE_MEAN)
                     found["linear"].append({"weights": products[0], "warps": products[1], "ms": ms})
                     print(found["linear"][-1], flush=True)
-    found["best"] = {"FEW": few["tuning"], "MANY": many["tuning"],
+    found["best"] = {"many": many["tuning"], "few": one["tile bytes, warps, stages"],
                      "linear": min(found["linear"], key=lambda row: row["ms"])}
     print(json.dumps(found["best"]))
     if args.json:

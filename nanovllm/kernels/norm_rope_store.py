@@ -20,15 +20,21 @@ def _scaled(raw: tl.tensor, factor: tl.tensor, bias_ptr: tl.tensor, offsets: tl.
 
 
 @triton.jit
-def _norm_rope(wide1: tl.tensor, wide2: tl.tensor, weight_ptr: tl.tensor, cos: tl.tensor, sin: tl.tensor, eps: tl.tensor,
-               dtype: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
-    """Heads cut in the middle, `[heads, HALF]` each: their norm, then the turn of each pair (wide1[i], wide2[i])."""
+def _halves(weight_ptr: tl.tensor, HALF: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """A norm's weight, cut in the middle as the heads are."""
     i = tl.arange(0, HALF)
+    return tl.load(weight_ptr + i)[None, :], tl.load(weight_ptr + HALF + i)[None, :]
+
+
+@triton.jit
+def _norm_rope(wide1: tl.tensor, wide2: tl.tensor, weight1: tl.tensor, weight2: tl.tensor, cos: tl.tensor, sin: tl.tensor,
+               eps: tl.tensor, dtype: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """Heads cut in the middle, `[heads, HALF]` each: their norm, then the turn of each pair (wide1[i], wide2[i])."""
     if NORM:
         scale = tl.rsqrt((tl.sum(wide1 * wide1, 1) + tl.sum(wide2 * wide2, 1)) / (2 * HALF) + eps)[:, None]
         # Rounded where the plain layers round: after the norm and after its weight.
-        wide1 = ((wide1 * scale).to(dtype) * tl.load(weight_ptr + i)[None, :]).to(tl.float32)
-        wide2 = ((wide2 * scale).to(dtype) * tl.load(weight_ptr + HALF + i)[None, :]).to(tl.float32)
+        wide1 = ((wide1 * scale).to(dtype) * weight1).to(tl.float32)
+        wide2 = ((wide2 * scale).to(dtype) * weight2).to(tl.float32)
     return (wide1 * cos - wide2 * sin).to(dtype), (wide2 * cos + wide1 * sin).to(dtype)
 
 
@@ -42,12 +48,14 @@ def _norm_rope_store_kernel(
     NORM: tl.constexpr, BIAS: tl.constexpr,
 ) -> None:  # fmt: skip
     """One program takes one token, all its heads. Q_ROWS, KV_ROWS: the numbers of heads, rounded up to powers of two."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     dtype: tl.constexpr = qkv_ptr.dtype.element_ty
     HALF: tl.constexpr = HEAD_DIM // 2
     WIDTH: tl.constexpr = NUM_KV_HEADS * HEAD_DIM
     token = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, HALF)
-    # Positions and slots are there since before the step's first layer: only the projection is worth waiting for.
+    # Positions, slots and weights are there since before the step's first layer: only the projection is worth waiting for.
     position, slot = tl.load(positions_ptr + token), tl.load(slots_ptr + token)
     cos = tl.load(cos_ptr + position * HALF + i)[None, :]
     sin = tl.load(sin_ptr + position * HALF + i)[None, :]
@@ -57,8 +65,11 @@ def _norm_rope_store_kernel(
     q_ptrs = row_ptr + q_offsets
     key_ptr, value_ptr = row_ptr + NUM_HEADS * HEAD_DIM, row_ptr + NUM_HEADS * HEAD_DIM + WIDTH
     q_inside, inside = head < NUM_HEADS, kv_head < NUM_KV_HEADS
+    q_weight1, q_weight2, k_weight1, k_weight2 = cos, cos, cos, cos
+    if NORM:
+        q_weight1, q_weight2 = _halves(q_weight_ptr, HALF)
+        k_weight1, k_weight2 = _halves(k_weight_ptr, HALF)
     if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     factor = 1.0
     if STREAM_BLOCK:
@@ -72,14 +83,14 @@ def _norm_rope_store_kernel(
 
     wide1 = _scaled(first, factor, bias_ptr, q_offsets, q_inside, BIAS)
     wide2 = _scaled(second, factor, bias_ptr, q_offsets + HALF, q_inside, BIAS)
-    first, second = _norm_rope(wide1, wide2, q_weight_ptr, cos, sin, eps, dtype, HALF, NORM)
+    first, second = _norm_rope(wide1, wide2, q_weight1, q_weight2, cos, sin, eps, dtype, HALF, NORM)
     tl.store(q_ptrs, first, mask=q_inside)
     tl.store(q_ptrs + HALF, second, mask=q_inside)
     if slot >= 0:
         k_bias_ptr, v_bias_ptr = bias_ptr + NUM_HEADS * HEAD_DIM, bias_ptr + NUM_HEADS * HEAD_DIM + WIDTH
         k_wide1 = _scaled(key1, factor, k_bias_ptr, offsets, inside, BIAS)
         k_wide2 = _scaled(key2, factor, k_bias_ptr, offsets + HALF, inside, BIAS)
-        key1, key2 = _norm_rope(k_wide1, k_wide2, k_weight_ptr, cos, sin, eps, dtype, HALF, NORM)
+        key1, key2 = _norm_rope(k_wide1, k_wide2, k_weight1, k_weight2, cos, sin, eps, dtype, HALF, NORM)
         k_ptrs, v_ptrs = k_cache_ptr + slot * WIDTH + offsets, v_cache_ptr + slot * WIDTH + offsets
         tl.store(k_ptrs, key1, mask=inside)
         tl.store(k_ptrs + HALF, key2, mask=inside)

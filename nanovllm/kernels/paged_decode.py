@@ -6,6 +6,9 @@ run at once, whatever sequences they belong to: long and short contexts, one seq
 multiprocessor busy to the same moment. (The balanced form of flash-decoding, Dao, Haziza, Massa and Sizov, 2023,
 https://pytorch.org/blog/flash-decoding/; for matrix products the idea is Stream-K, Osama et al., 2023,
 https://arxiv.org/abs/2301.03598.) Of the programs that share a sequence the last to finish joins the pieces.
+
+It is launched when the kernel before it has ended (no programmatic launch): programs that come while the multiprocessors are
+still half full are spread unevenly over them. A few sequences take `paged_decode_few`.
 """
 
 from typing import NamedTuple
@@ -15,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nanovllm.kernels.device import has_pdl, multiprocessors
+from nanovllm.kernels.device import multiprocessors
 from nanovllm.kernels.paged_tile import LOG2_E, fold_tile, key_offsets
 
 
@@ -28,14 +31,13 @@ class Tuning(NamedTuple):
     programs: int  # programs that one multiprocessor runs at once
 
     @classmethod
-    def for_batch(cls, dtype: torch.dtype, num_seqs: int) -> "Tuning":
+    def for_dtype(cls, dtype: torch.dtype) -> "Tuning":
         """What was fastest on an H200 (benchmarks/NOTES.md)."""
         # float32 is there to be exact: without tensor cores it needs many registers, hence small tiles, more warps.
-        return cls(32, 8, 3, 1) if dtype == torch.float32 else FEW if num_seqs <= PDL_UP_TO else MANY
+        return cls(32, 8, 3, 1) if dtype == torch.float32 else HALF
 
 
-FEW, MANY = Tuning(32, 2, 3, 4), Tuning(32, 2, 5, 3)  # for so few sequences, and for more
-PDL_UP_TO = 4
+HALF = Tuning(32, 2, 5, 3)  # for bfloat16 and float16
 
 
 @triton.jit
@@ -79,7 +81,7 @@ def _decode_kernel(
     cache_stride_block: tl.tensor, cache_stride_slot: tl.tensor, cache_stride_head: tl.tensor, table_stride: tl.tensor,
     num_seqs: tl.tensor,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    ROWS: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr, PDL: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Program (kv head, share): the GROUP query heads of one kv head over one share of the batch's keys.
 
@@ -89,9 +91,6 @@ def _decode_kernel(
     sequence's last piece joins them all.
     """
     kv_head, share = tl.program_id(0), tl.program_id(1)
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-    # Lengths and tables are there since before the step's first layer: no need yet to wait for the kernel before this.
     # The batch's tiles are laid end to end; an empty sequence has one, of no keys.
     each = tl.arange(0, SEQS)
     lengths = tl.load(lengths_ptr + each, mask=each < num_seqs, other=0)
@@ -108,8 +107,6 @@ def _decode_kernel(
     head = kv_head * GROUP + row
     is_head = row < GROUP  # the tensor cores want 16 rows; those beyond the group are computed and dropped
     head_k_ptr, head_v_ptr = k_ptr + kv_head * cache_stride_head, v_ptr + kv_head * cache_stride_head
-    if PDL:
-        tl.extra.cuda.gdc_wait()
     while tile < share_end:
         length = tl.load(lengths_ptr + seq)
         seq_end = seq_start + tl.maximum(tl.cdiv(length, TILE), 1)
@@ -174,10 +171,7 @@ def paged_decode(
     num_seqs, num_heads, head_dim = q.shape
     block_size, num_kv_heads = k_cache.shape[1:3]
     group = num_heads // num_kv_heads
-    # Few sequences leave room on the multiprocessors: we come in early, and let in the kernel behind us, whose weights
-    # then arrive while we look at the cache. Many fill them, and only if the kernel before us is gone do they fill evenly.
-    pdl = has_pdl(q.device) and num_seqs <= PDL_UP_TO
-    tuning = tuning or Tuning.for_batch(q.dtype, num_seqs)
+    tuning = tuning or Tuning.for_dtype(q.dtype)
     num_shares = num_shares or max(1, tuning.programs * multiprocessors(q.device) // num_kv_heads)
     if arrived is None:
         arrived = torch.zeros(num_shares * num_kv_heads, dtype=torch.int32, device=q.device)
@@ -188,6 +182,6 @@ def paged_decode(
         out, partial, lse, arrived, q, k_cache, v_cache, block_tables, context_lens, scale * LOG2_E,
         out.stride(0), out.stride(1), q.stride(0), q.stride(1), *k_cache.stride()[:3], block_tables.stride(0), num_seqs,
         NUM_HEADS=num_heads, GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size,
-        ROWS=max(16, triton.next_power_of_2(group)), TILE=tuning.tile, SEQS=seqs, PDL=pdl, launch_pdl=pdl,
+        ROWS=max(16, triton.next_power_of_2(group)), TILE=tuning.tile, SEQS=seqs,
         num_warps=tuning.num_warps, num_stages=tuning.num_stages,
     )  # fmt: skip

@@ -47,6 +47,16 @@ def fold_tile(
     else:
         k = tl.load(k_ptr + places)
         v = tl.load(v_ptr + places)
+    highest, total, acc = fold_keys(q, highest, total, acc, k, v, visible, scale_log2, MASKED)
+    return highest, total, acc
+
+
+@triton.jit
+def fold_keys(
+    q: tl.tensor, highest: tl.tensor, total: tl.tensor, acc: tl.tensor, k: tl.tensor, v: tl.tensor,
+    visible: tl.tensor, scale_log2: tl.tensor, MASKED: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    """`fold_tile` of keys and values that are read already, `[TILE, HEAD_DIM]` both."""
     # "ieee": float32 stays float32 instead of being rounded to tf32's 10 bits. It changes nothing for halves.
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
     if MASKED:

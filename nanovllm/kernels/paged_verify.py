@@ -12,8 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from nanovllm.kernels.device import has_pdl, multiprocessors
-from nanovllm.kernels.paged_decode import PDL_UP_TO, Tuning, _join
+from nanovllm.kernels.paged_decode import Tuning, _join
 from nanovllm.kernels.paged_tile import LOG2_E, fold_tile, key_offsets
+
+PDL_UP_TO = 4  # sequences: more fill the multiprocessors, and only if the kernel before is gone do they fill evenly
 
 
 def tuning_for(dtype: torch.dtype, rows: int) -> Tuning:

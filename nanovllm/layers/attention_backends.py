@@ -89,10 +89,11 @@ class TritonBackend:
     name = "triton"
 
     def __init__(self) -> None:
-        from nanovllm.kernels import kv_store, paged_decode, paged_prefill, paged_verify
+        from nanovllm.kernels import kv_store, paged_decode, paged_decode_few, paged_prefill, paged_verify
 
         self.store = kv_store.store_kv
         self._decode, self._verify = paged_decode.paged_decode, paged_verify.paged_verify
+        self._decode_few, self._few = paged_decode_few.paged_decode_few, paged_decode_few.FEW_SEQUENCES
         self._prefill, self.queries_per_tile = paged_prefill.paged_prefill, paged_prefill.queries_per_tile
         self._arrived: Tensor | None = None  # counters at zero, between any two launches
 
@@ -107,7 +108,8 @@ class TritonBackend:
             if context.query_lens is not None:
                 self._verify(q, k_cache, v_cache, tables, lengths, context.query_lens, scale, out, self._arrived)
                 return out
-            self._decode(q[:n], k_cache, v_cache, tables, lengths, scale, out[:n], self._arrived)
+            decode = self._decode_few if n <= self._few else self._decode
+            decode(q[:n], k_cache, v_cache, tables, lengths, scale, out[:n], self._arrived)
         if q.shape[0] > n or context.tiles is not None:
             # Behind the decodes, which leave zeros in the rows of sequences that are empty.
             tables, lengths = context.block_tables[n:], context.context_lens[n:]

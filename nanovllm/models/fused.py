@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanovllm.kernels.device import has_tma
-from nanovllm.kernels.linear import WEIGHTS, linear, norm_linear
+from nanovllm.kernels.linear import linear, norm_linear
 from nanovllm.kernels.norm_rope_store import norm_rope_store
 from nanovllm.kernels.prefill_linear import inverse_rms, qkv_linear
 from nanovllm.kernels.rms_norm import rms_norm
 from nanovllm.layers.layernorm import RMSNorm
-from nanovllm.models.fused_mlp import FusedExperts, FusedMLP, add_product, fits_depth, fold
+from nanovllm.models.fused_mlp import FusedExperts, FusedMLP, add_few, add_product, fits_depth, fold
 from nanovllm.models.qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3MLP
 from nanovllm.models.qwen3_moe import Qwen3MoeBlock
 from nanovllm.utils.context import Context
@@ -21,8 +21,8 @@ from nanovllm.utils.context import Context
 # So few tokens make a product a mere read of its weight, and our kernels read it faster than cuBLAS. Each number is a
 # kernel of its own to compile, so these are the sizes in which decode graphs come, not every one below. A program reads
 # every token's whole input beside its part of the weight, so several tokens pay only while they are narrow: at hidden size
-# 4096 an H200 took 8.6 ms for two tokens and 16.4 for four, and 5.1 for eight, which cuBLAS multiplies.
-FEW_TOKENS = (1, 2, 4)
+# 4096 an H200 took 5.1 ms for two tokens, which cuBLAS multiplies in 4.9.
+FEW_TOKENS, FEW_INPUTS = (1, 2, 4), 4096  # FEW_INPUTS: of all tokens together, where there are several
 PROMPT_TOKENS = 1024  # from so many on every multiprocessor gets its two tiles of 128 tokens by one head
 
 
@@ -36,29 +36,24 @@ class FusedModel:
         self.model = model
         self.layers = [FusedLayer(cast(Qwen3DecoderLayer, layer)) for layer in model.model.layers]
         hidden_size = model.lm_head.weight.shape[1]
-        narrow = tuple(n for n in FEW_TOKENS if n == 1 or n * hidden_size <= WEIGHTS)
+        narrow = tuple(n for n in FEW_TOKENS if n == 1 or n * hidden_size <= FEW_INPUTS)
         self.few_tokens = narrow if all(layer.has_no_bias for layer in self.layers) else ()
         self.prompt_tokens = PROMPT_TOKENS if all(layer.fits_tiles() for layer in self.layers) else sys.maxsize
 
     def of_few_layers(self) -> "FusedModel":
-        """The same, with no more layers than launch every kernel: the first, which finds no residual stream to add to, and
-        one of each kind behind it."""
+        """The same, with no more layers than launch every kernel: one of each kind."""
         small = copy(self)
-        small.layers = [self.layers[0], *{type(layer.mlp): layer for layer in self.layers[1:]}.values()]
+        small.layers = list({type(layer.mlp): layer for layer in self.layers}.values())
         return small
 
     def __call__(self, input_ids: Tensor, positions: Tensor, kv_cache: Tensor, context: Context) -> Tensor:
         """As the plain model's forward: the final hidden states, [num_tokens, hidden_size]."""
         model, num_tokens = self.model.model, len(input_ids)
-        x, residual = model.embed_tokens(input_ids), None
+        stream = model.embed_tokens(input_ids)
+        few, prompt = num_tokens in self.few_tokens, num_tokens >= self.prompt_tokens
         for layer, layer_cache in zip(self.layers, kv_cache):
-            if num_tokens in self.few_tokens:
-                x, residual = layer.few(positions, x, residual, layer_cache, context)
-            elif num_tokens >= self.prompt_tokens:
-                layer.prompt(positions, x, layer_cache, context)
-            else:
-                layer.many(positions, x, layer_cache, context)
-        return rms_norm(x, residual, model.norm.weight, model.norm.eps)[0]
+            (layer.few if few else layer.prompt if prompt else layer.many)(positions, stream, layer_cache, context)
+        return rms_norm(stream, None, model.norm.weight, model.norm.eps)[0]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """As the plain model's: [num_rows, vocab_size]."""
@@ -81,8 +76,8 @@ class FeedForward(Protocol):
     def prompt(self, stream: Tensor) -> None:
         """As `many`, for a thousand tokens or more."""
 
-    def few(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """As the plain layer: the residual stream is x + residual, and comes back so, for the next norm to add up."""
+    def few(self, stream: Tensor) -> None:
+        """As `many`, for a few tokens."""
 
 
 class FusedLayer:
@@ -136,12 +131,11 @@ class FusedLayer:
         add_product(stream, self.o, self.attend(q, k_cache, v_cache, context, self.scale).flatten(1))
         self.mlp.prompt(stream)
 
-    def few(self, positions: Tensor, x: Tensor, residual: Tensor | None, kv_cache: Tensor, context: Context
-            ) -> tuple[Tensor, Tensor]:
-        """As the plain layer's forward: the residual stream is x + residual, which the next norm adds up."""
-        qkv, residual = norm_linear(x, residual, self.norm.weight, self.norm.eps, self.qkv.weight)
-        x = self.o.tp.all_reduce(linear(self._attention(qkv, positions, kv_cache, context), self.o.weight))
-        return self.mlp.few(x, residual)
+    def few(self, positions: Tensor, stream: Tensor, kv_cache: Tensor, context: Context) -> None:
+        """As `many`, for so few tokens that a launch costs as much as the work."""
+        qkv = norm_linear(stream, self.norm.eps, self.qkv.weight)
+        add_few(stream, self.o, self._attention(qkv, positions, kv_cache, context))
+        self.mlp.few(stream)
 
     def _attention(self, qkv: Tensor, positions: Tensor, kv_cache: Tensor, context: Context, stream: Tensor | None = None
                    ) -> Tensor:

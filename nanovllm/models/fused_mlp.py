@@ -40,10 +40,9 @@ class FusedMLP:
         """As `many`; the gate is done before the product of gate and up leaves the chip."""
         add_product(stream, self.down, gated_linear(stream, self.gate_up.weight, inverse_rms(stream, self.norm.eps)))
 
-    def few(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """The residual stream is x + residual, and comes back so."""
-        x, residual = norm_linear(x, residual, self.norm.weight, self.norm.eps, self.gate_up.weight, gated=True)
-        return self.down.tp.all_reduce(linear(x, self.down.weight)), residual
+    def few(self, stream: Tensor) -> None:
+        """As `many`, for a few tokens; the gate is done where gate and up are."""
+        add_few(stream, self.down, norm_linear(stream, self.norm.eps, self.gate_up.weight, gated=True))
 
 
 class FusedExperts:
@@ -61,18 +60,21 @@ class FusedExperts:
     def many(self, stream: Tensor) -> None:
         """stream: the residual stream, [num_tokens, hidden_size], taken through it in place."""
         hidden, _ = rms_norm(stream, None, self.norm.weight, self.norm.eps)
-        logits = F.linear(hidden, self.router.weight)
+        self._add(hidden, F.linear(hidden, self.router.weight), stream)
+
+    prompt = many
+
+    def few(self, stream: Tensor) -> None:
+        """As `many`, for a few tokens."""
+        hidden, _ = rms_norm(stream, None, self.norm.weight, self.norm.eps)
+        self._add(hidden, linear(hidden, self.router.weight), stream)
+
+    def _add(self, hidden: Tensor, logits: Tensor, stream: Tensor) -> None:
+        """stream += what the experts that the logits choose make of it, summed over ranks."""
         if self.experts.tp.size == 1:
             self._run(hidden, logits, stream)
         else:
             stream += self.experts.tp.all_reduce(self._run(hidden, logits))
-
-    prompt = many
-
-    def few(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """The residual stream is x + residual, and comes back so."""
-        hidden, residual = rms_norm(x, residual, self.norm.weight, self.norm.eps)
-        return self.experts.tp.all_reduce(self._run(hidden, linear(hidden, self.router.weight))), residual
 
     def _run(self, hidden: Tensor, logits: Tensor, add_to: Tensor | None = None) -> Tensor:
         chosen = moe.route(logits, self.num_active, self.normalize)
@@ -97,3 +99,8 @@ def add_product(stream: Tensor, projection: RowParallelLinear, x: Tensor) -> Non
         projection.tp.all_reduce(stream.addmm_(x, projection.weight.t(), beta=1 / projection.tp.size))
     else:
         stream += projection(x)
+
+
+def add_few(stream: Tensor, projection: RowParallelLinear, x: Tensor) -> None:
+    """As `add_product`, for a few tokens and a projection without a bias."""
+    projection.tp.all_reduce(linear(x, projection.weight, stream, 1 / projection.tp.size))

@@ -84,17 +84,16 @@ def test_norm_rope_store(num_heads, num_kv_heads, head_dim, dtype):
 @pytest.mark.parametrize("num_tokens", FEW_TOKENS)
 @pytest.mark.parametrize(("out_features", "in_features"), [(4096, 1024), (1024, 3072), (96, 64), (1000, 2560)])
 def test_products_of_few_tokens(out_features, in_features, num_tokens, dtype):
-    x, residual, norm_weight = (random(*s, dtype=dtype) for s in ((num_tokens, in_features),) * 2 + ((in_features,),))
+    x, stream = random(num_tokens, in_features, dtype=dtype), random(num_tokens, out_features, dtype=dtype)
     weight = random(out_features, in_features, dtype=dtype, scale=in_features**-0.5)
     wide = weight.double()
     assert error(linear(x, weight), x.double() @ wide.T) < TOLERANCE[dtype]
-    normed = norm32(x + residual, norm_weight)
-    out, total = norm_linear(x, residual, norm_weight, 1e-6, weight)
-    assert torch.equal(total, x + residual) and error(out, normed @ wide.T) < TOLERANCE[dtype]
+    expected = stream + x.double() @ wide.T
+    assert error(linear(x, weight, stream), expected) < TOLERANCE[dtype]
+    normed = norm32(x, torch.ones(in_features, device="cuda"))
+    assert error(norm_linear(x, 1e-6, weight), normed @ wide.T) < TOLERANCE[dtype]
     gate, up = (normed @ wide.T).chunk(2, 1)
-    out, _ = norm_linear(x, residual, norm_weight, 1e-6, weight, gated=True)
-    assert error(out, gate * gate.sigmoid() * up) < 2 * TOLERANCE[dtype]
-    assert error(norm_linear(x, None, norm_weight, 1e-6, weight)[0], norm32(x, norm_weight) @ wide.T) < TOLERANCE[dtype]
+    assert error(norm_linear(x, 1e-6, weight, gated=True), gate * gate.sigmoid() * up) < 2 * TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("num_tokens", [2048, 3001, 100])

@@ -73,6 +73,28 @@ def test_any_number_of_shares_gives_the_same(device, lengths, num_shares):
         assert not arrived.any()
 
 
+@pytest.mark.parametrize("lengths", [[200, 33, 1, 0], [700], [300, 2], [0, 0, 129], [513, 512, 128, 127], [2049]])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "max_pieces"), [(2, 1, 1), (6, 2, 4), (2, 2, 16), (5, 1, 40)])
+def test_few_sequences_in_pieces(device, lengths, num_heads, num_kv_heads, max_pieces):
+    """One tile and many, pieces without keys, more pieces than are joined at once, groups that are no power of two."""
+    from nanovllm.kernels.paged_decode_few import paged_decode_few
+
+    case = paged_case(
+        [(1, length) for length in lengths], num_decodes=len(lengths), num_heads=num_heads, num_kv_heads=num_kv_heads,
+        block_size=16, seed=max_pieces, device=device,
+    )  # fmt: skip
+    TorchBackend().store(case.k, case.v, *case.kv_cache, case.context.slot_mapping)
+    out = torch.full(case.q.shape, float("nan"), device=device)
+    tables, context_lens = case.context.block_tables, case.context.context_lens
+    arrived = torch.zeros(len(lengths) * num_kv_heads, dtype=torch.int32, device=device)
+    for _ in range(2):  # the counters are ready for the next launch
+        paged_decode_few(case.q, *case.kv_cache, tables, context_lens, case.scale, out.fill_(float("nan")), arrived,
+                         max_pieces)  # fmt: skip
+        assert case.error(out) < 1e-5
+        assert all((out[i] == 0).all() for i, length in enumerate(lengths) if length == 0)
+        assert not arrived.any()
+
+
 def test_store_refuses_layouts_it_cannot_read(device):
     from nanovllm.kernels.kv_store import store_kv
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # it imports Triton
     from nanovllm.kernels.one_shot_sum import Inboxes
 
 MOST_BYTES = 16 << 20  # of a tensor, divided by the ranks: each sends all of it to every other
+DTYPES = (torch.bfloat16, torch.float32)
 ALIGNMENT = 16  # bytes that one thread moves at a time
 
 
@@ -70,8 +71,8 @@ def with_one_shot_sums(tp: TensorParallel, device: torch.device, dtype: torch.dt
 def _allocate(tp: TensorParallel, device: torch.device, dtype: torch.dtype, _: None) -> Tensor:
     """Memory that can be shared. Raises RuntimeError where no GPU could see it, and whatever torch raises."""
     from nanovllm.kernels.one_shot_sum import Inboxes
-    if dtype.itemsize not in (2, 4):
-        raise RuntimeError(f"the kernel does not add up {dtype}")
+    if dtype not in DTYPES:
+        raise RuntimeError(f"the kernel was only tried with bfloat16 and float32, not with {dtype}")
     first = device.index - tp.rank
     for other in range(first, first + tp.size):
         if other != device.index and not torch.cuda.can_device_access_peer(device.index, other):

@@ -47,6 +47,6 @@ def rank_of_two(rank, store, dtype):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_sums_of_two_gpus_are_right_to_the_bit(tmp_path, dtype):
     mp.spawn(rank_of_two, (str(tmp_path / "store"), dtype), nprocs=2)

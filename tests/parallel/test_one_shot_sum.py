@@ -108,7 +108,8 @@ def test_what_fails_here_is_told_to_the_others_and_said(monkeypatch, target, nam
     assert tp is plain and reason in why and said == rounds
 
 
-def test_double_precision_is_left_to_nccl():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_dtypes_are_left_to_nccl(dtype):
     plain = Rank()
-    tp, why = with_one_shot_sums(plain, GPU, torch.float64)
-    assert tp is plain and "torch.float64" in why and said == [0]
+    tp, why = with_one_shot_sums(plain, GPU, dtype)
+    assert tp is plain and str(dtype) in why and said == [0]

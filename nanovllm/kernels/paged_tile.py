@@ -26,18 +26,36 @@ def key_offsets(
 
 
 @triton.jit
+def fold_keys(
+    q: tl.tensor, highest: tl.tensor, total: tl.tensor, acc: tl.tensor, k: tl.tensor, v: tl.tensor,
+    visible: tl.tensor, scale_log2: tl.tensor, MASKED: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    """One step of the online softmax (Milakov & Gimelshein, 2018, https://arxiv.org/abs/1805.02867).
+
+    q: `[ROWS, HEAD_DIM]`; highest, total: `[ROWS]` float32, the running maximum (in units of log2) and sum; acc:
+    `[ROWS, HEAD_DIM]` float32, the values weighted so far. k, v: `[TILE, HEAD_DIM]`. visible: `[ROWS, TILE]`, looked at only
+    when MASKED. Returns highest, total and acc with the tile's keys taken in. Every row must see a key in this tile or have
+    seen one before; otherwise its maximum is -inf and the difference of two is not a number.
+    """
+    # "ieee": float32 stays float32 instead of being rounded to tf32's 10 bits. It changes nothing for halves.
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+    if MASKED:
+        scores = tl.where(visible, scores, float("-inf"))
+    new_highest = tl.maximum(highest, tl.max(scores, 1))
+    rescale = tl.exp2(highest - new_highest)
+    weights = tl.exp2(scores - new_highest[:, None])
+    total = total * rescale + tl.sum(weights, 1)
+    acc = acc * rescale[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+    return new_highest, total, acc
+
+
+@triton.jit
 def fold_tile(
     q: tl.tensor, highest: tl.tensor, total: tl.tensor, acc: tl.tensor,
     k_ptr: tl.tensor, v_ptr: tl.tensor, offsets: tl.tensor, visible: tl.tensor, in_range: tl.tensor, scale_log2: tl.tensor,
     HEAD_DIM: tl.constexpr, MASKED: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """One step of the online softmax (Milakov & Gimelshein, 2018, https://arxiv.org/abs/1805.02867).
-
-    q: `[ROWS, HEAD_DIM]`; highest, total: `[ROWS]` float32, the running maximum (in units of log2) and sum; acc:
-    `[ROWS, HEAD_DIM]` float32, the values weighted so far. visible: `[ROWS, TILE]`, in_range: `[TILE]`; both are
-    looked at only when MASKED. Returns highest, total and acc with the tile's keys taken in. Every row must see a
-    key in this tile or have seen one before; otherwise its maximum is -inf and the difference of two is not a number.
-    """
+    """Read a tile's keys and values, at offsets and where in_range (`[TILE]`, looked at only when MASKED), and fold them."""
     dim = tl.arange(0, HEAD_DIM)
     places = offsets[:, None] + dim[None, :]
     # A slot that was never written may hold NaN, and 0 * NaN is NaN: values that are masked must also be read as 0.
@@ -49,21 +67,3 @@ def fold_tile(
         v = tl.load(v_ptr + places)
     highest, total, acc = fold_keys(q, highest, total, acc, k, v, visible, scale_log2, MASKED)
     return highest, total, acc
-
-
-@triton.jit
-def fold_keys(
-    q: tl.tensor, highest: tl.tensor, total: tl.tensor, acc: tl.tensor, k: tl.tensor, v: tl.tensor,
-    visible: tl.tensor, scale_log2: tl.tensor, MASKED: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """`fold_tile` of keys and values that are read already, `[TILE, HEAD_DIM]` both."""
-    # "ieee": float32 stays float32 instead of being rounded to tf32's 10 bits. It changes nothing for halves.
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
-    if MASKED:
-        scores = tl.where(visible, scores, float("-inf"))
-    new_highest = tl.maximum(highest, tl.max(scores, 1))
-    rescale = tl.exp2(highest - new_highest)
-    weights = tl.exp2(scores - new_highest[:, None])
-    total = total * rescale + tl.sum(weights, 1)
-    acc = acc * rescale[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-    return new_highest, total, acc

@@ -117,7 +117,7 @@ class Watch:
 def clocks(found: dict[str, Any]) -> Iterator[None]:
     """Put what the GPU's clocks and power were while the block ran into `found`: a card at its power limit runs slower."""
     query = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,power.draw", "--format=csv,noheader,nounits", "-lms", "100",
-             "-i", str(torch.cuda.current_device())]  # fmt: skip
+             "-i", f"GPU-{torch.cuda.get_device_properties().uuid}"]  # fmt: skip
     try:
         watching = subprocess.Popen(query, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     except OSError:

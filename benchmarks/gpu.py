@@ -2,13 +2,15 @@
 
     python -m benchmarks                      # on a machine with a GPU: all of it, into benchmarks/results/<GPU>.json
     python -m benchmarks gpu --only one,mixed # some of it, into the same file
+    python -m benchmarks gpu --shape 8B       # requests alone and together at another shape, into a file of its own
 
-Random bf16 weights of Qwen3-0.6B's shape. Each figure stands beside its floor, computed from what this very machine reads
-and multiplies per second, and beside the figures of nano-vllm and vLLM on an H200.
+Random bf16 weights, of Qwen3-0.6B's shape unless told. Each figure stands beside its floor, computed from what this very
+machine reads and multiplies per second, and beside the figures of nano-vllm and vLLM on an H200.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,6 +28,7 @@ from benchmarks.gpu_bench import Bench
 from nanovllm.config import OFFLINE_MODEL
 from nanovllm.engine.model_runner import ModelRunner
 
+COLD, WARM = "cold, with a tokenizer", "warm, with a tokenizer"
 START = """
 import time; began = time.perf_counter()
 import sys
@@ -44,20 +47,21 @@ def measure_ceilings(bench: Bench) -> None:
 
 
 def measure_start(bench: Bench) -> None:
-    """A fresh process each: the first may have to compile kernels, the others find them in Triton's cache. The random
-    model's folder has no tokenizer, a real one does: it is warm in both ways."""
+    """A fresh process each: importing, constructing, and the first two tokens. The first finds Triton's cache empty, the
+    others full. The random model's folder has no tokenizer; a user's has one."""
     rows = []
-    with tempfile.TemporaryDirectory() as whole:
+    with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as cache:
         for file in (*bench.folder.iterdir(), *OFFLINE_MODEL.glob("tokenizer*")):
             link = Path(whole) / file.name
             if not link.exists():
                 link.symlink_to(file)
-        for when, folder in (("first", bench.folder), ("warm, with a tokenizer", whole), ("warm", bench.folder)):
-            ran = subprocess.run([sys.executable, "-c", START, str(folder)], capture_output=True, encoding="utf-8")
+        for when, folder in ((COLD, whole), (WARM, whole), ("warm, without a tokenizer", bench.folder)):
+            ran = subprocess.run([sys.executable, "-c", START, str(folder)], capture_output=True, encoding="utf-8",
+                                 env=os.environ | {"TRITON_CACHE_DIR": cache})
             if ran.returncode:
                 raise RuntimeError(f"the engine did not start: {ran.stderr[-3000:]}")
             seconds = json.loads(ran.stdout.splitlines()[-1])
-            rows.append({"start": when, "s": seconds["import"] + seconds["construct"], **seconds})
+            rows.append({"start": when, "s": sum(seconds.values()), **seconds})
     bench.put("start", rows)
 
 
@@ -91,24 +95,32 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "prefill": gpu_requests.measure_prefill, "steps": gpu_steps.measure_decode_steps,
     "prefill-step": gpu_steps.measure_prefill_step, "watched": gpu_requests.measure_mixed_watched,
     "shared": gpu_requests.measure_shared, "ablation": gpu_steps.measure_ablation, "memory": measure_memory,
-    "record": record_steps, "stretches": measure_stretches, "many": gpu_requests.measure_many}
+    "record": record_steps, "stretches": measure_stretches, "long": gpu_requests.measure_long,
+    "many": gpu_requests.measure_many}
+OF_A_SHAPE = "ceilings,one,first,mixed"
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(SECTIONS), help=f"sections, of {','.join(SECTIONS)}")
+    parser.add_argument("--only", help=f"sections, of {','.join(SECTIONS)} (all, and {OF_A_SHAPE} with --shape)")
     parser.add_argument("--model", type=Path, help="a folder of yours in place of random weights")
+    parser.add_argument("--shape", choices=workloads.SHAPES, help="of a larger model, in place of Qwen3-0.6B's")
     parser.add_argument("--json", type=Path, help="the results file")
     parser.add_argument("--recorded", type=Path, default=record.RECORDED, help="the folder for recorded steps")
     args = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         raise SystemExit("this benchmark needs an NVIDIA GPU; `python -m benchmarks cpu` compares on a CPU")
-    wanted = args.only.split(",")
+    wanted = (args.only or (OF_A_SHAPE if args.shape else ",".join(SECTIONS))).split(",")
     if unknown := [name for name in wanted if name not in SECTIONS]:
         parser.error(f"--only {','.join(unknown)}: sections are {', '.join(SECTIONS)}")
-    file = args.json or machine.results_file(torch.cuda.get_device_name())
+    card = torch.cuda.get_device_name()
+    file = args.json or machine.results_file(f"{card} {args.shape}" if args.shape else card)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(args.model or workloads.write_checkpoint(Path(folder) / "model", "cuda"), file, args.recorded)
+        if args.shape:  # its weights are made on the device
+            bench = Bench(workloads.write_config(Path(folder), args.shape), file, load_format="dummy")
+            bench.results["shape"] = args.shape
+        else:
+            bench = Bench(args.model or workloads.write_checkpoint(Path(folder) / "model", "cuda"), file, args.recorded)
         failed = []
         for name in wanted:
             began = time.perf_counter()

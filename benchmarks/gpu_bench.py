@@ -19,9 +19,11 @@ def generate(llm: LLM, requests: workloads.Requests) -> tuple[float, list[Any]]:
 
 
 class Bench:
-    """One engine for most sections, made when first needed. results: what goes to the file, section by section."""
+    """One engine for most sections, made when first needed. results: what goes to the file, section by section; settings: of
+    the engine."""
 
-    def __init__(self, folder: Path, file: Path, recorded: Path = record.RECORDED):
+    def __init__(self, folder: Path, file: Path, recorded: Path = record.RECORDED, **settings: Any):
+        self._settings = settings
         self.folder, self.file, self.recorded = folder, file, recorded
         self.results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         self.results |= machine.gpu()
@@ -30,7 +32,7 @@ class Bench:
     @property
     def llm(self) -> LLM:
         if self._llm is None:
-            self._llm = LLM(self.folder)
+            self._llm = LLM(self.folder, **self._settings)
             generate(self._llm, workloads.one(seed=99, num_out=16))
         return self._llm
 

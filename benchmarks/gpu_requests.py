@@ -7,6 +7,7 @@ from typing import Any
 from benchmarks import roofline, workloads
 from benchmarks.breakdown import Watch, clocks
 from benchmarks.gpu_bench import Bench, generate
+from benchmarks.gpu_steps import end, prefilled
 from nanovllm import LLM
 
 
@@ -70,6 +71,21 @@ def measure_prefill(bench: Bench) -> None:
                           "floor ms": sum(part.floor(bench.ceilings) for part in work.values()) * 1e3,
                           "ms": 65_536 / statistics.median(runs[1:]) * 1e3})
     bench.put("prefill, watched", {"gpu ms a step": statistics.median(watch.gpu), "steps": len(watch.gpu), **card})
+
+
+def measure_long(bench: Bench) -> None:
+    """8 prompts of 16,384 tokens: how fast they are read, and a step in which all of them decode."""
+    bench.close()
+    with LLM(bench.folder, max_model_len=20_480) as llm:
+        runs = [8 * 16_384 / generate(llm, workloads.long(seed))[0] for seed in range(3)]
+        watch = Watch()
+        sequences = prefilled(llm.engine, workloads.long(9, 128))
+        with watch.on(llm.engine):
+            for _ in range(60):
+                llm.engine.step()
+        end(llm.engine, sequences)
+    bench.put("long", {"requests": "8, 16,384 tokens in", "prompt tok/s": statistics.median(runs[1:]), "runs": runs,
+                       "decode ms/step": watch.summary()["gpu ms"]})
 
 
 def measure_shared(bench: Bench) -> None:

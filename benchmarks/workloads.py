@@ -12,6 +12,12 @@ from nanovllm import SamplingParams
 SHAPE = dict(vocab_size=151_936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
              num_key_value_heads=8, head_dim=128, max_position_embeddings=40_960, tie_word_embeddings=True, rms_norm_eps=1e-6,
              attention_bias=False, hidden_act="silu", rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+SHAPES: dict[str, dict[str, Any]] = {
+    "1.7B": SHAPE | dict(hidden_size=2048, intermediate_size=6144),
+    "4B": SHAPE | dict(hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32),
+    "8B": SHAPE | dict(hidden_size=4096, intermediate_size=12_288, num_hidden_layers=36, num_attention_heads=32,
+                       tie_word_embeddings=False)}
+CONFIG = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "dtype": "bfloat16", "eos_token_id": None}
 FILTERS: dict[str, dict[str, Any]] = {
     "none": {}, "top_k 50, top_p 0.95": {"top_k": 50, "top_p": 0.95}, "top_p 0.95": {"top_p": 0.95},
     "min_p 0.05": {"min_p": 0.05}}  # fmt: skip
@@ -40,8 +46,13 @@ def write_checkpoint(folder: Path, device: str = "cpu", **overrides: Any) -> Pat
         weights[f"model.{name}.weight"] = weight.to("cpu", torch.bfloat16)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "model.safetensors")
-    config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "dtype": "bfloat16", "eos_token_id": None}
-    (folder / "config.json").write_text(json.dumps(config | shape, indent=1), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(CONFIG | shape, indent=1), encoding="utf-8")
+    return folder
+
+
+def write_config(folder: Path, shape: str) -> Path:
+    """A folder for `load_format="dummy"`: Qwen3 in one of SHAPES, without weights."""
+    (folder / "config.json").write_text(json.dumps(CONFIG | SHAPES[shape], indent=1), encoding="utf-8")
     return folder
 
 
@@ -64,6 +75,13 @@ def prefill(seed: int, count: int = 64, length: int = 1024) -> Requests:
     """Prompts alone: each draws a single token."""
     draw = Random(seed)
     return [_random_prompt(draw, length) for _ in range(count)], [SamplingParams(temperature=0.6, max_tokens=1)] * count
+
+
+def long(seed: int, num_out: int = 1) -> Requests:
+    """8 prompts of 16,384 tokens."""
+    draw = Random(seed)
+    params = SamplingParams(temperature=0.6, ignore_eos=True, max_tokens=num_out)
+    return [_random_prompt(draw, 16_384) for _ in range(8)], [params] * 8
 
 
 def shared_prompt(seed: int, count: int = 256) -> Requests:

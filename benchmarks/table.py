@@ -38,7 +38,8 @@ def table(results: dict[str, Any]) -> str:
     named = {name: f"{name} {version}" for name, version in OTHERS["engines"].items()} | {"target": "wanted", "limit": "limit"}
     if "H200" not in results["device"]:
         named = {}
-    lines = ["| work | nanovllm |" + "".join(f" {title} |" for title in named.values()), "|---" * (2 + len(named)) + "|"]
+    work = f"Qwen3-{results['shape']}'s shape" if "shape" in results else "work"
+    lines = [f"| {work} | nanovllm |" + "".join(f" {title} |" for title in named.values()), "|---" * (2 + len(named)) + "|"]
     for section, work, key, form, called in OF_A_SHAPE if shape else ROWS:
         if row := _row(results, section, called):
             others = OTHERS["works"].get(shape + section, {})

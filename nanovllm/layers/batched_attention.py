@@ -5,11 +5,14 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nanovllm.layers.attention_backends import TorchBackend
 from nanovllm.utils.context import Context
 
 PADDING = 2.0  # a group of sequences is cut where it would hold so many times the keys that are needed
+# Not cuDNN: it prepares every new width for milliseconds, and a group's width grows from step to step.
+FORMS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 WIDTH = 16  # the longest sequence of a group is rounded up to a multiple: masks of other widths are copied by each layer
 GROUP_KEYS = 1 << 18  # keys that a group copies at most: 1 GiB of them, and as much of values, with 8 heads of 128 in bf16
 
@@ -53,7 +56,8 @@ class BatchedTorchBackend(TorchBackend):
             shape = (len(rows), -1, *keys.shape[1:])
             k, v = (cache.index_select(0, slots).view(shape).transpose(1, 2) for cache in (keys, values))
             grouped = q.index_select(0, rows).unflatten(1, (num_kv_heads, -1))  # heads that share a key, side by side
-            seen = F.scaled_dot_product_attention(grouped, k, v, attn_mask=hidden, scale=scale)
+            with sdpa_kernel(FORMS):
+                seen = F.scaled_dot_product_attention(grouped, k, v, attn_mask=hidden, scale=scale)
             out.index_copy_(0, rows, seen.flatten(1, 2))
         return out
 

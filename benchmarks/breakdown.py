@@ -17,9 +17,9 @@ from nanovllm.engine.llm_engine import LLMEngine
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 
 KINDS = {
-    "attention": r"_decode_kernel|_join_kernel|_prefill_kernel|flash",
+    "attention": r"_decode_kernel|_decode_few_kernel|_verify_kernel|_join_kernel|_prefill_kernel|flash",
     "matmul": r"gemm|nvjet|cutlass|cublas|splitK|_linear_kernel|_qkv_kernel|_gate_kernel|wgmma",
-    "sampler": r"_draw_kernel|_final_kernel",
+    "sampler": r"_draw_kernel|_final_kernel|_survey_kernel|_gather_kernel|_choose_kernel",
     "norms, RoPE, gate, store": r"_norm_kernel|_inverse_rms|_norm_rope_store|_silu_and_mul|_store_kernel",
     "rows": r"_advance_kernel|_write_rows",
 }

@@ -114,7 +114,9 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := [name for name in wanted if name not in SECTIONS]:
         parser.error(f"--only {','.join(unknown)}: sections are {', '.join(SECTIONS)}")
     card = torch.cuda.get_device_name()
-    file = args.json or machine.results_file(f"{card} {args.shape}" if args.shape else card)
+    file = args.json or machine.results_file(card)
+    if args.shape and not args.json:
+        file = file.parent / "shapes" / machine.results_file(f"{card} {args.shape}").name
     with tempfile.TemporaryDirectory() as folder:
         if args.shape:  # its weights are made on the device
             bench = Bench(workloads.write_config(Path(folder), args.shape), file, load_format="dummy")

@@ -61,7 +61,7 @@ def steps(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    for file in sorted(RESULTS.glob("*.json")):
+    for file in [*sorted(RESULTS.glob("*.json")), *sorted(RESULTS.glob("shapes/*.json"))]:
         results = json.loads(file.read_text(encoding="utf-8"))
         if "mixed" in results or "one" in results:
             print(f"{results['device']}, {results['date']}, commit {results['commit']}, torch {results['torch']}, "

@@ -41,7 +41,8 @@ def test_a_decode_step_reads_every_weight_and_every_key_once():
 
 def test_kernels_have_kinds():
     for kernel, kind in (("nvjet_sm90_tst_64x32_64x16_1x2_h_bz_TNT", "matmul"), ("_decode_kernel", "attention"),
-                         ("_linear_kernel", "matmul"), ("_norm_rope_store_kernel", "norms, RoPE, gate, store"),
+                         ("_decode_few_kernel", "attention"), ("_linear_kernel", "matmul"),
+                         ("_norm_rope_store_kernel", "norms, RoPE, gate, store"),
                          ("_draw_kernel", "sampler"), ("_write_rows_kernel", "rows"), ("Memcpy DtoH", "other")):
         assert breakdown.kind_of(kernel) == kind
 
@@ -86,7 +87,7 @@ def test_the_table_holds_what_a_results_file_holds():
 
 def test_the_readme_shows_the_tables_of_the_results_file():
     readme = (machine.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
-    for name in ("nvidia-h200", "nvidia-h200-8b", "nvidia-h200-1-7b"):
+    for name in ("nvidia-h200", "shapes/nvidia-h200-8b", "shapes/nvidia-h200-1-7b"):
         results = json.loads((machine.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         assert table.table(results) in readme, "see `python -m benchmarks table`"
         assert "decode step" not in results or table.steps(results) in readme

@@ -83,7 +83,7 @@ class DraftGraphs:
         """Take every row from its sequence: whoever comes next is written anew."""
         self.row_of: dict[int, int] = {}
         self._last: dict[int, ScheduledSequence] = {}
-        self._num_blocks = [0] * self.sizes[-1]
+        self._tables: list[list[int]] = [[] for _ in range(self.sizes[-1])]  # as the device's rows have them
         self._stale = set(range(self.sizes[-1]))  # rows that nobody has, and the device may think somebody had
         self._limits = np.full(self.sizes[-1], -1, np.int32)
 
@@ -125,13 +125,17 @@ class DraftGraphs:
             row = self.row_of.get(seq.seq_id, -1)
             if row < 0:
                 row = self.row_of[seq.seq_id] = next(empty)
-                self._num_blocks[row] = 0
+                self._tables[row] = []
                 self._stale.discard(row)
                 records.append(DecodeRows.record(row, item, drawn_by))
                 fresh.append(row)
                 texts += [seq] if self.drafter.reads_text else []
-            entries += enumerate(seq.block_table[self._num_blocks[row]:], row * self.max_blocks + self._num_blocks[row])
-            self._num_blocks[row] = len(seq.block_table)
+            # Blocks behind the text go back when drafts are refused, and others may come in their place.
+            if (table := self._tables[row]) != seq.block_table:
+                same = next((i for i, (had, has) in enumerate(zip(table, seq.block_table)) if had != has),
+                            min(len(table), len(seq.block_table)))
+                entries += enumerate(seq.block_table[same:], row * self.max_blocks + same)
+                self._tables[row] = list(seq.block_table)
         self._last = {item.seq.seq_id: item for item in items}
         size = next(size for size in self.sizes if size >= len(items))
         stale = [row for row in self._stale if row < size]
@@ -157,7 +161,7 @@ class DraftGraphs:
                        state.tokens, state.accepted, state.last, state.text):
             tensor[to] = tensor[of]
         for seq_id, source, target in zip(moving, sources, targets):
-            self.row_of[seq_id], self._num_blocks[target] = target, self._num_blocks[source]
+            self.row_of[seq_id], self._tables[target] = target, self._tables[source]
             self._stale.discard(target)
             self._stale.add(source)
 

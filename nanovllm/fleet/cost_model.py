@@ -88,6 +88,6 @@ def decode_steps(results: Mapping[str, Any]) -> list[tuple[int, int, float]]:
             for step in results["decode step"]]
 
 
-# Qwen3-0.6B in bf16 on an NVIDIA H200: what `python -m benchmarks fleet` fits to benchmarks/results/nvidia-h200.json.
+# Qwen3-0.6B in bf16 on an NVIDIA H200: what `python -m benchmarks fleet` fits to benchmarks/results/earlier/nvidia-h200.json.
 H200 = CostModel(single_s=6.593e-4, batch_s=1.2796e-3, batch_from=16, key_s=2.953e-8, prompt_token_s=1.868e-6,
                  prompt_step_s=1.03e-2, kv_bytes=114_688, num_blocks=4522)

@@ -16,6 +16,10 @@ BY_MODEL = {"method": "draft_model", "model": str(DRAFT_MODEL), "num_speculative
 LOOK_UP = {"method": "ngram", "prompt_lookup_max": 4, "prompt_lookup_min": 1, "num_speculative_tokens": 6}
 TEXTS = ["Tell me a story about a fox.", "What is the capital of France?", "Please repeat: fox, lantern, Mia, bell, bear, red.",
          "Write a poem about the rain.", "Please repeat: hen, fox, hen, fox, hen, Otto, hen, fox."]
+KINDS = [dict(temperature=0), dict(temperature=0.8, seed=3), dict(temperature=1.2), dict(temperature=0.9, top_k=5, seed=8),
+         dict(temperature=0.7, top_p=0.8), dict(temperature=0.5, repetition_penalty=1.3, seed=1),
+         dict(temperature=0, logprobs=2), dict(temperature=0, min_tokens=6, stop_token_ids=[1, 2, 3]),
+         dict(temperature=1.0, seed=5, stop=["the"])]
 
 
 def ahead(speculative_config, **settings):
@@ -62,6 +66,40 @@ def test_the_text_is_the_same_and_the_host_is_a_step_ahead(config, temperature):
         assert counts.accepted >= 20
 
 
+@pytest.mark.parametrize("config", [BY_MODEL, LOOK_UP], ids=["draft_model", "ngram"])
+def test_another_block_may_come_in_place_of_a_refused_drafts(config):
+    """A block behind the text goes back, and the device's copy of the table must follow when another comes at its index."""
+    params = [SamplingParams(temperature=1.0, seed=i, max_tokens=50, ignore_eos=True) for i in range(3)]
+    settings = dict(kvcache_block_size=4, num_kvcache_blocks=300)
+    expected = plain_texts(lambda llm: chats(llm, params), **settings)
+    with ahead(config, **settings) as llm:
+        rows, manager = llm.engine.speculation.rows, llm.engine.block_manager
+        llm.engine._looks_ahead = False  # nothing is in flight, so a block behind the text holds nothing yet
+        launch, held, replaced, wrong = rows.launch, {}, [], []
+
+        def launch_with_other_blocks(batch, *args):
+            for item in batch.items:
+                seq, table = item.seq, item.seq.block_table
+                if (len(table) - 1) * 4 >= len(seq):
+                    manager.trim(seq, len(seq))
+                    manager._unreferenced.move_to_end(next(iter(manager._unreferenced)))
+                    manager.append(seq, item.start + item.num_tokens)
+                before = held.get(seq.seq_id, [])
+                replaced.extend(i for i, (had, has) in enumerate(zip(before, table)) if had != has)
+                held[seq.seq_id] = list(table)
+            launched = launch(batch, *args)
+            for item in batch.items:
+                table = item.seq.block_table
+                known = rows.state.rows.block_tables[rows.row_of[item.seq.seq_id], :len(table)].tolist()
+                wrong.extend([(known, list(table))] if known != table else [])
+            return launched
+
+        rows.launch = launch_with_other_blocks
+        texts = serve(llm, lambda llm: chats(llm, params))
+        assert replaced and not wrong
+        assert texts == expected
+
+
 def test_a_draft_model_of_the_same_weights_is_right_every_time():
     """Its cache, its noise and its filters are the target's then, and what it skips it computes later."""
     params = [SamplingParams(temperature=1.0, seed=1, max_tokens=60, ignore_eos=True),
@@ -72,12 +110,6 @@ def test_a_draft_model_of_the_same_weights_is_right_every_time():
         counts = llm.engine.speculation.counts
         ended = 3 * len(params)  # what is drawn behind a request's end is not counted as kept
         assert counts.drafted >= 90 and counts.accepted >= counts.drafted - ended, counts
-
-
-KINDS = [dict(temperature=0), dict(temperature=0.8, seed=3), dict(temperature=1.2), dict(temperature=0.9, top_k=5, seed=8),
-         dict(temperature=0.7, top_p=0.8), dict(temperature=0.5, repetition_penalty=1.3, seed=1),
-         dict(temperature=0, logprobs=2), dict(temperature=0, min_tokens=6, stop_token_ids=[1, 2, 3]),
-         dict(temperature=1.0, seed=5, stop=["the"])]
 
 
 @pytest.mark.parametrize("config", [BY_MODEL, LOOK_UP], ids=["draft_model", "ngram"])

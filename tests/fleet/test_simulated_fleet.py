@@ -5,7 +5,6 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from nanovllm.fleet.fleet_config import FleetConfig
 from nanovllm.fleet.simulated_fleet import SimulatedFleet, compare
 from nanovllm.fleet.timeline import MAX_INTERVALS, Timeline
 
-RESULTS = json.loads((Path(__file__).parents[2] / "benchmarks/results/nvidia-h200.json").read_text(encoding="utf-8"))
+RESULTS = json.loads(measured.RECORDED.read_text(encoding="utf-8"))
 SMALL = replace(H200, num_blocks=64, block_size=16)
 CHATS = Traffic(rate=40, num_conversations=64, system_prompts=4, system_tokens=128, prompt_tokens=40, output_tokens=30,
                 turns=3, think_seconds=0.5, seed=1)

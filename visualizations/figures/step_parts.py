@@ -17,7 +17,7 @@ def plot_step_parts(steps: Mapping[str, Mapping[str, float]], *, waiting: str = 
     """A bar for each step, its parts laid end to end.
 
     steps: {step: {part: milliseconds}}, parts in the same order in each. waiting: the part in which nothing is computed,
-    dotted. floors: {step: the least time it can take}, a black line across its bar. Raises ValueError for a negative time.
+    dotted. floors: {step: the least time it can take}, a line across its bar. Raises ValueError for a negative time.
     """
     parts = list(dict.fromkeys(part for step in steps.values() for part in step))
     lowest = min(ms for step in steps.values() for ms in step.values())
@@ -55,5 +55,5 @@ def plot_step_parts(steps: Mapping[str, Mapping[str, float]], *, waiting: str = 
     if share:
         most_of = f"at most {share:.0%} of a step ({most})" if share >= 0.005 else "less than 1% of any step"
         caption = f"Dotted: nothing is computed, {most_of}."
-    theme.title(ax, title, caption + (" Black line: the floor." if floors else ""))
+    theme.title(ax, title, caption + (" The line across a bar is the floor." if floors else ""))
     return fig

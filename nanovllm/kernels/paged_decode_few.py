@@ -13,11 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nanovllm.kernels.device import has_pdl
+from nanovllm.kernels.device import has_pdl, multiprocessors
 from nanovllm.kernels.paged_tile import LOG2_E, fold_keys, fold_tile, key_offsets
 
 TILE_BYTES, NUM_WARPS, NUM_STAGES = 16384, 4, 3  # of the keys of one tile, and as many of its values
-PROGRAMS, MOST_PIECES = 256, 64  # for all sequences and kv heads together; of one sequence
+PROGRAMS, MOST_PIECES = 256, 64  # of all sequences and kv heads, at most two a multiprocessor; of one sequence
 FEW_SEQUENCES = 4  # from more on the equal shares of `paged_decode` are faster
 JOINED = 16  # pieces that are read at once when they are joined
 
@@ -131,7 +131,8 @@ def paged_decode_few(
     block_size, num_kv_heads = k_cache.shape[1:3]
     group, pdl = num_heads // num_kv_heads, has_pdl(q.device)
     tile = max(16, TILE_BYTES // (head_dim * q.element_size()))
-    pieces = max_pieces or max(1, min(MOST_PIECES, PROGRAMS // (num_kv_heads * num_seqs)))
+    programs = min(PROGRAMS, 2 * multiprocessors(q.device))
+    pieces = max_pieces or max(1, min(MOST_PIECES, programs // (num_kv_heads * num_seqs)))
     if arrived is None:
         arrived = torch.zeros(num_seqs * num_kv_heads, dtype=torch.int32, device=q.device)
     partial = torch.empty(num_seqs, pieces, num_heads, head_dim, dtype=torch.float32, device=q.device)

@@ -60,11 +60,13 @@ def pytest_runtest_protocol(item: pytest.Item):
     if measuring is None:
         return (yield)
     settings = os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+    leave = os._exit  # each start wraps it once more: after hundreds, a process that ends would save hundreds of times
     measuring.stop()
     try:
         return (yield)
     finally:
         measuring.start()
+        os._exit = leave
         if settings is not None:
             os.environ["COVERAGE_PROCESS_CONFIG"] = settings
 

@@ -24,6 +24,20 @@ def test_it():
     code = "import os; from measured import part; part.shown(True); part.shown(False); os._exit(0)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 """
+AGAIN_AND_AGAIN = """
+import os, pytest
+
+def layers(function):
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    return 1 + max(map(layers, filter(callable, cells)), default=0)
+
+before = layers(os._exit)
+
+@pytest.mark.parametrize("time", range(4))
+@pytest.mark.unmeasured
+def test_it(time):
+    assert layers(os._exit) == before, "measuring was stopped and started, and each start left its mark on os._exit"
+"""
 
 
 def test_the_floor_is_what_was_promised():
@@ -54,7 +68,7 @@ def test_make_test_measures_all_the_tests_and_no_part_of_them():
     assert "--cov" not in command("TEST_ARGS=tests/engine -x")
 
 
-def measured_run(folder: Path, test: str, floor: int) -> subprocess.CompletedProcess[str]:
+def measured_run(folder: Path, test: str, floor: int, plugins: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """pytest over one test of a small package, measured as ours is."""
     (folder / "measured").mkdir()
     (folder / "measured" / "part.py").write_text(CODE, encoding="utf-8")
@@ -63,8 +77,9 @@ def measured_run(folder: Path, test: str, floor: int) -> subprocess.CompletedPro
     (folder / "pyproject.toml").write_text(f"[tool.coverage.run]\n{run}\n[tool.coverage.report]\nfail_under = {floor}\n",
                                            encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("COV", "PYTEST"))}
-    return subprocess.run([sys.executable, "-m", "pytest", "-n", "1", "-p", "no:cacheprovider", "--cov", "--cov-report="],
-                          cwd=folder, capture_output=True, encoding="utf-8", env=environment | {"PYTHONPATH": str(folder)})
+    return subprocess.run([sys.executable, "-m", "pytest", "-n", "1", "-p", "no:cacheprovider", *plugins, "--cov",
+                           "--cov-report="], cwd=folder, capture_output=True, encoding="utf-8",
+                          env=environment | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"})
 
 
 @pytest.mark.parametrize("expected, floor, status, said, last", [
@@ -82,3 +97,9 @@ def test_what_another_process_runs_counts_even_when_it_ends_at_once(tmp_path):
     ran = measured_run(tmp_path, ELSEWHERE, 100)
     assert ran.returncode == 0 and "Total coverage: 100.00%" in ran.stdout, ran.stdout + ran.stderr
     assert [path.name for path in tmp_path.glob(".coverage*")] == [".coverage"]
+
+
+def test_measuring_stopped_and_started_again_leaves_a_process_its_one_way_out(tmp_path):
+    """Coverage wraps os._exit at each start: after some nine hundred tests a child process died of recursion, not of exit."""
+    ran = measured_run(tmp_path, AGAIN_AND_AGAIN, 0, plugins=("-p", "tests.conftest"))
+    assert ran.returncode == 0 and "4 passed" in ran.stdout, ran.stdout + ran.stderr

@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
+import importlib.util
 import signal
 import threading
 
@@ -22,6 +23,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_threa
 # Without a GPU the kernels run in Triton's interpreter, which must be chosen before any test file defines one.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    if importlib.util.find_spec("triton"):
+        from tests.quick_interpreter import replace_builtins_once
+
+        replace_builtins_once()
 
 HERE = os.path.dirname(__file__)
 # What is dear to make is made once: one JupyterLab and Chromium, one Ray cluster at a time, half a gigabyte of weights ...

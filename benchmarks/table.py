@@ -23,7 +23,7 @@ OF_A_SHAPE: list[Row] = [
     ("first token", "first token of a prompt of 128", "ms", "{:.1f} ms", "128")]
 
 
-def _row(results: dict[str, Any], section: str, called: str | None) -> dict[str, Any] | None:
+def section_row(results: dict[str, Any], section: str, called: str | None) -> dict[str, Any] | None:
     """A section's figures; of several rows the one whose first column holds `called`."""
     found = results.get(section.split(",")[0])
     if isinstance(found, list):
@@ -41,7 +41,7 @@ def table(results: dict[str, Any]) -> str:
     work = f"Qwen3-{results['shape']}'s shape" if "shape" in results else "work"
     lines = [f"| {work} | nanovllm |" + "".join(f" {title} |" for title in named.values()), "|---" * (2 + len(named)) + "|"]
     for section, work, key, form, called in OF_A_SHAPE if shape else ROWS:
-        if row := _row(results, section, called):
+        if row := section_row(results, section, called):
             others = OTHERS["works"].get(shape + section, {})
             cells = [form.format(row[key])] + [form.format(others[name]) if name in others else "" for name in named]
             lines.append(f"| {work} | " + " | ".join(cells) + " |")

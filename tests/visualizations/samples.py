@@ -171,7 +171,7 @@ FIGURES = {
     "operations": lambda ax=None: v.plot_operations(
         [("x", "x", ()), ("w", "weight", ()), ("square", "x * x", ("x",)), ("mean", "mean", ("square",)),
          ("eps", "+ 1e-6", ("mean",)), ("root", "rsqrt", ("eps",)), ("times", "x * ...", ("x", "root")),
-         ("out", "* weight", ("times", "w"))], ax=ax),
+         ("out", "* weight", ("times", "w")), ("both", "+ x * x", ("out", "square"))], ax=ax),
     "overlap": lambda ax=None: v.plot_overlap(
         {"in turn": [(lane, step, 10 * step + start, 10 * step + end) for step in range(4)
                      for lane, start, end in (("host", 0, 3), ("device", 3, 10))],

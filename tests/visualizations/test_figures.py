@@ -132,6 +132,12 @@ def test_a_reserve_lies_on_what_is_held_and_ends_with_the_cache(shared_trace):
     assert np.array_equal(drawn.get_data().values, [*(held[:-1] + 3), 32])
     with pytest.raises(ValueError, match=r"len\(reserve\)=1: must be"):
         plot_cache_occupancy(shared_trace, reserve=[3])
+    step = shared_trace[4].step
+    marked = plot_cache_occupancy(shared_trace, marks={step: "a user leaves"})
+    (mark,) = [t for t in marked.axes[0].texts if t.get_gid() == f"mark-{step}"]
+    assert mark.get_text() == "a user leaves" and mark.xy == (step - 0.5, shared_trace[4].num_blocks_in_use)
+    with pytest.raises(ValueError, match="a marked step=999"):
+        plot_cache_occupancy(shared_trace, marks={999: "nothing"})
 
 
 def test_next_token_is_sorted_and_shows_the_drawn_one_even_from_the_tail():

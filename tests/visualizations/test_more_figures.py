@@ -10,10 +10,11 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.collections import PathCollection
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 import visualizations as v
+from chapters.exercises.timelines import queue
 from nanovllm.layers.sampler import SamplingBatch, filter_logits
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.tracing.trace import Trace
@@ -138,6 +139,27 @@ def test_the_timeline_of_a_step_shows_each_launch_and_kernel():
     assert "eager: 40 kernels, busy 26% of 0.20 ms" in caption(fig)
     with pytest.raises(ValueError, match="profile=True"):
         v.plot_gpu_timeline({"plain": (samples.shared()[0], 0)})
+
+
+def test_the_timeline_can_show_the_middle_of_each_step_alone():
+    runs = {"eager": (samples.profiled(False), 0), "captured": (samples.profiled(True), 0)}
+    fig = v.plot_gpu_timeline(runs, within=3e-5)
+    counts = {c.get_gid(): len(c.get_paths()) for c in fig.axes[0].collections}
+    assert 0 < counts["GPU-eager"] < counts["GPU-captured"] < 40 and counts["launches-captured"] == 0
+    assert "no launch in this time" in texts(fig) and "of 0.03 ms" in caption(fig)
+    assert fig.axes[0].get_xlim()[1] == pytest.approx(0.03)
+    for boxes in fig.axes[0].collections:
+        for box in boxes.get_paths():
+            assert box.vertices[:, 0].min() >= -1e-9 and box.vertices[:, 0].max() <= 0.03 + 1e-9
+    with pytest.raises(ValueError, match="within=0"):
+        v.plot_gpu_timeline(runs, within=0)
+
+
+def test_kernels_far_shorter_than_a_pixel_are_seen():
+    """An edge of paper around such a box leaves nothing of it."""
+    few, many = (v.plot_gpu_timeline({"one": (queue([2.0] * n, 60.0), 0)}) for n in (4, 400))
+    edges = [to_hex(fig.axes[0].collections[1].get_edgecolor()[0]) for fig in (few, many)]
+    assert edges[0] == to_hex(theme.mode().paper) and edges[1] == to_hex(theme.HUES[0])
 
 
 def test_online_softmax_shows_the_weights_relative_to_the_highest_so_far():

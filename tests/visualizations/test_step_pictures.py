@@ -1,5 +1,7 @@
 """The pictures of a step's tensors, slots, operations and parts, read back from their artists."""
 
+from itertools import combinations
+
 import matplotlib
 import numpy as np
 import pytest
@@ -63,12 +65,43 @@ def test_bars_side_by_side_say_who_leads():
         v.plot_side_by_side(works, unit="%", limit=70)
 
 
+def test_numbers_of_different_orders_stand_side_by_side_as_factors():
+    works = {"one": {"ours": 2.0, "theirs": 8.0}, "many": {"ours": 30.0, "theirs": 300.0}}
+    fig = v.plot_side_by_side(works, unit="µs", log=True)
+    assert [(bar.get_x(), bar.get_width()) for bar in fig.axes[0].patches] == [(1, 1), (1, 7), (1, 29), (1, 299)]
+    assert fig.axes[0].get_xscale() == "log" and fig.axes[0].get_xlim()[0] == 1 and "theirs  300" in texts(fig)
+    assert "equal lengths are equal factors" in fig.axes[0].get_xlabel()
+    for bad in ({"ours": 0.0}, {"ours": -1.0}):
+        with pytest.raises(ValueError, match="above 0"):
+            v.plot_side_by_side({"one": bad}, unit="µs", log=True)
+    with pytest.raises(ValueError, match="no limit"):
+        v.plot_side_by_side({"one": {"ours": 1.0}}, unit="µs", log=True, limit=2)
+
+
 def test_an_operation_stands_to_the_right_of_what_it_needs():
     fig = v.plot_operations([("x", "x", ()), ("y", "exp", ("x",)), ("z", "x + y", ("x", "y"))])
     given, first, second = artists(fig, FancyBboxPatch, "given-x") + artists(fig, FancyBboxPatch, "operation-")
-    assert given.get_x() < first.get_x() < second.get_x() and "2 operations from 1 tensors" in caption(fig)
+    assert given.get_x() == first.get_x() < second.get_x() and "2 operations from 1 tensors" in caption(fig)
+    assert given.get_y() + given.get_height() < first.get_y()
     with pytest.raises(ValueError, match="inputs of 'y'"):
         v.plot_operations([("y", "exp", ("x",))])
+    with pytest.raises(ValueError, match="at least one with inputs"):
+        v.plot_operations([("x", "x", ())])
+
+
+def test_results_that_are_read_later_go_over_the_boxes_in_lanes_that_do_not_meet():
+    chain = [("x", "x", ()), *((f"y{i}", "exp", ("x" if i == 0 else f"y{i - 1}",)) for i in range(5)),
+             ("a", "+", ("y4", "y1")), ("b", "+", ("a", "y0")), ("c", "+", ("b", "y4")), ("d", "+", ("c", "y0"))]
+    fig = v.plot_operations(chain)
+    kept = {line.get_gid(): (max(line.get_ydata()), min(line.get_xdata()), max(line.get_xdata()))
+            for line in artists(fig, plt.Line2D, "kept-")}
+    assert set(kept) == {"kept-y1-a", "kept-y0-b", "kept-y4-c", "kept-y0-d"} and "Orange" in caption(fig)
+    spans = list(kept.values())
+    assert all(a[0] != b[0] or a[2] < b[1] or b[2] < a[1] for a, b in combinations(spans, 2))
+    # two arguments of one operation stand side by side, and neither in the other's way
+    two = v.plot_operations([("x", "x", ()), ("r", "r", ()), ("y", "+", ("x", "r")), ("w", "w", ()), ("z", "*", ("y", "w"))])
+    boxes = [(box.get_x(), box.get_y(), box.get_width(), box.get_height()) for box in artists(two, FancyBboxPatch, "given-")]
+    assert len(boxes) == 3 and all(abs(a[0] - b[0]) >= a[2] or abs(a[1] - b[1]) >= a[3] for a, b in combinations(boxes, 2))
 
 
 def test_an_automaton_has_a_circle_per_state_and_an_arrow_per_pair():
@@ -96,3 +129,13 @@ def test_the_parts_of_a_step_add_up_to_it():
     assert list(floor.get_xdata()) == [3.5, 3.5]
     with pytest.raises(ValueError, match="milliseconds=-1"):
         v.plot_step_parts({"a": {"attention": -1.0}})
+
+
+def test_a_step_whose_parts_overlap_ends_within_its_bar():
+    steps = {"ours": {"attention": 5.0, "norms": 1.0}, "theirs": {"attention": 7.0}}
+    fig = v.plot_step_parts(steps, done={"ours": 5.5})
+    (line,) = artists(fig, plt.Line2D, "done-")
+    assert list(line.get_xdata()) == [5.5, 5.5] and {"5.50 ms", "7.00 ms"} <= set(texts(fig)) and "side by side" in caption(fig)
+    assert "side by side" not in caption(v.plot_step_parts(steps))
+    with pytest.raises(ValueError, match="at most the sum of its parts, 6"):
+        v.plot_step_parts(steps, done={"ours": 6.5})

@@ -102,7 +102,8 @@ class BatchMonitor(Explorer):
             theme.canvas(ax, 0, 0)
         self._draw_rates(rates, frames)
         self._draw_rows(sequences, rows)
-        theme.title(rates, self.label, "Tokens per second: prompt (dark), fed back (light). Below, the last sequences.")
+        theme.title(rates, self.label, "Tokens per second, averaged from one look to the next (ten per second at most): of "
+                    "prompts (dark), fed back (light). Below, the last sequences.")
         return fig
 
     def _draw_rates(self, ax: Axes, frames: list[dict[str, Any]]) -> None:

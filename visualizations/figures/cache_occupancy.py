@@ -1,6 +1,6 @@
 """Cache occupancy: what the physical blocks are doing, step by step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,20 @@ STATES = (("s", "shared"), ("u", "in use"), ("c", "cached, free to take"), ("f",
 
 
 @theme.in_both_modes
-def plot_cache_occupancy(trace: Trace, *, reserve: Sequence[int] | None = None, ax: Axes | None = None) -> Figure:
+def plot_cache_occupancy(trace: Trace, *, reserve: Sequence[int] | None = None, marks: Mapping[int, str] | None = None,
+                         ax: Axes | None = None) -> Figure:
     """Physical blocks by state after each step, stacked; together they are the whole cache.
 
     reserve: blocks kept free after each step for those who run, one number per step; that part of the free ones is drawn
-    on top of those in use, and where it ends in free blocks a newcomer may come in. Raises ValueError for another number of
-    them than steps.
+    on top of those in use, and where it ends in free blocks a newcomer may come in. marks: {step: what happened just before
+    it}, an arrow from the words to the top of the blocks in use. Raises ValueError for another number of reserves than
+    steps, and for a mark at a step that the trace does not have.
     """
     check(reserve is None or len(reserve) == len(trace), "len(reserve)", len(reserve or ()), f"{len(trace)}, one per step",
           "pass the reserve after each step of this trace")
+    for step in marks or ():
+        check(any(r.step == step for r in trace), "a marked step", step, f"{trace[0].step} to {trace[-1].step}",
+              "mark a step of this trace")
     fig, ax = theme.canvas(ax, 10, 2.7)
     m = theme.mode()
     steps = np.array([r.step for r in trace])
@@ -49,6 +54,13 @@ def plot_cache_occupancy(trace: Trace, *, reserve: Sequence[int] | None = None, 
     ax.set(xlabel="step", ylabel="blocks", xlim=(edges[0], edges[-1]), ylim=(0, below.max()))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    for record in trace:
+        if marks and record.step in marks:
+            at = record.step - 0.5
+            ax.annotate(marks[record.step], (at, record.num_blocks_in_use), (at, 0.72 * below.max()),
+                        ha="center" if edges[0] + 4 < record.step < edges[-1] - 4 else "left", va="center", fontsize=9,
+                        color=m.ink, gid=f"mark-{record.step}", parse_math=False,
+                        arrowprops=dict(arrowstyle="-|>", color=m.ink, linewidth=1.1))
     theme.legend(ax, loc="upper left", bbox_to_anchor=(1.0, 1.02), reverse=True)
     if reserve is not None:
         theme.title(ax, "The cache and its reserve", "Dotted: kept for the next blocks of those who run. A newcomer must fit "

@@ -12,12 +12,14 @@ from visualizations import theme
 
 @theme.in_both_modes
 def plot_step_parts(steps: Mapping[str, Mapping[str, float]], *, waiting: str = "GPU waits for the host",
-                    floors: Mapping[str, float] | None = None, title: str = "Where a step's time goes",
-                    ax: Axes | None = None) -> Figure:
+                    floors: Mapping[str, float] | None = None, done: Mapping[str, float] | None = None,
+                    title: str = "Where a step's time goes", ax: Axes | None = None) -> Figure:
     """A bar for each step, its parts laid end to end.
 
     steps: {step: {part: milliseconds}}, parts in the same order in each. waiting: the part in which nothing is computed,
-    dotted. floors: {step: the least time it can take}, a line across its bar. Raises ValueError for a negative time.
+    dotted. floors: {step: the least time it can take}, a line across its bar. done: {step: when it was done}, of steps whose
+    parts overlap: their bar is longer than the step, and a dashed line in it says where the step ended. Raises ValueError for
+    a negative time, and for a step that ends behind its bar.
     """
     parts = list(dict.fromkeys(part for step in steps.values() for part in step))
     lowest = min(ms for step in steps.values() for ms in step.values())
@@ -41,7 +43,13 @@ def plot_step_parts(steps: Mapping[str, Mapping[str, float]], *, waiting: str = 
                         color=m.ink if idle else theme.text_on(shade), bbox=dict(facecolor=m.paper, edgecolor="none", pad=0.8)
                         if idle else None)
             left += ms
-        ax.annotate(f"{left:.2f} ms", (left, -y), (5, 0), textcoords="offset points", va="center", fontsize=9.5, color=m.ink)
+        ended = (done or {}).get(name, left)
+        check(ended <= left * 1.001, f"the end of step {name!r}", ended, f"at most the sum of its parts, {left:.4g}",
+              "give its waiting as a part")
+        if done and name in done:
+            ax.plot([ended] * 2, [-y - 0.42, -y + 0.42], color=m.ink, linewidth=1.6, linestyle=(0, (2.5, 1.5)),
+                    gid=f"done-{name}")
+        ax.annotate(f"{ended:.2f} ms", (left, -y), (5, 0), textcoords="offset points", va="center", fontsize=9.5, color=m.ink)
         if floors and name in floors:
             ax.plot([floors[name]] * 2, [-y - 0.42, -y + 0.42], color=m.ink, linewidth=2.2, gid=f"floor-{name}")
     ax.set_yticks([-y for y in range(len(steps))], list(steps), color=m.ink, parse_math=False)
@@ -50,10 +58,11 @@ def plot_step_parts(steps: Mapping[str, Mapping[str, float]], *, waiting: str = 
     below = ax.transAxes + ScaledTranslation(0, -0.45, fig.dpi_scale_trans)  # inches: under the axis's own words
     theme.legend(ax, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, ncols=6)
     most = max(steps, key=lambda name: steps[name].get(waiting, 0.0) / sum(steps[name].values()))
-    share = steps[most].get(waiting, 0.0) / sum(steps[most].values())
+    share = steps[most].get(waiting, 0.0) / (done or {}).get(most, sum(steps[most].values()))
     caption = "Parts that follow one another."
     if share:
         most_of = f"at most {share:.0%} of a step ({most})" if share >= 0.005 else "less than 1% of any step"
         caption = f"Dotted: nothing is computed, {most_of}."
-    theme.title(ax, title, caption + (" The line across a bar is the floor." if floors else ""))
+    theme.title(ax, title, caption + (" The line across a bar is the floor." if floors else "")
+                + (" Dashed: the step was done; as much as the bar is longer, kernels ran side by side." if done else ""))
     return fig

@@ -35,6 +35,7 @@ GREY = "#7b8794"  # whatever belongs to no sequence in particular
 STRIKE_HATCH = "\\\\"
 ROUNDING = 0.14  # of a block one unit wide
 DIGIT_ROOM = 0.27  # of a block: what a digit of its number needs
+THINNEST = 0.1  # of a block: a part of one, such as a single token of sixteen, that shows beside its rim
 TITLE_SIZE, CAPTION_SIZE, BESIDE_CAPTION = 11.5, 9.5, 1.1  # points; inches that the axis may take to the left of a caption
 LEGEND_SIZE, BESIDE_LABEL = 9, 0.65  # points; inches of a handle and the space around it
 WIDEST = 7.8  # inches: at 0.72 of its size (both_modes.READABLE) a figure then fits JupyterLab in a window of 700 pixels
@@ -201,9 +202,11 @@ def draw_block(ax: Axes, x: float, y: float, number: int, *, state: str, colour:
     """A block with its lower left corner at (x, y).
 
     state: "f"ree, "c"ached, "u"sed or "s"hared. colour, light: of its owner. filled: share of its slots that hold a
-    token; prompt: share that holds prompt tokens, the rest of the filled ones are generated.
+    token; prompt: share that holds prompt tokens, the rest of the filled ones are generated. A part too thin to see beside
+    the rim is drawn THINNEST wide.
     """
     m = mode()
+    prompt, filled = _seen(prompt, filled)
     box: dict[str, Any] = dict(boxstyle=f"round,pad=0,rounding_size={ROUNDING * size}", mutation_aspect=1)
     outline = FancyBboxPatch((x, y), size, size, facecolor=m.free if state == "f" else m.paper, edgecolor="none", **box)
     ax.add_patch(outline)
@@ -241,3 +244,11 @@ def draw_block(ax: Axes, x: float, y: float, number: int, *, state: str, colour:
         ax.text(x + size / 2, y + size / 2, str(number), ha="center", va="center", fontsize=8.5, color=m.ink,
                 bbox=dict(boxstyle="round,pad=0.14", facecolor=m.paper, edgecolor="none"))
     return outline
+
+
+def _seen(prompt: float, filled: float) -> tuple[float, float]:
+    """Where the prompt and the filled part of a block end when none of its three parts is thinner than THINNEST."""
+    parts = [prompt, max(0.0, filled - prompt), 1 - max(prompt, filled)]
+    wide = [max(part, THINNEST) if part > 0 else 0.0 for part in parts]
+    wide[wide.index(max(wide))] -= sum(wide) - 1
+    return wide[0], wide[0] + wide[1]

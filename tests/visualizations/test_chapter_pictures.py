@@ -21,6 +21,7 @@ def squares(fig, kind):
 def test_bars_begin_where_two_texts_begin_to_differ():
     fig = v.plot_by_position([0, 1e-7, 0.5, 0.2], tolerance=1e-5, tokens=["a", " b", "\n", "d"])
     assert [a.get_gid() for a in artists(fig, Rectangle, "different-")] == ["different-2", "different-3"]
+    assert texts(fig).count("=") == 2 and len(fig.axes[0].patches) == 2  # what is equal has no bar: a bar's height would lie
     assert caption(fig).startswith("Equal before position 2") and {"·b", "\\n"} <= set(texts(fig))
     assert caption(v.plot_by_position([0, 0], tolerance=1e-5)) == "Equal at every position, up to rounding."
     assert "·me\n·a" in texts(v.plot_by_position([1, 0], tolerance=0.1, tokens=[(" me", " a"), "c"]))
@@ -55,6 +56,8 @@ def test_a_curve_has_its_points_and_its_name_and_names_keep_apart():
     fig = v.plot_curves({"a": {1: 5, 2: 9}, "b": {1: 4, 2: 9}}, knob="k", outcome="o", title="T", caption="C.")
     (line,) = artists(fig, Line2D, "a")
     assert list(line.get_ydata()) == [5, 9]
+    levelled = v.plot_curves({"a": {1: 5, 2: 9}}, level=9, knob="k", outcome="o", title="T", caption="C.")
+    assert max(artists(levelled, Line2D, "level")[0].get_xdata()) == 2  # it strikes through no name
     low, high = sorted(t.xy[1] for t in fig.axes[0].texts if t.get_text() in ("a", "b"))
     assert high - low >= 0.5
     with pytest.raises(ValueError, match="curves"):

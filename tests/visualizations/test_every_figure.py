@@ -36,7 +36,7 @@ UNITS = {
     "acceptance": ("place of the draft in its step", "share that was kept"), "next_token": ("probability", ""),
     "online_softmax": ("key", ""), "quantized_block": ("number in the block", "weight"),
     "padding_waste": ("bucket: captured batch size (sequences)", "rows computed"),
-    "parity": ("largest difference from transformers (dashed: tolerance 0.0001)", ""), "request_timeline": ("step", ""),
+    "parity": ("largest difference from transformers (dashed: tolerance 10⁻⁴)", ""), "request_timeline": ("step", ""),
     "roofline": ("arithmetic intensity (FLOP per byte moved)", "TFLOP/s"),
     "sampling_filters": ("tokens, the most likely first", ""), "side_by_side": ("% of the limit (more is better)", ""),
     "lines": ("token", "tokens left"), "bits": ("", "token id"),

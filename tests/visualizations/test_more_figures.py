@@ -103,6 +103,9 @@ def test_parity_marks_what_is_above_the_tolerance():
     fig = v.plot_parity({"a": 0.0, "b": 1e-6, "c": 3e-3, "d": 2e-3}, tolerance=1e-4)
     assert len(artists(fig, Rectangle, "equal")) == 1 and len(artists(fig, Rectangle, "different")) == 2
     assert "exactly equal" in texts(fig) and "first layer that differs is c" in caption(fig)
+    assert {"10⁻⁶", "0.003", "0.002"} <= set(texts(fig))
+    far = v.plot_parity({"a": 11.2, "b": 618.0, "c": 2.13e-4, "d": 3.4e7, "e": 9.96e-5}, tolerance=1e-2)
+    assert {"11", "620", "2.1 · 10⁻⁴", "3.4 · 10⁷", "10⁻⁴"} <= set(texts(far))
     bar = artists(fig, Rectangle, "equal")[0]
     assert bar.get_x() + bar.get_width() == pytest.approx(1e-6)
     with pytest.raises(ValueError, match="differences"):

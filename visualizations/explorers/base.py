@@ -75,7 +75,7 @@ def theme_module() -> str:
               "onPrompt": [theme.text_on(theme.prompt_colour(i)) for i in places],
               "onDecode": [theme.text_on(theme.decode_colour(i)) for i in places],
               "hatch": [to_hex(theme.mix(theme.prompt_colour(i), "#ffffff", 0.45)) for i in places],
-              "rounding": theme.ROUNDING, "light": asdict(theme.LIGHT), "dark": asdict(theme.DARK)}
+              "rounding": theme.ROUNDING, "thinnest": theme.THINNEST, "light": asdict(theme.LIGHT), "dark": asdict(theme.DARK)}
     return f"export const THEME = {json.dumps(values)};\n"
 
 

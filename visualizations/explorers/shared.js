@@ -330,11 +330,19 @@ export function strike(draw, x, y, width, height, colour, thickness = 2) {
   draw.stroke();
 }
 
+// Where the prompt and the filled part of a block end when none of its parts is too thin to see, as `_seen` in theme.py.
+function seen(prompt, filled) {
+  const wide = [prompt, Math.max(0, filled - prompt), 1 - Math.max(prompt, filled)].map((part) => (part > 0 ? Math.max(part, THEME.thinnest) : 0));
+  wide[wide.indexOf(Math.max(...wide))] -= wide[0] + wide[1] + wide[2] - 1;
+  return [wide[0], wide[0] + wide[1]];
+}
+
 // A block: a rounded square with its number, as `draw_block` in theme.py draws it. look: {state: "f"ree | "c"ached |
 // "u"sed | "s"hared, seqId of its owner, prompt and filled: shares of its slots, references, lit, dim}. Without room for a
 // number the square alone is drawn.
 export function drawBlock(draw, x, y, size, number, look, colours) {
-  const { state, seqId = 0, prompt = 1, filled = 1, references = 1 } = look;
+  const { state, seqId = 0, references = 1 } = look;
+  const [prompt, filled] = seen(look.prompt ?? 1, look.filled ?? 1);
   const outline = new Path2D();
   outline.roundRect(x, y, size, size, THEME.rounding * size);
   draw.globalAlpha = look.dim ? 0.3 : 1;

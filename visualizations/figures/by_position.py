@@ -17,7 +17,7 @@ LEVEL = 12  # tokens whose texts stand level under their bars; more are turned
 def plot_by_position(differences: Sequence[float], *, tolerance: float, tokens: Sequence[str | tuple[str, str]] = (),
                      quantity: str = "difference", title: str = "Position by position", seq_id: int = 0,
                      ax: Axes | None = None) -> Figure:
-    """A bar for each position of a text, as high as what is compared differs there; none where it is equal.
+    """A bar for each position of a text, as high as what is compared differs there; the sign = where it is equal.
 
     differences: a number of 0 or more for each position. tolerance: what still counts as equal, such as rounding. tokens:
     the text of each, written under its bar; a pair of texts stands there one below the other. Raises ValueError without
@@ -31,9 +31,11 @@ def plot_by_position(differences: Sequence[float], *, tolerance: float, tokens: 
     fig, ax = theme.canvas(ax, 10, 2.6 if tokens else 2.2)
     m, highest = theme.mode(), max(*values, tolerance)
     for place, value in enumerate(values):
-        equal = value <= tolerance
-        ax.bar(place, highest * 0.02 if equal else value, 0.78, linewidth=0, gid=f"{'equal' if equal else 'different'}-{place}",
-               color=m.line if equal else theme.prompt_colour(seq_id))
+        if value <= tolerance:  # a sign and no bar, whose height would say something
+            ax.annotate("=", (place, 0), (0, 1), textcoords="offset points", ha="center", va="bottom", fontsize=9, color=m.muted,
+                        gid=f"equal-{place}")
+        else:
+            ax.bar(place, value, 0.78, linewidth=0, gid=f"different-{place}", color=theme.prompt_colour(seq_id))
     if tokens:
         size = 9 if len(values) <= MOST_LABELS // 2 else 7.5
         turned: dict[str, Any] = {} if len(values) <= LEVEL else dict(rotation=60, ha="right", rotation_mode="anchor")

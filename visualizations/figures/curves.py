@@ -42,8 +42,9 @@ def plot_curves(curves: Mapping[str, Mapping[float, float]], *, knob: str, outco
         ax.xaxis.set_major_formatter("{x:,g}")
     elif all(isinstance(x, int) for x in settings):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if level is not None:
-        ax.axhline(level, color=theme.mode().ink, linewidth=1.1, linestyle=(0, (5, 3)), zorder=0, gid="level")
+    if level is not None:  # only as far as the curves: behind them stand their names
+        ax.plot([settings[0], settings[-1]], [level] * 2, color=theme.mode().ink, linewidth=1.1, linestyle=(0, (5, 3)),
+                zorder=0, gid="level")
     ends: dict[str, tuple[float, float, int]] = {}
     for place, (name, curve) in enumerate(curves.items()):
         xs = sorted(curve)

@@ -10,6 +10,7 @@ from nanovllm.utils.checks import check
 from visualizations import theme
 
 WORDS = 0.17  # of the axis: what "exactly equal" takes
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @theme.in_both_modes
@@ -33,7 +34,7 @@ def plot_parity(differences: Mapping[str, float], *, tolerance: float, against: 
         if difference > 0:
             ax.barh(-place, difference - left, 0.68, left, color=theme.HUES[0] if good else theme.HUES[1],
                     gid="equal" if good else "different")
-        label = f"{difference:.1e}" if difference > 0 else "exactly equal"
+        label = _written(difference) if difference > 0 else "exactly equal"
         ax.annotate(label, (difference or words_at, -place), (4, 0), textcoords="offset points", va="center", fontsize=8.5,
                     color=m.muted if good else m.ink, fontweight="normal" if good else "bold",
                     bbox=dict(facecolor=m.paper, edgecolor="none", pad=0.8), zorder=3)
@@ -41,11 +42,19 @@ def plot_parity(differences: Mapping[str, float], *, tolerance: float, against: 
     ax.set_xscale("log")
     ax.set_yticks([-i for i in range(len(differences))], list(differences), color=m.ink, parse_math=False)
     ax.tick_params(axis="y", labelsize=8.5, length=0)
-    ax.set(xlabel=f"largest difference from {against} (dashed: tolerance {tolerance:g})", xlim=(left, right * 2.5),
+    ax.set(xlabel=f"largest difference from {against} (dashed: tolerance {_written(tolerance)})", xlim=(left, right * 2.5),
            ylim=(-len(differences) + 0.4, 0.6))
     bad = [name for name, d in differences.items() if not d <= tolerance]
     theme.title(ax, title or f"Layer by layer against {against}", caption or (
                 f"The first layer that differs is {bad[0]}: look there, all that follows inherits it." if bad else
-                f"Largest: {max(differences.values()):.1e}. Rounding grows layer by layer; a wrong layer would jump."
+                f"Largest: {_written(max(differences.values()))}. Rounding grows layer by layer; a wrong layer would jump."
                 if any(differences.values()) else "Every number is equal to its last bit. A wrong layer would have a bar."))
     return fig
+
+
+def _written(number: float) -> str:
+    """Two digits of a number above 0, as one writes them by hand: 620, 0.086, 2.1 · 10⁻⁴, and 10⁻⁵ where the factor is 1."""
+    factor, power = f"{number:.1e}".split("e")
+    if -3 <= int(power) < 6:
+        return f"{float(f'{number:.1e}'):,g}"
+    return ("" if factor == "1.0" else f"{factor} · ") + "10" + str(int(power)).translate(RAISED)

@@ -95,9 +95,10 @@ def test_a_legend_takes_as_many_rows_as_it_needs():
     assert len(legend.get_texts()) == 6 and all(stays_on_the_page(fig, text) for text in legend.get_texts())
 
 
-@pytest.mark.parametrize(("prompt", "filled"), [(0, 1 / 16), (15 / 16, 1), (0.5, 0.51), (1 / 256, 2 / 256), (0.25, 0.75), (0, 1), (1, 1)])
+@pytest.mark.parametrize(("prompt", "filled"), [(0, 1 / 16), (15 / 16, 1), (0.5, 0.51), (1 / 256, 2 / 256), (0.25, 0.75),
+                                                (0, 1), (1, 1)])
 def test_a_single_token_of_a_block_can_be_seen(prompt, filled):
-    fig, ax = theme.canvas(None, 2, 2)
+    _, ax = theme.canvas(None, 2, 2)
     theme.draw_block(ax, 0, 0, 7, state="u", colour="#0000ff", light="#00ff00", prompt=prompt, filled=filled, size=1)
     found = {artist.get_facecolor()[:3]: artist.get_width() for artist in ax.patches if isinstance(artist, Rectangle)}
     wide = [found.get((0, 0, 1), 0), found.get((0, 1, 0), 0)]

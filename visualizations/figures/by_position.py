@@ -32,8 +32,8 @@ def plot_by_position(differences: Sequence[float], *, tolerance: float, tokens: 
     m, highest = theme.mode(), max(*values, tolerance)
     for place, value in enumerate(values):
         if value <= tolerance:  # a sign and no bar, whose height would say something
-            ax.annotate("=", (place, 0), (0, 1), textcoords="offset points", ha="center", va="bottom", fontsize=9, color=m.muted,
-                        gid=f"equal-{place}")
+            ax.annotate("=", (place, 0), (0, 1), textcoords="offset points", ha="center", va="bottom", fontsize=10,
+                        fontweight="bold", color=m.muted, gid=f"equal-{place}")
         else:
             ax.bar(place, value, 0.78, linewidth=0, gid=f"different-{place}", color=theme.prompt_colour(seq_id))
     if tokens:

@@ -43,5 +43,5 @@ def plot_overlap(runs: Mapping[str, Iterable[tuple[str, int, float, float]]], *,
         told.append(f"{name}, {whole:.0f} ms, device busy {busy / whole:.0%}")
     ax.set_yticks(list(ticks), list(ticks.values()), color=m.ink)
     ax.set(xlabel="milliseconds", xlim=(0, max(span[3] for spans in runs.values() for span in spans) * 1.01))
-    theme.title(ax, "Whose turn it is", "Numbers are steps; dotted: the device waits for the host. " + "; ".join(told) + ".")
+    theme.title(ax, "Whose turn it is", f"Numbers are steps; dotted: the device waits for the host ({'; '.join(told)}).")
     return fig

@@ -11,6 +11,7 @@ from visualizations import theme
 from visualizations.explorers.run_explorer import RunExplorer
 
 MOST_STEPS_WITH_GUESSES = 40  # in the still: in a longer run a cell has no room for them
+LOWEST_BAR = 0.03  # of the axis: a step of one token is seen beside a budget of many
 OUT_OF_REACH = 8  # times the tokens of the fullest step: a budget above is named in the caption instead of drawn
 
 
@@ -68,10 +69,15 @@ class SchedulerExplorer(RunExplorer):
         guesses = self._draw_guesses(chart, rows)
         steps = [r.step for r in trace]
         prompt, decode = ([getattr(r, f"num_{kind}_tokens") for r in trace] for kind in ("prefill", "decode"))
-        budget.bar(steps, decode, 1.0, color=theme.mix(m.muted, m.paper, 0.55), label="decode", **edge)
-        budget.bar(steps, prompt, 1.0, decode, color=m.muted, label="prompt", **edge)
         most, limit = max(map(sum, zip(decode, prompt, strict=True)), default=0), trace.meta["token_budget"]
         reached = not most or limit <= OUT_OF_REACH * most
+        least = LOWEST_BAR * max(most, limit if reached else 0)
+        budget.bar(steps, [max(num, least) if num else 0 for num in decode], 1.0, color=theme.mix(m.muted, m.paper, 0.55),
+                   label="decode")
+        budget.bar(steps, prompt, 1.0, decode, color=m.muted, label="prompt")
+        if edge:  # upright ones alone: all four would cover a bar of one token
+            for x, num in zip(steps, map(sum, zip(decode, prompt, strict=True)), strict=True):
+                budget.vlines([x - 0.5, x + 0.5], 0, max(num, least), color=m.paper, linewidth=0.9)
         if reached:
             budget.axhline(limit, color=m.ink, linewidth=1, linestyle=(0, (5, 3)))
         budget.set(xlabel="step", ylabel="tokens", xlim=(steps[0] - 0.7, steps[-1] + 0.7) if steps else (-0.7, 0.7))

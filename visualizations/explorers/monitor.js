@@ -2,7 +2,7 @@
 import { clamp, count, decodeColour, explorer, font, h, hatch, player, promptColour, surface, textOnPhase } from "./shared.js";
 
 const GREY = "#7b8794", PALE = 0.45;
-const STRIPS = [["tokens per second, averaged from one look to the next", 104], ["blocks of the cache", 62], ["sequences: running (line), waiting (grey, dashed)", 50]], GAP = 24, GUTTER = 52;
+const STRIPS = [["tokens per second, averaged from one look to the next", 104], ["blocks of the cache", 62], ["sequences", 50]], GAP = 24, GUTTER = 52;
 const STATES = { w: "waiting", r: "running", p: "preempted", f: "finished" };
 const FEW = 4; // sequences whose texts get several lines
 
@@ -244,7 +244,7 @@ export default explorer((context) => {
   function legend() {
     const sample = (kind, label) => h("span", {}, h("i", { class: `nvx-m-sample nvx-m-s-${kind}` }), ` ${label}`);
     return h("p", { class: "nvx-legend nvx-muted" }, sample("dark", "prompt tokens; blocks held"), sample("light", "fed back, generated"), sample("shared", "shared blocks"), sample("cached", "cached, free to take"),
-      h("span", {}, "Click into it first; then the keys: ← → look, space plays, end: live"));
+      h("span", {}, "Line: running; grey and dashed: waiting"), h("span", {}, "Click into it first; then the keys: ← → look, space plays, end: live"));
   }
 
   return {

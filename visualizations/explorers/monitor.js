@@ -70,7 +70,11 @@ export default explorer((context) => {
     follow(() => take(state, message));
   };
   model.on("msg:custom", hear);
-  if (model.kernel !== false) context.ask({ do: "refresh" }); // what was said before anybody looked
+  if (model.kernel !== false) {
+    // As in Run All, cells below may have run before this view opened: begin at the newest look, and so follow.
+    if (state.frames.length) steps.go(state.frames.length - 1);
+    context.ask({ do: "refresh" }); // what was said before anybody looked
+  }
 
   // After a change of the frames: stay at the newest, if that was shown, and else at the same moment.
   function follow(change) {

@@ -52,5 +52,5 @@ def plot_bits(before: Sequence[int], after: Sequence[int], *, bits: int = 32, na
     ax.set(ylabel=names[0].split(",")[0])
     ax.tick_params(axis="x", length=0)
     theme.title(ax, "What goes in, and what comes out",
-                "A row is a number in binary. Left: neighbours differ in a bit or two. Right: no pattern is left.")
+                "A row is a number in binary. Left: neighbours are much alike. Right: no pattern is left.")
     return fig

@@ -1,6 +1,7 @@
 """Where the step's keys go: from a row of tokens to slots all over the cache."""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,12 +17,13 @@ DROP = 3.2  # how far below the tokens the cache is drawn, in cells
 
 @theme.in_both_modes
 def plot_slot_scatter(slot_mapping: Sequence[int], block_size: int, *, owners: Sequence[int] | None = None,
-                      blocks: Sequence[int] | None = None, held: Mapping[int, int] | None = None,
+                      blocks: Sequence[int] | None = None, held: Mapping[int, int | None] | None = None,
                       light: Collection[int] = (), ax: Axes | None = None) -> Figure:
     """A line from each token of a step to the slot that takes its key; a token with slot -1 is crossed out.
 
     owners: whose each token is (all of sequence 0 by default). blocks: the ones to draw, in this order; by default those
-    written to. held: {slot: owner} of what lies there already. light: owners whose tokens are drawn light, such as decodes.
+    written to. held: {slot: owner} of what lies there already, None where
+    several share it. light: owners whose tokens are drawn light, such as decodes.
     Raises ValueError for a slot in a block that is not drawn.
     """
     slots = [int(s) for s in slot_mapping]
@@ -45,8 +47,10 @@ def plot_slot_scatter(slot_mapping: Sequence[int], block_size: int, *, owners: S
         ax.text(x + block_size / 2, -deep - size, str(block), ha="center", va="top", fontsize=9, color=m.ink)
         for slot in range(block * block_size, (block + 1) * block_size):
             if slot in held:
-                ax.add_patch(Rectangle((x + slot % block_size + 0.08, -deep - size / 2), 0.84, size, linewidth=0, alpha=0.45,
-                                       facecolor=theme.decode_colour(held[slot]), gid=f"held-{slot}"))
+                owner_before, where = held[slot], (x + slot % block_size + 0.08, -deep - size / 2)
+                look: dict[str, Any] = (dict(facecolor="none", edgecolor=m.muted, hatch=theme.SHARED_HATCH)
+                                        if owner_before is None else dict(facecolor=theme.decode_colour(owner_before)))
+                ax.add_patch(Rectangle(where, 0.84, size, linewidth=0, alpha=0.45, gid=f"held-{slot}", **look))
     wide = 0.84 * min(step, 2.2)  # of a token's box
 
     def fitting(cells: float, largest: int) -> float:

@@ -55,7 +55,7 @@ def main(names: list[str]) -> None:
     for name in names or FIGURES:
         for mode in MODES:
             # Few colours make small files; dithering would add noise.
-            render(name, mode).quantize(64, dither=Image.Dither.NONE).save(path(name, mode), optimize=True)
+            render(name, mode).quantize(128, dither=Image.Dither.NONE).save(path(name, mode), optimize=True)
             print(path(name, mode).relative_to(FOLDER.parent))
 
 

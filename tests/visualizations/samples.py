@@ -113,7 +113,7 @@ FIGURES = {
     "automaton": lambda ax=None: v.plot_automaton(  # a loop, a way back, an arrow within a column, several characters
         [{"f": 1, "h": 3}, {"o": 2}, {"x": 5}, {"e": 4}, {"n": 5}, {"!": 5, "i": 6, "o": 6, "&": 0}, {"n": 7, "a": 4}, {}],
         {5, 7}, marked={5}, ax=ax),
-    "attention_mask": lambda ax=None: v.plot_attention_mask([0, 1, 2, 8, 20], [14, 9, 16, 12], ax=ax),
+    "attention_mask": lambda ax=None: v.plot_attention_mask([0, 1, 2, 8, 20], [14, 9, 16, 12], seq_ids=[0, 1, 2, 3], ax=ax),
     "batch_composition": lambda ax=None: v.plot_batch_composition(shared()[0], ax=ax),
     "bits": lambda ax=None: v.plot_bits(range(16), [(i * 2654435761) % 2**32 for i in range(16)], names=("token id", "bits"),
                                         ax=ax),
@@ -206,7 +206,7 @@ FIGURES = {
         [0.31, -0.2, 0.04, 0.12], [0.3, -0.2, 0.0, 0.1], scale=0.1, least=-0.2, bits=3, ax=ax),
     "slot_scatter": lambda ax=None: v.plot_slot_scatter(
         [22, 45, -1, 64, 65, 66, 67], 8, owners=[0, 1, 2, 3, 3, 3, 3], blocks=[2, 5, 8], light=(0, 1),
-        held={slot: slot // 24 for slot in [*range(16, 22), *range(40, 45)]}, ax=ax),
+        held={slot: slot // 24 if slot != 16 else None for slot in [*range(16, 22), *range(40, 45)]}, ax=ax),
     "step_parts": lambda ax=None: v.plot_step_parts(
         {"theirs": {"attention": 5.3, "matmuls": 0.7, "GPU waits for the host": 1.0},
          "ours": {"attention": 4.8, "matmuls": 0.7}},

@@ -46,10 +46,10 @@ def plot_attention_mask(cu_seqlens_q: ArrayLike, context_lens: ArrayLike, *, seq
     for i in range(len(ids) if tile is None else 0):
         ax.add_patch(Rectangle((keys[i], starts[i]), contexts[i], queries[i], facecolor="none", linewidth=1.1,
                                edgecolor=theme.sequence_colour(ids[i]), gid=f"sequence-{ids[i]}"))
-        if seq_ids is not None:  # below a low box, in a high one
-            low = starts[i] + queries[i] < starts[-1]
-            ax.annotate(f"sequence {ids[i]}", (keys[i], starts[i] + (queries[i] if low else 0)), (4, -3), va="top",
-                        textcoords="offset points", fontsize=8.5, color=m.ink)
+        if seq_ids is not None:  # below its box, the last one's within it
+            last = i == len(ids) - 1
+            ax.annotate(f"sequence {ids[i]}", (keys[i], starts[i + 1]), (4, 3 if last else -3), textcoords="offset points",
+                        va="bottom" if last else "top", fontsize=8.5, color=m.ink)
     ax.set_yticks(starts, [str(s) for s in starts])
     ax.set_xticks(keys, [str(k) for k in keys])
     ax.set(xlabel="keys in the cache, all sequences end to end (ticks: where each begins)",
@@ -67,7 +67,7 @@ def _occurring(queries: list[int]) -> list[str]:
     """What there is to see in this step, for the caption: it must not speak of rows that are not there."""
     seen = {"a staircase for a prompt chunk": any(n > 1 for n in queries), "one row for a decode": 1 in queries,
             "nothing between sequences": len(queries) > 1,
-            "at its dark end a token's own key": True}
+            "each token's own key dark": True}
     return [words for words, there in seen.items() if there]
 
 

@@ -38,8 +38,10 @@ def plot_fleet(runs: Mapping[str, FleetReport], *, what: str = "unfinished", tit
     for name, report in runs.items():
         count, line = report.config.num_replicas, report.timeline
         ax.text(0, y + head * 0.5, name, color=m.ink, fontsize=10, fontweight="bold", va="center", parse_math=False)
-        ax.text(end, y + head * 0.5, f"at most {np.max(values[name], initial=0):.0f} at a time; {report.hit_rate:.0%} found cached; TTFT {report.ttft(50) * 1e3:.0f} ms, "
-                f"p99 {report.ttft(99) * 1e3:.0f} ms", color=m.muted, fontsize=9, va="center", ha="right")
+        most = np.max(values[name], initial=0)
+        ax.text(end, y + head * 0.5, f"at most {most:.0f} at a time; {report.hit_rate:.0%} found cached; "
+                f"TTFT {report.ttft(50) * 1e3:.0f} ms, p99 {report.ttft(99) * 1e3:.0f} ms", color=m.muted, fontsize=9,
+                va="center", ha="right")
         y += head
         ax.add_patch(Rectangle((0, y), end, count, facecolor=m.free, edgecolor="none", zorder=0))
         ax.imshow(values[name], aspect="auto", cmap=shades, vmin=0, vmax=highest, interpolation="nearest", gid=f"load-{name}",

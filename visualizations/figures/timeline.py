@@ -61,5 +61,6 @@ def plot_request_timeline(trace: Trace, *, ax: Axes | None = None) -> Figure:
     struck = f"struck: preempted ({preemptions}); " if preemptions else ""
     numbered = ", and behind it the tokens generated" if row > ROOM_FOR_NUMBER else ""
     theme.title(ax, "Who ran when", "Dark: prompt chunks" + (" and their lengths" if few else "")
-                + f"; light: one token generated in each, and in the last dark one; line: waiting; {struck}dot: the end{numbered}.")
+                + "; light: one token generated in each, and in the last dark one; line: waiting; "
+                f"{struck}dot: the end{numbered}.")
     return fig

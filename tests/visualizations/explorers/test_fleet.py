@@ -52,7 +52,8 @@ def test_the_figure_shows_the_timeline_of_every_run():
         (image,) = [i for i in ax.images if i.get_gid() == f"load-{name}"]
         assert np.allclose(image.get_array(), report.timeline.of("waiting"))
     texts = [t.get_text() for t in ax.texts]
-    assert any(t.startswith(f"{b.hit_rate:.0%} found cached") for t in texts)
+    most = b.timeline.of("waiting").max()
+    assert any(t.startswith(f"at most {most:.0f} at a time; {b.hit_rate:.0%} found cached") for t in texts)
     with pytest.raises(ValueError, match="what='busy'"):
         plot_fleet({"a": a}, what="busy")
 

@@ -108,18 +108,19 @@ class TokenMaskExplorer(Explorer):
         for row in range(shown):
             drawn = recorded.output_token_ids[row]
             wanted = int(recorded.probabilities[row].argmax())
-            words = f"{int(recorded.allowed[row].sum()):,} allowed: {_percent(kept[row])}"
+            num_allowed = int(recorded.allowed[row].sum())
+            words = f"{num_allowed:,} allowed: {_percent(kept[row])}"
             words += "" if wanted == drawn else f"; the model's first: {_shown(self._decode(wanted))}"
             ax.barh(-row, kept[row], 0.72, color=theme.decode_colour(0), gid=f"kept-{row}")
             ax.annotate(words, (kept[row] if kept[row] < 0.5 else 0, -row), (4, 0), textcoords="offset points", va="center",
                         fontsize=8.5, color=m.ink if kept[row] < 0.5 else theme.text_on(theme.decode_colour(0)),
-                        parse_math=False)
+                        fontweight="bold" if num_allowed > 1 else "normal", parse_math=False)
         ax.set_yticks([-row for row in range(shown)], [_shown(self._decode(t)) for t in recorded.output_token_ids[:shown]],
                       parse_math=False, family="DejaVu Sans Mono", color=m.ink)
         ax.set(xlabel="share of the model's probability that the mask keeps", xlim=(0, 1), ylim=(-shown + 0.4, 0.6))
         rest = len(recorded.output_token_ids) - shown
-        theme.title(ax, self.label, "The answer from top to bottom; a short bar: the model wanted something else."
-                    + (f" {rest} more are not shown." if rest else ""))
+        theme.title(ax, self.label, "The answer from top to bottom; bold: there was a choice; a short bar: the model wanted "
+                    "something else." + (f" {rest} more are not shown." if rest else ""))
         return fig
 
 

@@ -45,6 +45,8 @@ def plot_lines(lines: Mapping[str, Sequence[float]], *, over: str, outcome: str,
             ax.step(at, values, where="mid", color=colour, linewidth=2, label=name)
     if xs is None:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if not log and all(isinstance(value, int) for values in lines.values() for value in values):
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     if "x" in log:
         ax.set_xscale("log")
     if "y" in log:

@@ -58,7 +58,7 @@ def plot_request_timeline(trace: Trace, *, ax: Axes | None = None) -> Figure:
     ax.set(xlabel="step", xlim=(trace[0].step - 0.7, trace[-1].step + 1.2 + 0.03 * len(trace)), ylim=(-0.6, len(ids) - 0.4))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     preemptions = sum(len(r.preempted) for r in trace)
-    struck = f"struck: preempted ({preemptions}); " if preemptions else ""
+    struck = f"struck box: preempted ({preemptions}); " if preemptions else ""
     numbered = ", and behind it the tokens generated" if row > ROOM_FOR_NUMBER else ""
     theme.title(ax, "Who ran when", "Dark: prompt chunks" + (" and their lengths" if few else "")
                 + "; light: one token generated in each, and in the last dark one; line: waiting; "

@@ -26,5 +26,7 @@ def test_tiles_are_named_by_what_the_mask_holds(queries, context, tile):
 
 
 def test_the_caption_speaks_only_of_what_is_there():
-    assert told(v.plot_attention_mask([0, 5], [5])).endswith("are computed: a staircase for a prompt chunk.")
-    assert told(v.plot_attention_mask([0, 1, 2], [5, 7])).endswith("one row for a decode, nothing between sequences.")
+    own = "each token's own key dark."
+    alone, decodes = (told(v.plot_attention_mask(*step)).replace("\n", " ") for step in (([0, 5], [5]), ([0, 1, 2], [5, 7])))
+    assert alone.endswith(f"are computed: a staircase for a prompt chunk, {own}")
+    assert decodes.endswith(f"are computed: one row for a decode, nothing between sequences, {own}")

@@ -32,7 +32,7 @@ from tests.notebooks.canonical import ANSI, WIDGET_VIEW, canonical, dumps, tags
 from tests.notebooks.compare import RTOL, describe_difference, same_outputs
 from visualizations.explorers.base import SAVED
 
-CELL_SECONDS = 120
+CELL_SECONDS = 300  # a guard against hanging: on a busy machine Ray alone may take two minutes to start
 DRIVE = (Path(__file__).parent / "drive.py").read_text(encoding="utf-8") + "\n\nmain()"
 UNWANTED = ("MPLBACKEND", "COVERAGE_PROCESS_CONFIG")  # a kernel measured for what the suite covers would be slow
 KERNEL_ENVIRONMENT = {
@@ -176,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("notebooks", nargs="+", type=Path)
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="where run puts its copies; made if it is missing")
     parser.add_argument("--jobs", type=int, default=2, help="notebooks at a time (default 2)")
-    parser.add_argument("--timeout", type=int, default=CELL_SECONDS, help="seconds a cell may take (default 120)")
+    parser.add_argument("--timeout", type=int, default=CELL_SECONDS, help="seconds a cell may take (default 300)")
     parser.add_argument("--rtol", type=float, default=RTOL, help="relative tolerance of numbers (default 1e-3)")
     options = parser.parse_args(arguments)
     if (options.command == "run") != (options.to is not None):

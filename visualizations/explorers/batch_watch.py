@@ -85,7 +85,9 @@ class BatchWatch:
         pass  # it is found in its queue
 
     def ended(self, seq: Sequence) -> None:
-        pass
+        """Of the last one that is aborted no step will tell."""
+        if self._began is not None:
+            self._rest_soon(ScheduledBatch())
 
     def stepped(self, step: Step) -> None:
         """After a step, in the thread that took it. Costs microseconds, but for ten times a second."""
@@ -112,8 +114,13 @@ class BatchWatch:
         now = time.perf_counter()
         if now >= self._due:
             self._look(now, batch)
+        if finished:
+            self._rest_soon(batch)
+
+    def _rest_soon(self, batch: ScheduledBatch) -> None:
+        """If there is no work left: look once more in a while."""
         engine = self._engine()
-        if finished and engine is not None and not engine.has_unfinished:
+        if engine is not None and not engine.has_unfinished:
             self._was_idle = True
             if self._timer is None:
                 self._timer = threading.Timer(REST_SECONDS, self._rest, (batch,))

@@ -48,6 +48,17 @@ def test_what_it_saw_at_rest_is_what_happened(llm, monitor):
         assert rows[out.request_id][1:6] == [prompt, 40, prompt + 40, prompt + 40, "f"]
 
 
+def test_whoever_is_aborted_last_is_not_shown_running_for_ever(llm, monitor):
+    stream = llm.stream(["Once upon a time", "The hen and the fox"], PARAMS)
+    for _ in range(8):
+        next(stream)
+    stream.close()  # a user who goes: both are aborted between two steps
+    assert not llm.engine.has_unfinished
+    time.sleep(2 * batch_watch.REST_SECONDS)
+    last = monitor.watch.frames[-1]
+    assert last["running"] == last["used"] == 0 and {row[5] for row in last["rows"]} == {"f"}
+
+
 def test_looks_come_ten_times_a_second_at_most_while_texts_stream(llm, monitor):
     for _ in llm.stream("Once upon a time there was a fox who", PARAMS):
         time.sleep(0.02)

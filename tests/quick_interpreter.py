@@ -1,6 +1,6 @@
-"""Triton's interpreter, which the kernels' tests run in, without its dearest habit.
+"""Triton's interpreter, which the kernels' tests run in, without the work that costs it most.
 
-At every launch and at every call of a device function (`tl.sum` and `tl.zeros` are some) it looks through the whole of
+At every launch and at every call of a device function (such as `tl.sum` or `tl.zeros`) it looks through the whole of
 `triton.language` for built-ins, puts its own in their place, and takes them out again after the launch. In a process that
 only interprets, once is enough; what a kernel computes is the same.
 """

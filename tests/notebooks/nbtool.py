@@ -176,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("notebooks", nargs="+", type=Path)
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="where run puts its copies; made if it is missing")
     parser.add_argument("--jobs", type=int, default=2, help="notebooks at a time (default 2)")
-    parser.add_argument("--timeout", type=int, default=CELL_SECONDS, help="seconds a cell may take (default 300)")
+    parser.add_argument("--timeout", type=int, default=CELL_SECONDS, help=f"seconds a cell may take (default {CELL_SECONDS})")
     parser.add_argument("--rtol", type=float, default=RTOL, help="relative tolerance of numbers (default 1e-3)")
     options = parser.parse_args(arguments)
     if (options.command == "run") != (options.to is not None):

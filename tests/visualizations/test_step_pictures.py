@@ -76,6 +76,8 @@ def test_numbers_of_different_orders_stand_side_by_side_as_factors():
             v.plot_side_by_side({"one": bad}, unit="µs", log=True)
     with pytest.raises(ValueError, match="no limit"):
         v.plot_side_by_side({"one": {"ours": 1.0}}, unit="µs", log=True, limit=2)
+    power_of_ten = v.plot_side_by_side({"one": {"ours": 0.1, "theirs": 3.0}}, unit="µs", log=True)
+    assert min(bar.get_width() for bar in artists(power_of_ten, Rectangle, "ours-")) > 0
 
 
 def test_an_operation_stands_to_the_right_of_what_it_needs():

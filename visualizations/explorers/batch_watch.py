@@ -85,7 +85,7 @@ class BatchWatch:
         pass  # it is found in its queue
 
     def ended(self, seq: Sequence) -> None:
-        """Of the last one that is aborted no step will tell."""
+        """When the last request is aborted, no step follows in which to look."""
         if self._began is not None:
             self._rest_soon(ScheduledBatch())
 
@@ -118,7 +118,7 @@ class BatchWatch:
             self._rest_soon(batch)
 
     def _rest_soon(self, batch: ScheduledBatch) -> None:
-        """If there is no work left: look once more in a while."""
+        """If there is no work left, look once more after REST_SECONDS."""
         engine = self._engine()
         if engine is not None and not engine.has_unfinished:
             self._was_idle = True

@@ -36,7 +36,7 @@ def plot_side_by_side(works: Mapping[str, Mapping[str, float]], *, unit: str, be
     least = min(value for row in works.values() for value in row.values())
     check(not log or (least > 0 and limit is None), "a result on a logarithmic axis", least, "above 0, and no limit",
           "draw it with log=False")
-    start = 10.0 ** math.floor(math.log10(least)) if log else 0.0
+    start = 10.0 ** (math.ceil(math.log10(least)) - 1) if log else 0.0  # below it, or a number like 0.1 had no bar
     count = sum(map(len, works.values()))
     fig, ax = theme.canvas(ax, 10, min(6.4, 1.6 + 0.25 * count + 0.16 * len(works)))
     m, y, middles = theme.mode(), 0.0, []

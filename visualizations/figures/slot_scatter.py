@@ -22,8 +22,8 @@ def plot_slot_scatter(slot_mapping: Sequence[int], block_size: int, *, owners: S
     """A line from each token of a step to the slot that takes its key; a token with slot -1 is crossed out.
 
     owners: whose each token is (all of sequence 0 by default). blocks: the ones to draw, in this order; by default those
-    written to. held: {slot: owner} of what lies there already, None where
-    several share it. light: owners whose tokens are drawn light, such as decodes.
+    written to. held: {slot: owner} of what lies there already, None where several share it. light: owners whose tokens are
+    drawn light, such as decodes.
     Raises ValueError for a slot in a block that is not drawn.
     """
     slots = [int(s) for s in slot_mapping]

@@ -2,7 +2,8 @@
 
     python -m benchmarks.speculation                         # offline model and its draft, one stream and eight, look-ups
     python -m benchmarks.speculation --backend cpu           # the same with another attention_backend
-    python -m benchmarks.speculation --shapes --out FILE     # on a GPU, the 8B shape with a draft of the 0.6B shape, too
+    python -m benchmarks.speculation --shapes --out FILE     # on a GPU, the 8B shape with a draft of the 0.6B shape and with
+                                                             # look-ups, too
 
 Pairs are interleaved: with and without, then without and with; the ratio is the median over the pairs. The machine's load
 stands beside the figures.
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import commit, cpu, gpu, results_file
+from benchmarks.speculation_copies import copies
 from benchmarks.speculation_pairs import one_by_one, pairs
 from benchmarks.speculation_shapes import many, shapes
 from benchmarks.tensor_parallel import QWEN3_8B
@@ -87,6 +89,7 @@ def main() -> None:
     if work.shapes:  # first: their kernels take longest to compile, and what comes last is cut off where time is short
         small = SHAPE | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "dtype": "bfloat16"}
         shapes(say, until, QWEN3_8B, small)
+        copies(say, until, QWEN3_8B, work.runs)
         if time.perf_counter() < until:
             many(say, small)
     if cuda:  # the dtype that a GPU is used with; texts may part where two tokens are about as likely

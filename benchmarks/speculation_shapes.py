@@ -90,7 +90,7 @@ def shape_folder(shape: dict[str, Any]) -> Iterator[str]:
 
 
 def shapes(say: Callable[[str, Any], None], until: float, large: dict[str, Any], small: dict[str, Any], num_out: int = 96,
-           streams: tuple[int, ...] = (1, 8, 4, 32, 16, 2), **settings: Any) -> None:
+           streams: tuple[int, ...] = (1, 8, 4, 32, 64, 16, 2, 48), **settings: Any) -> None:
     """A large shape with a small one drafting for it, at forced acceptances, and over batch sizes."""
     with shape_folder(large) as target, shape_folder(small) as draft:
         common: dict[str, Any] = {"load_format": "dummy", "max_num_seqs": max(streams), "max_model_len": 1024, **settings}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self
 
 from nanovllm.errors import InvalidRequest
@@ -134,7 +135,7 @@ class SamplingParams:
         """Whether some tokens are kept out of the draw."""
         return not self.greedy and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
 
-    @property
+    @cached_property  # asked in every step
     def draws_from_logits(self) -> bool:
         """Whether logits, a mask, temperature, filters and a random number are all that a draw takes; none is reported."""
         waits_for_min_tokens = self.min_tokens > 0 and self.structured_outputs is None  # else the mask says it

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nanovllm.engine.draft_records import Record
 from nanovllm.engine.drafts import Drafter
-from nanovllm.engine.drafts_control import RETRY, Speculation
+from nanovllm.engine.drafts_control import NOTHING, RETRY, Speculation
 from nanovllm.engine.runner import Runner
 from nanovllm.engine.scheduled_batch import ScheduledBatch
 from nanovllm.engine.scheduler import Scheduler
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from nanovllm.config import Config  # it needs torch
 
 UNKNOWN = -1  # in place of a draft: the device makes it
-TRIAL = 8  # steps with drafts, to see whether they pay by now
+TRIAL = 8   # steps with drafts, to see whether they pay by now
+PAUSE = 16  # steps without a look at what could be drafted, at most
 
 # What one more token costs in a step of one: on an H200 with 8B parameters, on a CPU with the offline model.
 TOKEN_COST = {"cuda": 0.005, "mps": 0.005, "cpu": 0.03}
@@ -44,21 +45,32 @@ class SpeculationAhead(Speculation):
 
     A step has the same number of drafts for all, as its graph computes them anyway: the number that gives the most tokens for
     the time. Where that is none, a trial of some steps comes after ever longer rests.
+
+    A small model's step takes a GPU less time than a look at what eight sequences could draft takes the host. So while the
+    same sequences run and drafts were not worth it, or none were found, it looks at some steps only.
     """
 
     def __init__(self, *args: Any, rows: DeviceRows, **settings: Any):
         super().__init__(*args, **settings)
         self.rows: DeviceRows | None = rows
         self._rest, self._trial, self._num_rests = 2 * RETRY, 0, 1  # in steps
+        self._pause, self._paused_for, self._num_misses = 0, list[Sequence](), 0
 
     @property
     def is_wanted(self) -> bool:
-        return not self._fits() and super().is_wanted
+        return not self._pauses() and not self._fits() and super().is_wanted
 
     def propose(self) -> None:
+        if self._pauses():
+            self._pause -= 1
+            return
         running, fits = self._scheduler.running, self._fits()
+        if self._paused_for != running:
+            self._num_misses = 0
+        self._pause, self._paused_for = 0, []
         length = self._best_for_all(running) if fits else 0
         if length and self._propose_on_device(running, length):
+            self._pause = 0
             return
         for seq in running:
             if seq.drafts_on_device:
@@ -68,26 +80,42 @@ class SpeculationAhead(Speculation):
         if not fits:
             super().propose()
 
+    def _pauses(self) -> bool:
+        """Whether the last look said that the next ones can be left out, and nobody has come or gone since."""
+        return self._pause > 0 and self._paused_for == self._scheduler.running and not self._scheduler.waiting
+
+    def _pause_for(self, running: list[Sequence], steps: int) -> None:
+        self._pause, self._paused_for = steps, list(running)
+
     def _best_for_all(self, running: list[Sequence]) -> int:
         """How many drafts each is to have in the next step; 0 for a step without."""
         n, rows = len(running), self.rows
-        if rows is None or n >= self.most_in_step or (self.times and self.times.lacks_plain(n)):
+        if rows is None or (self.times and self.times.lacks_plain(n)):
             return 0
         lengths = [length for length in rows.lengths if length <= min(self.most, max(rows.lengths[0], self.most_in_step // n))]
-        chances = [self._chance(seq) for seq in running]
-        if not lengths or not any(chances):
+        if n >= self.most_in_step or not lengths:
+            self._pause_for(running, PAUSE)
             return 0
-        if best := self._fastest(lengths, chances):
-            self._rest, self._num_rests = 2 * RETRY, 1
-            return best
-        if self._trial:
-            self._trial -= 1
-            return lengths[-1]
-        if self._rest:
-            self._rest -= 1
-        elif self._fastest(lengths, [float(chance > 0) for chance in chances]):  # right drafts would pay
-            self._num_rests += 1
-            self._rest, self._trial = RETRY << min(self._num_rests, 5), TRIAL
+        # Where even the best sequence's drafts would not pay, none are looked for until it is time for a trial.
+        best = max(self._acceptance(self._records.get(seq.seq_id, NOTHING)) for seq in running)
+        hopeful = self._trial > 0 or self._fastest(lengths, [best]) > 0
+        if hopeful or not self._rest:
+            chances = [self._chance(seq) for seq in running]
+            if length := self._fastest(lengths, chances):
+                self._rest, self._num_rests, self._num_misses = 2 * RETRY, 1, 0
+                return length
+            if self._trial and any(chances):
+                self._trial -= 1
+                return lengths[-1]
+            if not self._rest and self._fastest(lengths, [float(chance > 0) for chance in chances]):  # right ones would pay
+                self._num_rests += 1
+                self._rest, self._trial = RETRY << min(self._num_rests, 5), TRIAL
+                return 0
+            self._pause_for(running, (1 << self._num_misses) - 1)
+            self._num_misses = min(self._num_misses + 1, 2)
+        else:
+            self._pause_for(running, min(self._rest - 1, PAUSE))
+        self._rest = max(0, self._rest - 1 - self._pause)
         return 0
 
     def _fastest(self, lengths: list[int], chances: list[float]) -> int:
@@ -107,8 +135,10 @@ class SpeculationAhead(Speculation):
         return self._acceptance(record) if found else 0.0
 
     def learn(self, batch: ScheduledBatch) -> None:
-        if self._trial and any(item.num_drafts for item in batch.items) and not any(item.num_accepted for item in batch.items):
-            self._trial = 0  # it has been seen that they do not pay, and every way there and back costs a millisecond
+        if any(item.num_reserved for item in batch.items):
+            self._pause = 0  # what was decided did not count on this outcome
+            if not any(item.num_accepted for item in batch.items) and any(item.num_drafts for item in batch.items):
+                self._trial = 0  # it has been seen that they do not pay, and every way there and back costs a millisecond
         for item in batch.items:
             if item.seq.drafts_on_device:
                 self.drafter.follow(item.seq)
@@ -124,10 +154,14 @@ class SpeculationAhead(Speculation):
         """Whether the device can draft for all that run, and for them alone."""
         scheduler, rows = self._scheduler, self.rows
         running = scheduler.running
-        return rows is not None and not scheduler.waiting and 0 < len(running) <= rows.max_rows and all(
-            seq.num_uncomputed_tokens == 1 and seq.matcher is None and seq.sampling_params.draws_from_logits
-            and (seq.drafts_on_device or not seq.num_pending_drafts) and seq.seq_id not in self._given_up
-            and _longest(seq) <= scheduler.max_model_len for seq in running)
+        if rows is None or scheduler.waiting or not 0 < len(running) <= rows.max_rows:
+            return False
+        for seq in running:
+            if not (seq.num_uncomputed_tokens == 1 and seq.matcher is None and seq.sampling_params.draws_from_logits
+                    and (seq.drafts_on_device or not seq.num_pending_drafts) and seq.seq_id not in self._given_up
+                    and _longest(seq) <= scheduler.max_model_len):
+                return False
+        return True
 
     def _propose_on_device(self, running: list[Sequence], length: int) -> bool:
         """False, and nothing is changed but blocks, when there is no room or the drafter raises."""

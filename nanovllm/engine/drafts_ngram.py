@@ -13,19 +13,17 @@ class NgramIndex:
     """
 
     def __init__(self, shortest: int, longest: int):
+        self.shortest = shortest
         self._ends: dict[int, dict[tuple[int, ...], int]] = {n: {} for n in range(longest, shortest - 1, -1)}
-        self._num_entered = 0
+        self._num_entered = dict.fromkeys(self._ends, 0)
 
     def propose(self, tokens: list[int], limit: int) -> list[int]:
         """What followed the last occurrence of the longest run that ends `tokens`, at most `limit` tokens.
 
         tokens: the text of the last call, perhaps with more behind it.
         """
-        for end in range(self._num_entered + 1, len(tokens)):  # the run that ends the text has no successor yet
-            for n, ends in self._ends.items():
-                if end >= n:
-                    ends[tuple(tokens[end - n:end])] = end
-        self._num_entered = max(self._num_entered, len(tokens) - 1)
+        for n in self._ends:
+            self._enter(tokens, n)
         for n, ends in self._ends.items():
             if (last := ends.get(tuple(tokens[-n:]))) is not None:
                 # A text that goes round in circles is shorter than the guess: let the guess go on from itself.
@@ -34,6 +32,17 @@ class NgramIndex:
                     found.append(found[len(found) - period])
                 return found
         return []
+
+    def finds(self, tokens: list[int]) -> bool:
+        """Whether `propose` would: a longer run stood only where the shortest one stood."""
+        self._enter(tokens, self.shortest)
+        return tuple(tokens[-self.shortest:]) in self._ends[self.shortest]
+
+    def _enter(self, tokens: list[int], n: int) -> None:
+        ends = self._ends[n]
+        for end in range(max(n, self._num_entered[n] + 1), len(tokens)):  # the run that ends the text has no successor yet
+            ends[tuple(tokens[end - n:end])] = end
+        self._num_entered[n] = max(self._num_entered[n], len(tokens) - 1)
 
 
 class NgramDrafter(Drafter):
@@ -54,7 +63,7 @@ class NgramDrafter(Drafter):
         return [self._index_of(seq).propose(seq.token_ids, limit) for seq, limit in zip(sequences, limits)]
 
     def likely(self, seq: Sequence) -> bool:
-        return bool(self._index_of(seq).propose(seq.token_ids, 1))
+        return self._index_of(seq).finds(seq.token_ids)
 
     def _index_of(self, seq: Sequence) -> NgramIndex:
         index = self._indexes.get(seq.seq_id)

@@ -20,7 +20,7 @@ class StepTimes:
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[int, int], deque[float]] = {}
-        self._medians: dict[tuple[int, int], float] = {}  # of kinds with enough of them; asked for many times in a step
+        self._medians: dict[tuple[int, int], float] = {}  # as far as they were asked for since the last time came in
         self._last: tuple[tuple[int, int], float] | None = None
         self._num_plain: dict[int, int] = {}  # steps since drafts were last timed
 
@@ -32,7 +32,7 @@ class StepTimes:
             (last_group, last_drafts), then = self._last
             if last_group == group and (num_drafts or not last_drafts):
                 self._add(kind, now - then)
-            elif last_group == group and (plain := self._medians.get(kind)) and (seconds := self._seconds.get(self._last[0])):
+            elif last_group == group and (plain := self._median(kind)) and (seconds := self._seconds.get(self._last[0])):
                 self._add(self._last[0], seconds.pop() + max(0.0, now - then - plain))
         self._last = kind, now
         if num_drafts:
@@ -45,10 +45,18 @@ class StepTimes:
                 self._medians.pop(other, None)
 
     def _add(self, kind: tuple[int, int], seconds: float) -> None:
-        noted = self._seconds.setdefault(kind, deque(maxlen=16))
-        noted.append(seconds)
-        if len(noted) >= ENOUGH:
-            self._medians[kind] = median(noted)
+        self._seconds.setdefault(kind, deque(maxlen=16)).append(seconds)
+        self._medians.pop(kind, None)
+
+    def _median(self, kind: tuple[int, int]) -> float | None:
+        """None until there are enough of its kind."""
+        if kind not in self._medians and len(seconds := self._seconds.get(kind, ())) >= ENOUGH:
+            self._medians[kind] = median(seconds)
+        return self._medians.get(kind)
+
+    def _timed(self, group: int) -> list[int]:
+        """The numbers of drafts, none left out, of which there are enough."""
+        return [k for (other, k), seconds in self._seconds.items() if other == group and k and len(seconds) >= ENOUGH]
 
     def interrupt(self) -> None:
         """A step of another kind has ended: one with a prompt in it, or none at all."""
@@ -57,7 +65,7 @@ class StepTimes:
     def lacks_plain(self, num_seqs: int) -> bool:
         """Whether drafts have been timed, and what they are to be compared with has not: take a few steps without."""
         group = num_seqs.bit_length()
-        return (group, 0) not in self._medians and any(other == group for other, _ in self._medians)
+        return len(self._seconds.get((group, 0), ())) < ENOUGH and bool(self._timed(group))
 
     def ratio(self, num_seqs: int, num_drafts: int, cost: float) -> float:
         """What a step with so many drafts of each sequence takes, as a multiple of one without.
@@ -66,9 +74,10 @@ class StepTimes:
         number of drafts and the nearest that was.
         """
         group = num_seqs.bit_length()
-        plain = self._medians.get((group, 0))
-        timed = [k for other, k in self._medians if other == group and k]
+        plain, timed = self._median((group, 0)), self._timed(group)
         if plain is None or not timed:
             return 1 + num_drafts * cost
         nearest = min(timed, key=lambda k: (abs(k - num_drafts), -k))
-        return self._medians[group, nearest] / plain + (num_drafts - nearest) * cost
+        seconds = self._median((group, nearest))
+        assert seconds is not None  # there are enough
+        return seconds / plain + (num_drafts - nearest) * cost

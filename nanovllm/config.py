@@ -14,10 +14,10 @@ from nanovllm.layers.rotary_embedding import longest_context
 from nanovllm.models.registry import model_class
 from nanovllm.speculative_config import SpeculativeConfig
 from nanovllm.utils.checkpoint import quantization_method, read_json, weight_files
-from nanovllm.utils.checks import check
+from nanovllm.utils.checks import check, naming
 from nanovllm.utils.config_values import check_count, check_values
 from nanovllm.utils.gguf_file import gguf_config, is_gguf, packaged_model
-from nanovllm.utils.numbers import is_int, is_number, plain
+from nanovllm.utils.numbers import is_int, is_number, plain, shown
 from nanovllm.utils.resolved import Resolved
 
 OFFLINE_MODEL = Path(__file__).parent / "assets" / "offline"
@@ -127,7 +127,8 @@ class Config:
 
     def _draft_config(self, model: str | Path) -> "Config":
         """The draft model's, which runs beside this one: unsplit, and with as many blocks as this one turns out to have."""
-        draft = replace(self, model=model, dtype=self.dtype, tensor_parallel_size=1, speculative_config=None)
+        with naming("speculative_config['model']"):
+            draft = replace(self, model=model, dtype=self.dtype, tensor_parallel_size=1, speculative_config=None)
         check(draft.hf_config.vocab_size == self.hf_config.vocab_size, "speculative_config['model']", str(model),
               f"a model with the target's vocabulary of {self.hf_config.vocab_size} tokens, not {draft.hf_config.vocab_size}",
               "use a smaller model of the same family")
@@ -171,12 +172,13 @@ def _folder(model: str | Path | None) -> Path:
     if model is None:
         return OFFLINE_MODEL
     check(isinstance(model, (str, os.PathLike)) and str(model) != "", "model", model, "a folder in Hugging Face format",
-          "download the model first and pass the folder; no model means the offline one")
+          "download the model first and pass its folder; only the offline model needs none")
     try:
         path = Path(model).expanduser()
-    except (RuntimeError, TypeError) as error:
-        raise InvalidArgument(f"model={model!r}: {error}; pass the whole path of the folder.") from error
-    if not path.exists() and (packaged := packaged_model(str(model))) is not None:
+        is_there = path.exists()
+    except (RuntimeError, TypeError, OSError) as error:
+        raise InvalidArgument(f"model={shown(model)}: {shown(str(error))}; pass the whole path of the folder.") from error
+    if not is_there and (packaged := packaged_model(str(model))) is not None:
         return packaged
     return path.resolve() if path.name in ("", "..") else path.absolute()
 
@@ -248,7 +250,7 @@ def load_hf_config(folder: Path, needs_weights: bool = True, max_model_len: int 
 
 def _config_json(folder: Path) -> dict[str, Any]:
     check(folder.is_dir(), "model", str(folder), "a folder in Hugging Face format, a .gguf file or 'smollm2'",
-          "download the model first and pass the folder; no model means the offline one", error=CheckpointError)
+          "download the model first and pass its folder; only the offline model needs none", error=CheckpointError)
     file = folder / "config.json"
     if not file.is_file() and (folder / "adapter_config.json").is_file():
         raise CheckpointError(f"{folder}: holds an adapter (LoRA or its like), not a model, which is not implemented; merge it "

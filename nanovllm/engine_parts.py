@@ -13,7 +13,8 @@ from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.runner import Runner
 from nanovllm.layers.sampler import Sample
 from nanovllm.parallel.parallel_runner import ParallelRunner
-from nanovllm.utils.checks import check
+from nanovllm.utils.checks import check, naming
+from nanovllm.utils.numbers import is_number, plain
 from nanovllm.utils.torch_state import own_torch_state
 
 
@@ -56,16 +57,29 @@ def _make_drafter(config: Config, own: Drafter | None, num_blocks: int) -> Draft
     method = settings.method if settings else None
     if own is not None:
         check(method is None, "drafter", own, f"left out beside speculative_config's method {method!r}", "pass one of the two")
-        check(callable(getattr(own, "propose", None)), "drafter", own, "an object with a `propose` method",
-              "subclass nanovllm.engine.drafts.Drafter")
+        _check_drafter(own)
         return own
     check(settings is None or method is not None, "speculative_config['method']", method, "named",
           "pass 'ngram' or 'draft_model', or a drafter of your own: LLM(drafter=...)")
     if settings and method == "ngram":
         return NgramDrafter(*settings.lookup_lengths)
     if config.draft:
-        return DraftModel(config.draft, config.hf_config, num_blocks)
+        with naming("speculative_config['model']"):
+            return DraftModel(config.draft, config.hf_config, num_blocks)
     return None
+
+
+def _check_drafter(own: object) -> None:
+    """Whether it is what the engine will ask, before a step does: there it would fail every request, and not at once."""
+    name = f"nanovllm.engine.drafts.{Drafter.__name__}"
+    check(not isinstance(own, type), "drafter", own, "an object, and not its class", "pass one: LLM(drafter=YourDrafter())")
+    asked = [method for method, value in vars(Drafter).items() if callable(value) and not method.startswith("_")]
+    missing = [method for method in asked if not callable(getattr(own, method, None))]
+    check("propose" not in missing, "drafter", own, "an object with a `propose` method", f"subclass {name}")
+    check(not missing, "drafter", own, f"an object with all methods of {name}, and it has no {', '.join(missing)}",
+          "subclass it, which has one of each")
+    cost = plain(getattr(own, "cost", None))
+    check(is_number(cost) and cost >= 0, "drafter.cost", cost, "a number, 0 or more", "0.1 is a tenth of a step for each guess")
 
 
 def _forget_locals(error: BaseException | None) -> None:

@@ -50,7 +50,7 @@ class CompletionOutput:
     logprobs: for each token a dict {token id: Logprob}, the drawn token among them; None when not asked for.
     error: with finish_reason "error", what went wrong.
     num_drafted_tokens, num_accepted_tokens: guesses that were checked for it, and those that were right (speculative
-        decoding, and what a grammar forces).
+        decoding, and what a grammar forces). Right ones behind the end of a stop string count, and are not in token_ids.
     """
 
     index: int

@@ -1,10 +1,12 @@
 """How tokens are drafted, in the terms of vLLM's `speculative_config`, checked before anything is allocated."""
 
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from nanovllm.utils.checks import check, check_keywords
+from nanovllm.utils.numbers import is_int, plain
 
 METHODS = ("ngram", "draft_model")
 MOST_TOKENS, LONGEST_RUN = 16, 64
@@ -46,12 +48,16 @@ class SpeculativeConfig:
         return cls(**settings)
 
     def __post_init__(self) -> None:
+        for setting in fields(self):  # numpy's and torch's numbers, too
+            object.__setattr__(self, setting.name, plain(getattr(self, setting.name)))
         if self.method is None and self.model is not None:
             object.__setattr__(self, "method", "draft_model")
         check(self.method is None or self.method in METHODS, "speculative_config['method']", self.method, f"one of {METHODS}",
               "use one of them, or hand in a drafter of your own: LLM(drafter=...)")
         check((self.model is not None) == (self.method == "draft_model"), "speculative_config['model']", self.model,
               "a folder for method 'draft_model', and left out for others", "name the smaller model's folder")
+        check(self.model is None or (isinstance(self.model, (str, os.PathLike)) and str(self.model) != ""),
+              "speculative_config['model']", self.model, "a folder in Hugging Face format", "name the smaller model's folder")
         _check_whole("num_speculative_tokens", self.num_speculative_tokens, 1, MOST_TOKENS)
         _check_whole("disable_by_batch_size", self.disable_by_batch_size, 1, 1 << 20)
         for name in ("prompt_lookup_max", "prompt_lookup_min"):
@@ -73,5 +79,5 @@ class SpeculativeConfig:
 
 
 def _check_whole(name: str, value: object, least: int, most: int) -> None:
-    check(isinstance(value, int) and not isinstance(value, bool) and least <= value <= most, f"speculative_config[{name!r}]",
-          value, f"a whole number from {least} to {most}", "pass one of those")
+    check(is_int(value) and least <= value <= most, f"speculative_config[{name!r}]", value,
+          f"a whole number from {least} to {most}", "pass one of those")

@@ -350,7 +350,7 @@ def test_a_link_keeps_its_own_name_and_links_inside_are_followed(original, tmp_p
     check_refused(tmp_path / "current", "model.safetensors")
 
 
-@pytest.mark.parametrize("model", [5, b"folder", ["a"], "~nobody-of-this-name/model", "a\0b", "Qwen/Qwen3-0.6B"])
+@pytest.mark.parametrize("model", [5, b"folder", ["a"], "~nobody-of-this-name/model", "a\0b", "Qwen/Qwen3-0.6B", "x" * 999])
 def test_what_is_no_folder_is_named(model):
     with pytest.raises(ValueError, match="model="):
         LLM(model, device="cpu")

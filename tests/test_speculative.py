@@ -162,6 +162,16 @@ def test_a_drafter_of_ones_own(plain):
         assert llm.engine.speculation.counts.drafted >= 3
 
 
+class OnlyProposes:
+    propose = Parrot.propose
+
+
+def costing(cost):
+    drafter = Parrot()
+    drafter.cost = cost
+    return drafter
+
+
 class OwnScheduler(Scheduler):
     def schedule(self):
         return super().schedule()
@@ -190,7 +200,11 @@ def test_a_scheduler_that_schedules_drafts_serves_with_a_drafter():
     ({"drafter": "parrot"}, "an object with a `propose` method"),
     ({"speculative_config": {}}, r"\['method'\]=None: must be named"),
     ({"speculative_config": LOOK_UP, "scheduler_cls": OwnScheduler}, "scheduler_cls='OwnScheduler'"),
-    ({"speculative_config": {"model": "/nowhere"}}, "/nowhere")])
+    ({"speculative_config": {"model": "/nowhere"}}, r"^speculative_config\['model'\]: model='/nowhere'"),
+    ({"drafter": Parrot}, "an object, and not its class"),
+    ({"drafter": OnlyProposes()}, "it has no on_device, likely, catch_up, overwrite, follow, forget, close"),
+    ({"drafter": costing(None)}, "drafter.cost=None"), ({"drafter": costing(-0.1)}, "drafter.cost=-0.1"),
+    ({"drafter": costing(float("nan"))}, "drafter.cost=nan")])
 def test_what_cannot_be_combined_is_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=message):
         LLM(device="cpu", **settings)
@@ -200,6 +214,13 @@ def test_a_draft_model_with_another_vocabulary_is_refused(tmp_path):
     folder = str(random_checkpoint(tmp_path))
     with pytest.raises(ValueError, match=r"a model with the target's vocabulary of \d+ tokens, not \d+"):
         LLM(device="cpu", speculative_config={"model": folder})
+
+
+def test_a_complaint_about_the_draft_model_says_that_it_is_its(tmp_path):
+    """Another model than the one that was named first cannot be run by the kernels that this one is run by."""
+    target, narrow = (str(random_checkpoint(tmp_path / str(width), head_dim=width)) for width in (32, 16))
+    with pytest.raises(ValueError, match=r"^speculative_config\['model'\]: .*head_dim 16"):
+        LLM(target, device="cpu", attention_backend="cpu", num_kvcache_blocks=9, speculative_config={"model": narrow})
 
 
 def test_closing_gives_the_draft_models_memory_back():

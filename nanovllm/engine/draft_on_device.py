@@ -56,9 +56,12 @@ def draft_on_device(runner: DraftingRunner, drafter: Drafter, config: Config, ca
     """Have the runner draft, check and compare without the host, where it can; None, and nothing changes, where it cannot.
 
     A drafter of your own that has no `on_device` needs the host, and so does a sampler of your own. Without a GPU steps are as
-    long as their launches, and nothing is gained; capture=False has them run so all the same.
+    long as their launches, and nothing is gained; capture=False has them run so all the same. Of the backends two read
+    `Context.query_lens`. The device looks at no length, so a draft model has to know every position that the model does.
     """
-    if capture and (runner.graphs is None or runner.backend.name != "triton"):
+    if (capture and runner.graphs is None) or runner.backend.name not in (("triton",) if capture else ("triton", "torch")):
+        return None
+    if config.draft is not None and config.draft.max_model_len < config.max_model_len:
         return None
     settings, proposer = config.speculative_config, getattr(drafter, "on_device", lambda: None)()
     if settings is None or proposer is None or runner.sampler is not runner.own_sampler:

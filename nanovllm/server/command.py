@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from nanovllm.server import KEY_VARIABLE
+from nanovllm.utils.numbers import shown
 
 ENGINE_SETTINGS = {  # of nanovllm.config.Config, whose defaults hold
     "max_model_len": (int, "longest prompt and answer together, in tokens"),
@@ -74,8 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:  # a number may be too long for Python, and lists too deep
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not JSON ({error})") from None
 
 
 def serve(model: str | None = None, api_key: str | None = None, **settings: Any) -> None:

@@ -3,7 +3,9 @@
 (The same steps in real graphs: tests/gpu/test_graphs_gpu.py.)
 """
 
+import json
 import random
+import shutil
 
 import pytest
 
@@ -133,6 +135,27 @@ def test_under_pressure_and_with_everything_mixed(config, settings):
     with ahead(config, **settings) as llm:
         assert serve(llm, requests) == expected
         assert llm.launches
+
+
+def test_a_draft_model_of_a_shorter_context_drafts_from_the_host_and_as_far_as_it_knows(tmp_path):
+    """The device looks at no length, and would ask it for positions that it has no angles for."""
+    folder = shutil.copytree(DRAFT_MODEL, tmp_path / "draft")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 48}), encoding="utf-8")
+    params = [SamplingParams(temperature=0, max_tokens=90, ignore_eos=True)]
+    expected = plain_texts(lambda llm: chats(llm, params))
+    with LLM(device="cpu", speculative_config={"model": folder}) as llm:
+        engine = llm.engine
+        assert draft_on_device(engine.model_runner, engine.speculation.drafter, llm.config, capture=False) is None
+        assert serve(llm, lambda llm: chats(llm, params)) == expected
+        assert engine.speculation.counts.drafted >= 5 and engine.num_failed_steps == 0
+
+
+def test_a_backend_that_would_not_see_which_rows_are_queries_leaves_the_drafts_to_the_host(monkeypatch):
+    with LLM(device="cpu", speculative_config=LOOK_UP, attention_backend="torch", num_kvcache_blocks=20) as llm:
+        runner, drafter = llm.engine.model_runner, llm.engine.speculation.drafter
+        monkeypatch.setattr(runner.backend, "name", "cpu")
+        assert draft_on_device(runner, drafter, llm.config, capture=False) is None and runner.draft_graphs is None
 
 
 def test_a_trial_ends_at_its_first_step_without_a_right_draft():

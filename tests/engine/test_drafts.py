@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 
 from nanovllm.engine.drafts import Drafter, num_accepted
@@ -211,6 +212,8 @@ def test_ends_inside_a_draft_count():
     ({"method": "ngram", "prompt_lookup_min": 0}, r"\['prompt_lookup_min'\]=0: "),
     ({"method": "ngram", "prompt_lookup_min": 99}, r"\['prompt_lookup_min'\]=99: "),
     ({"method": "ngram", "num_spec_tokens": 3}, "did you mean 'num_speculative_tokens'"), (["ngram"], "must be a dict"),
+    ({"method": "ngram", 4: "tokens"}, "keyword=4: must be one of"), ({"method": np.array(["ngram"] * 2)}, r"\['method'\]="),
+    ({"model": 5}, r"\['model'\]=5: must be a folder"), ({"model": ""}, r"\['model'\]='': must be a folder"),
     ({"method": "ngram", "disable_by_batch_size": 0}, "disable_by_batch_size")])  # fmt: skip
 def test_settings_that_cannot_be_are_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=message):
@@ -222,6 +225,12 @@ def test_one_length_of_runs_stands_for_both():
     assert SpeculativeConfig.of({"method": "ngram", "prompt_lookup_max": 3}).lookup_lengths == (3, 3)
     assert SpeculativeConfig.of({"method": "ngram", "prompt_lookup_min": 3}).lookup_lengths == (3, 3)
     assert SpeculativeConfig.of({"model": "somewhere"}).method == "draft_model"
+
+
+def test_numbers_may_be_numpys():
+    settings = SpeculativeConfig.of({"method": "ngram", "num_speculative_tokens": np.int64(3), "prompt_lookup_max": np.int8(5)})
+    assert settings == SpeculativeConfig(method="ngram", num_speculative_tokens=3, prompt_lookup_max=5)
+    assert type(settings.num_speculative_tokens) is int
 
 
 def test_two_hundred_and_fifty_six_sequences_are_not_even_looked_at():

@@ -55,6 +55,8 @@ def end(process, number=signal.SIGINT) -> tuple[int, str]:
     (("--served-model-name", ""), "served_model_name=''"), (("--served-model-name", "  "), "served_model_name='  '"),
     (("--host", ""), "host=''"), (("--host", "no such host"), "cannot listen there"),
     (("--max-stored-responses", "-1"), "max_stored_responses=-1"), (("--reasoning-parser", "x"), "invalid choice"),
+    (("--speculative-config", "{'method': 'ngram'}"), "is not JSON"), (("--speculative-config", "[" * 99_999), "is not JSON"),
+    (("--speculative-config", '{"num_speculative_tokens": ' + "9" * 5000 + "}"), "is not JSON (Exceeds the limit"),
     (("--max-body-bytes", "0"), "max_body_bytes=0"), (("--generation-config", "none"), "invalid choice"),
     (("--api-key", ""), "api_key=''"), (("--api-key", "secret\n"), "line break"), (("--api-key", "a b"), "without spaces"),
 ])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 UNKNOWN = -1  # in place of a draft: the device makes it
 TRIAL = 8   # steps with drafts, to see whether they pay by now
 PAUSE = 16  # steps without a look at what could be drafted, at most
+LONGEST_REST = 3  # how often a rest grows to twice as many steps
 
 # What one more token costs in a step of one: on an H200 with 8B parameters, on a CPU with the offline model.
 TOKEN_COST = {"cuda": 0.005, "mps": 0.005, "cpu": 0.03}
@@ -109,7 +110,7 @@ class SpeculationAhead(Speculation):
                 return lengths[-1]
             if not self._rest and self._fastest(lengths, [float(chance > 0) for chance in chances]):  # right ones would pay
                 self._num_rests += 1
-                self._rest, self._trial = RETRY << min(self._num_rests, 5), TRIAL
+                self._rest, self._trial = RETRY << min(self._num_rests, LONGEST_REST), TRIAL
                 return 0
             self._pause_for(running, (1 << self._num_misses) - 1)
             self._num_misses = min(self._num_misses + 1, 2)
@@ -135,15 +136,18 @@ class SpeculationAhead(Speculation):
         return self._acceptance(record) if found else 0.0
 
     def learn(self, batch: ScheduledBatch) -> None:
-        if any(item.num_reserved for item in batch.items):
-            self._pause = 0  # what was decided did not count on this outcome
-            if not any(item.num_accepted for item in batch.items) and any(item.num_drafts for item in batch.items):
-                self._trial = 0  # it has been seen that they do not pay, and every way there and back costs a millisecond
+        reserved = drafted = accepted = False
         for item in batch.items:
+            reserved, drafted = reserved or item.num_reserved > 0, drafted or item.num_drafts > 0
+            accepted = accepted or bool(item.num_accepted)
             if item.seq.drafts_on_device:
                 self.drafter.follow(item.seq)
                 if item.num_reserved and item.seq.seq_id in self._records:
                     self._note_miss(item.seq, item.num_drafts > 0)
+        if reserved:
+            self._pause = 0  # what was decided did not count on this outcome
+        if drafted and not accepted:
+            self._trial = 0  # it has been seen that they do not pay, and every way there and back costs a millisecond
         super().learn(batch)
 
     def close(self) -> None:

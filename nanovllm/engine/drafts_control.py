@@ -156,10 +156,15 @@ class Speculation:
 
     def _time(self, batch: ScheduledBatch) -> None:
         """Take in when a step ended."""
-        if self.times and batch.items and all(item.is_decode for item in batch.items):
-            self.times.note(len(batch.items), max(item.num_reserved for item in batch.items), time.perf_counter())
-        elif self.times:
+        if self.times is None:
+            return
+        if not batch.items or not all(item.is_decode for item in batch.items):
             self.times.interrupt()
+            return
+        most = max(item.num_reserved for item in batch.items)
+        running = self._scheduler.running
+        before_drafts = bool(running) and running[0].drafts_on_device  # as all of them are, or none
+        self.times.note(len(batch.items), most, time.perf_counter(), before_drafts)
 
     def _length(self, seq: Sequence, cost: float | Callable[[int], float]) -> int:
         """How many drafts would pay for a sequence, room aside."""

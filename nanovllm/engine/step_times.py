@@ -4,7 +4,8 @@ from collections import deque
 from statistics import median
 
 ENOUGH = 6        # steps of a kind, and their median counts
-EXPIRES = 2048    # steps without drafts after which it is measured anew what drafts cost
+EXPIRES = 2048    # steps of one kind after which it is measured anew what the other takes, at the latest
+FIRST = 64        # steps with drafts after which those without are measured anew for the first time
 
 
 class StepTimes:
@@ -13,9 +14,12 @@ class StepTimes:
     A count of weights says what a long step costs. A short one costs its launches, waits and bookkeeping, and those depend on
     the machine: on a GPU a small model's step with drafts may take four times as long as one without. So both are timed.
 
-    A step without drafts counts if it follows another one. What it costs to go over to drafts and back, a millisecond on a
-    GPU whose rows are written anew, is the drafts' affair: a look-up that finds something in every third step has to be worth
-    that. The median of the last steps is taken: an end may be late because somebody was slow to ask for the next step.
+    A step without drafts counts if it stands between two others. What it costs to go over to drafts and back, a millisecond
+    on a GPU whose rows are written anew, is the drafts' affair: a look-up that finds something in every third step has to be
+    worth that. The median of the last steps is taken: an end may be late because somebody was slow to ask for the next step.
+
+    Whichever kind is taken for the quicker one, the other is not seen any more, and a wrong time would be believed for ever.
+    So both expire.
     """
 
     def __init__(self) -> None:
@@ -23,26 +27,47 @@ class StepTimes:
         self._medians: dict[tuple[int, int], float] = {}  # as far as they were asked for since the last time came in
         self._last: tuple[tuple[int, int], float] | None = None
         self._num_plain: dict[int, int] = {}  # steps since drafts were last timed
+        self._num_drafting: dict[int, int] = {}  # and since steps without them were
+        self._patience: dict[int, int] = {}  # after how many of these they are timed anew
 
-    def note(self, num_seqs: int, num_drafts: int, now: float) -> None:
-        """A step of so many sequences has ended; num_drafts: the most that one of them had room for."""
+    def note(self, num_seqs: int, num_drafts: int, now: float, before_drafts: bool = False) -> None:
+        """A step of so many sequences has ended; num_drafts: the most that one of them had room for.
+
+        before_drafts: the step in flight has some. It was launched while this one ran, which takes the host long, so the end of
+        this one was seen late.
+        """
         group = num_seqs.bit_length()
-        kind = group, num_drafts
-        if self._last is not None:
-            (last_group, last_drafts), then = self._last
-            if last_group == group and (num_drafts or not last_drafts):
-                self._add(kind, now - then)
-            elif last_group == group and (plain := self._median(kind)) and (seconds := self._seconds.get(self._last[0])):
-                self._add(self._last[0], seconds.pop() + max(0.0, now - then - plain))
-        self._last = kind, now
-        if num_drafts:
+        if self._last is not None and self._last[0][0] == group:
+            (_, last_drafts), then = self._last
+            if num_drafts:
+                self._add((group, num_drafts), now - then)
+            elif before_drafts:
+                now = min(now, then + (self._median((group, 0)) or now))  # what is left is the next step's
+            elif not last_drafts:
+                self._add((group, 0), now - then)
+            elif (plain := self._median((group, 0))) and (seconds := self._seconds.get((group, last_drafts))):
+                self._add((group, last_drafts), seconds.pop() + max(0.0, now - then - plain))
+        self._last = (group, num_drafts), now
+        self._expire(group, num_drafts > 0)
+
+    def _expire(self, group: int, drafting: bool) -> None:
+        """Count a step of either kind, and forget what the other takes after long."""
+        if drafting:
             self._num_plain[group] = 0
-            return
-        self._num_plain[group] = self._num_plain.get(group, 0) + 1
-        if self._num_plain[group] == EXPIRES:
-            for other in [other for other in self._seconds if other[0] == group and other[1]]:
-                del self._seconds[other]
-                self._medians.pop(other, None)
+            self._num_drafting[group] = self._num_drafting.get(group, 0) + 1
+            if self._num_drafting[group] >= self._patience.setdefault(group, FIRST):
+                self._patience[group] = min(2 * self._patience[group], EXPIRES)
+                self._forget(group, 0)
+                self._num_drafting[group] = 0
+        else:
+            self._num_plain[group] = self._num_plain.get(group, 0) + 1
+            if self._num_plain[group] == EXPIRES:
+                self._forget(group, *(k for other, k in self._seconds if other == group and k))
+
+    def _forget(self, group: int, *kinds: int) -> None:
+        for num_drafts in kinds:
+            self._seconds.pop((group, num_drafts), None)
+            self._medians.pop((group, num_drafts), None)
 
     def _add(self, kind: tuple[int, int], seconds: float) -> None:
         self._seconds.setdefault(kind, deque(maxlen=16)).append(seconds)

@@ -3,7 +3,7 @@
 import pytest
 
 from nanovllm.engine.drafts_control import Speculation, best_length
-from nanovllm.engine.step_times import ENOUGH, EXPIRES, StepTimes
+from nanovllm.engine.step_times import ENOUGH, EXPIRES, FIRST, StepTimes
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.speculative_config import SpeculativeConfig
 
@@ -39,9 +39,9 @@ def test_what_is_measured_overrules_counting_and_its_neighbours_are_counted_from
 
 def test_going_over_to_drafts_and_back_is_counted_as_theirs():
     """Steps take as long with drafts as without, and every change of kind half a step more."""
-    for num_plain, num_drafting, ratio in ((3, 1, 2.0), (3, 2, 1.5), (3, 40, 1.0)):
+    for num_plain, num_drafting, rounds, ratio in ((3, 1, 2 * ENOUGH, 2.0), (3, 2, 2 * ENOUGH, 1.5), (ENOUGH + 2, 40, 1, 1.0)):
         times, now, before = StepTimes(), 0.0, 0
-        for _ in range(2 * ENOUGH):
+        for _ in range(rounds):
             for drafts in num_plain * [0] + num_drafting * [4]:
                 now += 1.0 + 0.5 * (drafts != before)
                 before = drafts
@@ -59,6 +59,31 @@ def test_a_step_without_drafts_counts_only_behind_one_of_its_kind():
         times.note(1, 4, float(i))
         times.interrupt()
     assert not times.lacks_plain(1)
+
+
+def test_what_launching_drafts_takes_is_not_the_time_of_the_step_that_runs_meanwhile():
+    """The host launches a step before it looks at the end of the one in flight. Steps take 1, the way to drafts 3 more."""
+    times, now = StepTimes(), 0.0
+    for _ in range(4 * ENOUGH):
+        for drafts, seconds, before_drafts in ((0, 1.0, False), (0, 1.0, False), (0, 4.0, True), (4, 1.0, False)):
+            now += seconds
+            times.note(1, drafts, now, before_drafts)
+    assert times.ratio(1, 4, 0.1) == pytest.approx(4.0)
+
+
+def test_a_wrong_time_is_not_believed_for_ever():
+    """The other kind is not seen any more, once it is thought to be the slower one."""
+    times, now = timed((1, 0, 5.0)), 1000.0
+    for patience in (FIRST, 2 * FIRST):
+        for _ in range(patience):
+            assert not times.lacks_plain(1)
+            now += 2.0
+            times.note(1, 4, now)
+        assert times.lacks_plain(1)
+        for _ in range(ENOUGH + 1):
+            now += 1.0
+            times.note(1, 0, now)
+        assert not times.lacks_plain(1) and times.ratio(1, 4, 0.1) == pytest.approx(2.0)
 
 
 def test_a_late_end_changes_little():

@@ -60,17 +60,24 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item):
-    """Of an unmeasured test neither the fixtures are measured, which pytest-cov does not leave out, nor other processes."""
-    measuring = Coverage.current() if item.get_closest_marker("unmeasured") else None
-    if measuring is None:
+    """Of an unmeasured test neither the fixtures are measured, which pytest-cov does not leave out, nor other processes.
+
+    A worker has several who measure: pytest-cov's, and those of its own start as a process. Where one stops, the one before it
+    goes on, so all of them must stop.
+    """
+    if not item.get_closest_marker("unmeasured") or Coverage.current() is None:
         return (yield)
     settings = os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
     leave = os._exit  # each start wraps it once more: after hundreds, a process that ends would save hundreds of times
-    measuring.stop()
+    stopped: list[Coverage] = []
+    while measuring := Coverage.current():
+        measuring.stop()
+        stopped.append(measuring)
     try:
         return (yield)
     finally:
-        measuring.start()
+        for measuring in reversed(stopped):
+            measuring.start()
         os._exit = leave
         if settings is not None:
             os.environ["COVERAGE_PROCESS_CONFIG"] = settings

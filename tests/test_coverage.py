@@ -25,7 +25,7 @@ def test_it():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 """
 AGAIN_AND_AGAIN = """
-import os, pytest
+import os, sys, pytest
 
 def layers(function):
     cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
@@ -37,6 +37,10 @@ before = layers(os._exit)
 @pytest.mark.unmeasured
 def test_it(time):
     assert layers(os._exit) == before, "measuring was stopped and started, and each start left its mark on os._exit"
+    assert sys.gettrace() is None, "somebody measures still"
+
+def test_measured():
+    assert sys.gettrace() is not None
 """
 
 
@@ -99,7 +103,8 @@ def test_what_another_process_runs_counts_even_when_it_ends_at_once(tmp_path):
     assert [path.name for path in tmp_path.glob(".coverage*")] == [".coverage"]
 
 
-def test_measuring_stopped_and_started_again_leaves_a_process_its_one_way_out(tmp_path):
-    """Coverage wraps os._exit at each start: after some nine hundred tests a child process died of recursion, not of exit."""
+def test_measuring_stopped_is_stopped_and_started_again_leaves_a_process_its_one_way_out(tmp_path):
+    """In a worker several measure, and one that stops lets the one before it go on. Coverage wraps os._exit at each start:
+    after some nine hundred tests a child process died of recursion, not of exit."""
     ran = measured_run(tmp_path, AGAIN_AND_AGAIN, 0, plugins=("-p", "tests.conftest"))
-    assert ran.returncode == 0 and "4 passed" in ran.stdout, ran.stdout + ran.stderr
+    assert ran.returncode == 0 and "5 passed" in ran.stdout, ran.stdout + ran.stderr

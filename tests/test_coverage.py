@@ -81,9 +81,10 @@ def measured_run(folder: Path, test: str, floor: int, plugins: tuple[str, ...] =
     (folder / "pyproject.toml").write_text(f"[tool.coverage.run]\n{run}\n[tool.coverage.report]\nfail_under = {floor}\n",
                                            encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("COV", "PYTEST"))}
-    return subprocess.run([sys.executable, "-m", "pytest", "-n", "1", "-p", "no:cacheprovider", *plugins, "--cov",
-                           "--cov-report="], cwd=folder, capture_output=True, encoding="utf-8",
-                          env=environment | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"})
+    environment |= {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # some take seconds
+    return subprocess.run([sys.executable, "-m", "pytest", "-n", "1", "-p", "xdist", "-p", "pytest_cov",
+                           "-p", "no:cacheprovider", *plugins, "--cov", "--cov-report="], cwd=folder, capture_output=True,
+                          encoding="utf-8", env=environment)
 
 
 @pytest.mark.parametrize("expected, floor, status, said, last", [

@@ -43,6 +43,7 @@ def test_the_engine_is_as_it_was(llm, memory_is_garbage, caplog):
     assert llm.generate([[1, 2, 3]], PARAMS, use_tqdm=False)[0].token_ids == expected
 
 
+@pytest.mark.unmeasured
 def test_every_kernel_of_the_engines_steps_is_among_them(llm, monkeypatch):
     """With each of its constants: what a start leaves out would be compiled when the first requests wait for it."""
     launched, warmed, launch = set(), set(), triton.KernelInterface.__getitem__

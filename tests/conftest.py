@@ -58,29 +58,39 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item):
-    """Of an unmeasured test neither the fixtures are measured, which pytest-cov does not leave out, nor other processes.
+class Measuring:
+    """Coverage, which goes on and off between tests: of an unmeasured one neither the fixtures are measured, which pytest-cov
+    does not leave out, nor other processes.
 
-    A worker has several who measure: pytest-cov's, and those of its own start as a process. Where one stops, the one before it
-    goes on, so all of them must stop.
+    A worker has three who measure, two of them since its start as a process. Where one stops, the one before it goes on, so all
+    must stop; pytest-cov's, the last, is enough afterwards. To start takes milliseconds, so it stays off until it is wanted.
     """
-    if not item.get_closest_marker("unmeasured") or Coverage.current() is None:
-        return (yield)
-    settings = os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
-    leave = os._exit  # each start wraps it once more: after hundreds, a process that ends would save hundreds of times
-    stopped: list[Coverage] = []
-    while measuring := Coverage.current():
-        measuring.stop()
-        stopped.append(measuring)
-    try:
-        return (yield)
-    finally:
-        for measuring in reversed(stopped):
-            measuring.start()
-        os._exit = leave
-        if settings is not None:
-            os.environ["COVERAGE_PROCESS_CONFIG"] = settings
+
+    def __init__(self):
+        self._stopped: Coverage | None = None
+        self._settings: str | None = None
+
+    def stop(self) -> None:
+        if last := Coverage.current():
+            self._stopped, self._settings = last, os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+            while running := Coverage.current():
+                running.stop()
+
+    def go_on(self) -> None:
+        if self._stopped:
+            leave = os._exit  # each start wraps it once more: after hundreds, a process that ends would save hundreds of times
+            self._stopped.start()
+            os._exit, self._stopped = leave, None
+            if self._settings is not None:
+                os.environ["COVERAGE_PROCESS_CONFIG"] = self._settings
+
+
+measuring = Measuring()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    measuring.stop() if item.get_closest_marker("unmeasured") else measuring.go_on()
 
 
 @pytest.hookimpl(optionalhook=True)

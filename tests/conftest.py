@@ -33,29 +33,33 @@ HERE = os.path.dirname(__file__)
 # The tests of a group run in one worker.
 GROUPS = {"tests/browser/": "browser", "tests/fleet/test_ray.py": "ray", "17_fleet": "ray",
           "tests/parallel/test_tensor_parallel.py": "tensor parallel",
-          "tests/test_batched_equals_alone.py": "batched equals alone", "tests/test_smollm2.py": "smollm2"}
-# `make test` measures what of nanovllm runs, and Python is two to three times as slow meanwhile. These tests are about
-# something else and run at full speed; so do those marked `unmeasured`, which hold the engine to a time, or go a thousand times
-# over lines that others run, too.
-UNMEASURED = ("browser", "exercises", "notebooks", "visualizations", "test_batched_equals_alone.py", "test_benchmarks.py",
-              "test_training.py", "test_training_grounding.py", "test_training_shapes.py")
-# Kernels in the interpreter, and the same lines for many shapes: of a test with parameters the first ones are measured.
-MEASURED_ONCE = ("kernels", "layers", "models", "test_not_finite.py")
+          "tests/test_batched_equals_alone.py": "batched equals alone", "tests/test_smollm2.py": "smollm2",
+          "tests/test_llm.py": "transformers' words"}
+# `make test` measures what of nanovllm runs, and Python is two to eight times as slow meanwhile. These tests are about
+# something else, or go over lines that others run, too, and run at full speed; so do those marked `unmeasured`.
+UNMEASURED = ("browser", "exercises", "notebooks", "visualizations", "test_autoreload.py", "test_batched_equals_alone.py",
+              "test_benchmarks.py", "test_coverage.py", "test_examples.py", "test_faults.py", "test_imports.py", "test_llm.py",
+              "test_locale.py", "test_offline_model.py", "test_packaging.py", "test_qwen3_as_released.py", "test_reference.py",
+              "test_smollm2.py", "test_soak.py", "test_training.py", "test_training_grounding.py", "test_training_shapes.py")
+# Of a test with parameters the first ones are measured, the others go over the same lines. Not in server/, whose threads
+# outlive a test and would not be measured again, nor in what has a case for each line.
+MEASURED_WHOLE = ("server", "serving", "test_structured_outputs.py")
 
 
 def pytest_collection_modifyitems(items):
     """Tests in a folder carry its marker; those that need a GPU say so when they are skipped."""
-    measured = set()
+    seen = set()
     for item in items:
         folder = os.path.relpath(item.path, HERE).split(os.sep)[0]
         if folder in ("gpu", "browser"):
             item.add_marker(folder)
         name = item.nodeid.partition("[")[0]
-        if folder in UNMEASURED or (folder in MEASURED_ONCE and name in measured):
+        if folder in UNMEASURED or (folder not in MEASURED_WHOLE and name in seen):
             item.add_marker("unmeasured")
-        measured.add(name)
+        seen.add(name)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+    items.sort(key=lambda item: "/server/" in item.nodeid and item.get_closest_marker("unmeasured") is not None)
 
 
 class Measuring:

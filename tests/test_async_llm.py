@@ -343,6 +343,7 @@ def test_the_last_reference_gives_everything_back_defect_2():
 
 
 @pytest.mark.notebook
+@pytest.mark.unmeasured
 def test_in_a_notebook_cells_share_the_engine_with_gather():
     cells = ["""
 import asyncio

@@ -111,6 +111,7 @@ def test_streams_get_several_tokens_at_once_and_the_same_text(plain):
         assert "".join(llm.stream(chats(llm)[0], params)) == expected
 
 
+@pytest.mark.unmeasured
 def test_the_coupled_draws_have_the_models_distribution(plain):
     """Three tokens out of four allowed ones, drawn by many seeds with drafts: as often as the model says (chi-square)."""
     prompt, allowed, num_draws = plain.tokenizer.encode("Once upon a time"), [40, 41, 50, 60], 3000

@@ -1,6 +1,7 @@
 """What the device's rows hold after any sequence of steps is what the whole layout of each step says."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -110,6 +111,7 @@ def serve(rng, *, block_size, num_blocks, most, budget, ahead, caching, fail):
     return runner
 
 
+@pytest.mark.unmeasured
 @settings(max_examples=20, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck))
 @given(rng=st.randoms(use_true_random=False), block_size=st.sampled_from([1, 3, 4, 16]), most=st.sampled_from([1, 3, 6, 20]),
        budget=st.sampled_from([4, 16, 200]), tight=st.booleans(), ahead=st.booleans(), caching=st.booleans(),

@@ -234,6 +234,7 @@ class ServingAhead(Serving):
     ahead = True
 
 
+@pytest.mark.unmeasured
 def test_every_promise_holds_where_the_device_drafts_a_step_ahead():
     seen.clear()
     run_state_machine_as_test(ServingAhead, settings=settings(

@@ -93,6 +93,7 @@ def read_rows_of(count: int):
     return [BatchRow(str(i), "/v1/completions", {}) for i in range(count)]
 
 
+@pytest.mark.unmeasured
 def test_a_killed_run_goes_on_where_it_ended(tmp_path):
     """SIGKILL in the middle; the second run answers the rest, and no request is answered twice."""
     rows = [completion(f"r{i}", f"Story {i}", max_tokens=40, min_tokens=40) for i in range(40)]

@@ -87,8 +87,8 @@ PARAMS = [SamplingParams(temperature=0, max_tokens=40, ignore_eos=True), Samplin
 
 
 @pytest.mark.parametrize("settings", [
-    {}, {"async_scheduling": False}, {"num_kvcache_blocks": 14}, {"max_num_batched_tokens": 3}, {"dtype": "bfloat16"},
-    {"speculative_config": {"method": "draft_model", "model": str(DRAFT_MODEL), "num_speculative_tokens": 4}}], ids=str)
+    {"speculative_config": {"method": "draft_model", "model": str(DRAFT_MODEL), "num_speculative_tokens": 4}},
+    {}, {"async_scheduling": False}, {"num_kvcache_blocks": 14}, {"max_num_batched_tokens": 3}, {"dtype": "bfloat16"}], ids=str)
 def test_the_engine_says_the_same_with_short_steps_and_without(settings, monkeypatch):
     launched = []
     monkeypatch.setattr(drafts_ahead, "measured_token_cost", lambda *args: 0.03)  # or the numbers of guesses may differ

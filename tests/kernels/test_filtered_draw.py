@@ -58,7 +58,7 @@ def same(logits, filters, cut=None):
 
 
 KINDS = ["normal", "ties", "peaked", "equal", "forbidden", "sorted"]
-CUTS = {"usual": None, "small": Cut(tile=128, few=16, capacity=64), "row": Cut(tile=512, few=1, capacity=1),
+CUTS = {"row": Cut(tile=512, few=1, capacity=1), "usual": None, "small": Cut(tile=128, few=16, capacity=64),
         "many rows": Cut(tile=512, group=16)}
 ASKED = [(k, p, m) for k in (NO_TOP_K, 1, 5, 60, 398, 400, 5000) for p in (1.0, 1e-6, 0.3, 0.9, 0.999)
          for m in (0.0, 0.2)][1:]  # without the one that filters nothing

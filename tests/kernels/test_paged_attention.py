@@ -52,7 +52,7 @@ def test_half_precision(device):
 
 
 @pytest.mark.parametrize("lengths", [[200, 33, 1, 0], [700], [1, 0, 0, 300, 2, 64, 65], [3] * 20, [0, 0, 129], [513, 512]])
-@pytest.mark.parametrize("num_shares", [1, 2, 5, 40])
+@pytest.mark.parametrize("num_shares", [5, 1, 2, 40])
 def test_any_number_of_shares_gives_the_same(device, lengths, num_shares):
     """Sequences that fill many shares, shares that hold many sequences, and every kind of edge between the two."""
     from nanovllm.kernels.paged_decode import paged_decode
@@ -74,7 +74,7 @@ def test_any_number_of_shares_gives_the_same(device, lengths, num_shares):
 
 
 @pytest.mark.parametrize("lengths", [[200, 33, 1, 0], [700], [300, 2], [0, 0, 129], [513, 512, 128, 127], [2049]])
-@pytest.mark.parametrize(("num_heads", "num_kv_heads", "max_pieces"), [(2, 1, 1), (6, 2, 4), (2, 2, 16), (5, 1, 40)])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "max_pieces"), [(6, 2, 4), (2, 1, 1), (2, 2, 16), (5, 1, 40)])
 def test_few_sequences_in_pieces(device, lengths, num_heads, num_kv_heads, max_pieces):
     """One tile and many, pieces without keys, more pieces than are joined at once, groups that are no power of two."""
     from nanovllm.kernels.paged_decode_few import paged_decode_few

@@ -14,8 +14,8 @@ from tests.checkpoints import TINY, TINY_EXPERTS
 from tests.layers.paged_cases import paged_case
 
 CONFIG = SimpleNamespace(**TINY | {"intermediate_size": 128, "hidden_act": "silu", "rms_norm_eps": 1e-6})
-FAMILIES = {"Llama": {"mlp_bias": False}, "Qwen2": {}, "Llama with all biases": {"attention_bias": True, "mlp_bias": True},
-            "Qwen3Moe": TINY_EXPERTS | {"mlp_only_layers": [1], "decoder_sparse_step": 1}}
+FAMILIES = {"Qwen3Moe": TINY_EXPERTS | {"mlp_only_layers": [1], "decoder_sparse_step": 1}, "Llama": {"mlp_bias": False},
+            "Qwen2": {}, "Llama with all biases": {"attention_bias": True, "mlp_bias": True}}
 
 
 @torch.inference_mode()

@@ -423,6 +423,7 @@ def test_a_script_needs_no_guard_and_a_killed_caller_leaves_no_orphans(folder, t
     assert gone(pids, 5)
 
 
+@pytest.mark.unmeasured
 def test_from_a_notebook_cell(folder):
     cells = [f"from nanovllm import LLM, SamplingParams\nllm = LLM({str(folder)!r}, device='cpu', tensor_parallel_size=2)",
              "out, = llm.generate([[1, 2, 3]], SamplingParams(temperature=0, max_tokens=5), use_tqdm=False)\n"

@@ -33,12 +33,11 @@ def layers(function):
 
 before = layers(os._exit)
 
-@pytest.mark.parametrize("measured", [pytest.param(number % 3 > 0, marks=[pytest.mark.unmeasured][number % 3:])
-                                      for number in range(9)])
-def test_it(measured):
+def check(measured):
     assert layers(os._exit) == before, "measuring was stopped and started, and each start left its mark on os._exit"
     assert (sys.gettrace() is not None) == measured == ("COVERAGE_PROCESS_CONFIG" in os.environ), "who measures?"
-"""
+""" + "".join("\n@pytest.mark.unmeasured" * (number % 3 == 0) + f"\ndef test_{number}():\n    check({number % 3 > 0})\n"
+              for number in range(9))
 
 
 def test_the_floor_is_what_was_promised():

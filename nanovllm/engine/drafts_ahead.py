@@ -21,6 +21,7 @@ UNKNOWN = -1  # in place of a draft: the device makes it
 TRIAL = 8   # steps with drafts, to see whether they pay by now
 PAUSE = 16  # steps without a look at what could be drafted, at most
 LONGEST_REST = 3  # how often a rest grows to twice as many steps
+WORTH = 1.1  # what drafts must gain for steps without to be left for them: the way there and back is long
 
 # What one more token costs in a step of one: on an H200 with 8B parameters, on a CPU with the offline model.
 TOKEN_COST = {"cuda": 0.005, "mps": 0.005, "cpu": 0.03}
@@ -99,10 +100,11 @@ class SpeculationAhead(Speculation):
             return 0
         # Where even the best sequence's drafts would not pay, none are looked for until it is time for a trial.
         best = max(self._acceptance(self._records.get(seq.seq_id, NOTHING)) for seq in running)
-        hopeful = self._trial > 0 or self._fastest(lengths, [best]) > 0
+        least = 1.0 if self._trial or any(seq.drafts_on_device for seq in running) else WORTH
+        hopeful = self._trial > 0 or self._fastest(lengths, [best], least) > 0
         if hopeful or not self._rest:
             chances = [self._chance(seq) for seq in running]
-            if length := self._fastest(lengths, chances):
+            if length := self._fastest(lengths, chances, least):
                 self._rest, self._num_rests, self._num_misses = 2 * RETRY, 1, 0
                 return length
             if self._trial and any(chances):
@@ -119,8 +121,9 @@ class SpeculationAhead(Speculation):
         self._rest = max(0, self._rest - 1 - self._pause)
         return 0
 
-    def _fastest(self, lengths: list[int], chances: list[float]) -> int:
-        cost, best, best_speed = self._cost(), 0, 1.0
+    def _fastest(self, lengths: list[int], chances: list[float], least: float = 1.0) -> int:
+        """The number of drafts with the most tokens for the time; 0 where that is not `least` times as many as without."""
+        cost, best, best_speed = self._cost(), 0, least
         for length in lengths:
             tokens = sum(sum(chance ** i for i in range(length + 1)) for chance in chances) / len(chances)
             if (speed := tokens / (cost(length) if callable(cost) else 1 + length * cost)) > best_speed:

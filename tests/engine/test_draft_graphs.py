@@ -162,7 +162,8 @@ def test_a_trial_ends_at_its_first_step_without_a_right_draft():
     """Each way from steps without drafts to one with them and back costs more than the step."""
     with ahead(LOOK_UP, num_kvcache_blocks=200, kvcache_block_size=16) as llm:
         speculation = llm.engine.speculation
-        speculation._fastest = lambda lengths, chances: lengths[-1] if min(chances) == 1 else 0  # right drafts would pay
+        # Only right drafts would pay.
+        speculation._fastest = lambda lengths, chances, least=1.0: lengths[-1] if min(chances) == 1 else 0
         speculation._chance = lambda seq: 0.01
         speculation.rows.drafter.propose = lambda kernels, state, num_rows, num_drafts, filtered: (
             state.drafts[:num_rows].fill_(7), state.found[:num_rows].fill_(num_drafts))

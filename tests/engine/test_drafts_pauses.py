@@ -72,6 +72,7 @@ def test_who_comes_or_goes_ends_a_pause(change):
     run(engine, 40)
     while not speculation._pause > 4:
         engine.step()
+    paused_for = speculation._paused_for
     if change == "one comes":
         engine.add_request([9], SamplingParams(max_tokens=300, ignore_eos=True))
         run(engine, 2)
@@ -81,7 +82,7 @@ def test_who_comes_or_goes_ends_a_pause(change):
     else:
         engine.scheduler.max_num_seqs = 3
         engine.add_request([9], SamplingParams(max_tokens=300, ignore_eos=True))
-    assert not speculation._pauses()
+    assert not speculation._pauses() or speculation._paused_for != paused_for
 
 
 def test_a_pause_ends_with_an_outcome_that_it_did_not_count_on():
@@ -104,3 +105,24 @@ def test_more_than_may_draft_are_not_looked_at():
         engine.add_request([i], SamplingParams(max_tokens=30, ignore_eos=True))
     run(engine, 20)
     assert not drafter.looks and not drafted(engine)
+
+
+def test_steps_without_drafts_are_left_only_for_a_clear_gain():
+    """The way there and back is long; whoever has gone it stays for as long as there is any gain."""
+    engine = engine_with(Noting(), chance=1.0)
+    engine.add_request([1], SamplingParams(max_tokens=300, ignore_eos=True))
+    speculation, gain = engine.speculation, 1.05
+    speculation._fastest = lambda lengths, chances, least=1.0: lengths[-1] if gain > least else 0
+    run(engine, 10)
+    assert not drafted(engine)
+    gain = 1.2
+    run(engine, 10)
+    assert (before := drafted(engine)) > 0
+    gain = 1.05
+    run(engine, 10)
+    assert drafted(engine) > before + 15
+    gain = 0.95
+    run(engine, 3)
+    before = drafted(engine)
+    run(engine, 10)
+    assert drafted(engine) == before

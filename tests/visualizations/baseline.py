@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.visualizations.samples import FIGURES
@@ -27,12 +28,18 @@ def path(name: str, mode: str) -> Path:
     return FOLDER / f"{name}-{mode}.png"
 
 
-def render(name: str, mode: str) -> Image.Image:
+def drawn(name: str, mode: str) -> tuple[Figure, Image.Image]:
+    """The figure, and its picture."""
     out = io.BytesIO()
     # Only the font inside matplotlib: the same on every machine.
     with theme.using(MODES[mode]), matplotlib.rc_context({"font.family": "DejaVu Sans"}):
-        FIGURES[name]().savefig(out, format="png", dpi=DPI)
-    return Image.open(out).convert("RGB")
+        figure = FIGURES[name]()
+        figure.savefig(out, format="png", dpi=DPI)
+    return figure, Image.open(out).convert("RGB")
+
+
+def render(name: str, mode: str) -> Image.Image:
+    return drawn(name, mode)[1]
 
 
 def compare(picture: Image.Image, expected: Image.Image) -> str:

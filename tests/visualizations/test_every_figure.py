@@ -90,9 +90,8 @@ def test_draws_on_given_axes(name):
 @pytest.mark.parametrize("mode", baseline.MODES)
 def test_looks_as_it_did(name, mode):
     """Somebody looked at these. After a wanted change: `python -m tests.visualizations.baseline NAME`, and look again."""
-    picture = baseline.render(name, mode)
-    with theme.using(baseline.MODES[mode]):
-        assert to_rgb(FIGURES[name]().get_facecolor()) == to_rgb(baseline.MODES[mode].paper)
+    figure, picture = baseline.drawn(name, mode)
+    assert to_rgb(figure.get_facecolor()) == to_rgb(baseline.MODES[mode].paper)
     assert theme.mode() is theme.LIGHT
     assert not (difference := baseline.compare(picture, Image.open(baseline.path(name, mode)))), difference
 

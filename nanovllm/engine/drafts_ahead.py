@@ -57,6 +57,7 @@ class SpeculationAhead(Speculation):
         self.rows: DeviceRows | None = rows
         self._rest, self._trial, self._num_rests = 2 * RETRY, 0, 1  # in steps
         self._pause, self._paused_for, self._num_misses = 0, list[Sequence](), 0
+        self.worth = WORTH
 
     @property
     def is_wanted(self) -> bool:
@@ -100,7 +101,7 @@ class SpeculationAhead(Speculation):
             return 0
         # Where even the best sequence's drafts would not pay, none are looked for until it is time for a trial.
         best = max(self._acceptance(self._records.get(seq.seq_id, NOTHING)) for seq in running)
-        least = 1.0 if self._trial or any(seq.drafts_on_device for seq in running) else WORTH
+        least = 1.0 if self._trial or any(seq.drafts_on_device for seq in running) else self.worth
         hopeful = self._trial > 0 or self._fastest(lengths, [best], least) > 0
         if hopeful or not self._rest:
             chances = [self._chance(seq) for seq in running]

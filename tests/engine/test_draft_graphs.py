@@ -33,7 +33,8 @@ def ahead(speculative_config, **settings):
     rows = draft_on_device(engine.model_runner, drafter, llm.config, capture=False)
     engine.speculation = SpeculationAhead(drafter, engine.scheduler, llm.config.speculative_config,
                                           llm.config.hf_config.vocab_size, looks_ahead=True, rows=rows)
-    engine.speculation._pause_for = lambda running, steps: None  # a look at every step, so that more comes together
+    # A look at every step, and drafts for the smallest gain: more comes together so.
+    engine.speculation._pause_for, engine.speculation.worth = lambda running, steps: None, 1.0
     llm.launches = launches = []
     launch = rows.launch
     rows.launch = lambda *args: (launches.append(len(engine._in_flight)), launch(*args))[1]

@@ -240,7 +240,9 @@ def test_what_it_cannot_do_is_refused(settings, words):
 
 @pytest.fixture
 def new_library(monkeypatch, tmp_path):
+    """Compiled anew where there is nothing yet: as it is written and not made fast, which takes a compiler most of its time."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(library, "FLAGS", tuple(flag.replace("-O3", "-O0") for flag in library.FLAGS))
     library.library.cache_clear()
     yield library.library
     library.library.cache_clear()

@@ -105,10 +105,11 @@ def test_rows_that_allow_fewer_tokens_than_top_k(device, top_k, capacity):
 @pytest.mark.unmeasured
 def test_what_is_drawn_without_filters_stays_where_they_leave_it_and_else_is_drawn_again(device):
     """A flat row of 3,000 tokens has more candidates than there is room for, so top-p and min-p go through all of it."""
-    logits = (0.05 * torch.randn(12, 3000)).to(device)
+    num_rows = 12 if device == "cuda" else 5
+    logits = (0.05 * torch.randn(num_rows, 3000)).to(device)
     for top_p, min_p in ((0.95, 0.0), (0.3, 0.0), (0.02, 0.0), (1.0, 0.99), (0.5, 0.97)):
-        same(logits, rules(None, top_p, min_p, 12, device), Cut(tile=1024, few=16, capacity=64))
-        same(logits, rules(2500, top_p, min_p, 12, device), Cut(tile=1024, few=16, capacity=64))
+        same(logits, rules(None, top_p, min_p, num_rows, device), Cut(tile=1024, few=16, capacity=64))
+        same(logits, rules(2500, top_p, min_p, num_rows, device), Cut(tile=1024, few=16, capacity=64))
 
 
 def test_weights_are_those_of_the_plain_form_to_the_bit(device):

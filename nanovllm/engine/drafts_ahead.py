@@ -136,7 +136,11 @@ class SpeculationAhead(Speculation):
         if seq.num_output_tokens + 1 >= seq.sampling_params.max_tokens:
             return 0.0
         record = self._records.setdefault(seq.seq_id, Record())  # the drafter may keep notes of it from here on
-        found = not record.num_misses if seq.drafts_on_device else self.drafter.likely(seq)
+        try:
+            found = not record.num_misses if seq.drafts_on_device else self.drafter.likely(seq)
+        except Exception as error:
+            self._give_up([seq], error)
+            found = False
         return self._acceptance(record) if found else 0.0
 
     def learn(self, batch: ScheduledBatch) -> None:
@@ -145,7 +149,10 @@ class SpeculationAhead(Speculation):
             reserved, drafted = reserved or item.num_reserved > 0, drafted or item.num_drafts > 0
             accepted = accepted or bool(item.num_accepted)
             if item.seq.drafts_on_device:
-                self.drafter.follow(item.seq)
+                try:
+                    self.drafter.follow(item.seq)
+                except Exception as error:
+                    self._give_up([item.seq], error)
                 if item.num_reserved and item.seq.seq_id in self._records:
                     self._note_miss(item.seq, item.num_drafts > 0)
         if reserved:
@@ -173,12 +180,12 @@ class SpeculationAhead(Speculation):
 
     def _propose_on_device(self, running: list[Sequence], length: int) -> bool:
         """False, and nothing is changed but blocks, when there is no room or the drafter raises."""
-        with uninterrupted():
-            limits = self._reserve_ahead(running, length)
         rows = self.rows
-        if limits is None or rows is None:
-            return False
         try:
+            with uninterrupted():
+                limits = self._reserve_ahead(running, length)
+            if limits is None or rows is None:
+                return False
             self.drafter.catch_up([seq for seq in running if not rows.knows(seq)])
         except Exception as error:
             self._give_up(running, error)

@@ -16,6 +16,7 @@ from nanovllm.engine.token_matcher import forced_tokens
 from nanovllm.errors import InvalidArgument
 from nanovllm.speculative_config import SpeculativeConfig
 from nanovllm.utils.interrupts import uninterrupted
+from nanovllm.utils.numbers import shown
 
 MEMORY = 0.9     # what a step's outcome still counts one draft later
 PRIOR = 4.0      # drafts' worth of trust in what other sequences' drafts did, until a sequence has its own record
@@ -137,7 +138,10 @@ class Speculation:
         """A sequence has ended."""
         self._given_up.discard(seq_id)
         if self._records.pop(seq_id, None):
-            self.drafter.forget(seq_id)
+            try:
+                self.drafter.forget(seq_id)
+            except Exception as error:  # its text is whole, and must reach whoever waits for it
+                self._tell(error, "A request had ended, and lost nothing.")
 
     def close(self) -> None:
         """Give the drafter's memory back."""
@@ -204,20 +208,28 @@ class Speculation:
             record.rests_until = len(seq) + 2 ** record.num_misses
 
     def _give_up(self, sequences: list[Sequence], error: Exception) -> None:
-        self.num_failures += 1
         self._given_up.update(seq.seq_id for seq in sequences)
-        warnings.warn(f"{self.drafter!r} raised {type(error).__name__}: {error} The {len(sequences)} requests it was to draft "
-                      "for go on without drafts.", RuntimeWarning, stacklevel=2)
+        self._tell(error, f"The {len(sequences)} requests it was to draft for go on without drafts.")
+
+    def _tell(self, error: Exception, outcome: str) -> None:
+        """Of a drafter that raised. What it is and says is shown as far as that can be shown."""
+        self.num_failures += 1
+        try:
+            said = f"{type(error).__name__}: {error}"
+        except Exception:
+            said = type(error).__name__
+        warnings.warn(f"{shown(self.drafter)} raised {said} {outcome}", RuntimeWarning, stacklevel=3)
 
     def _check(self, proposals: object, sequences: list[Sequence], limits: list[int]) -> None:
         """Raise InvalidArgument unless a drafter's proposals are what `Drafter.propose` promises."""
         if not isinstance(proposals, (list, tuple)) or len(proposals) != len(sequences):
-            raise InvalidArgument(f"propose returned {proposals!r}: it must be {len(sequences)} lists, one for each sequence; "
-                                  "return an empty list where there is no guess.")
+            raise InvalidArgument(f"propose returned {shown(proposals)}: it must be {len(sequences)} lists, one for each "
+                                  "sequence; return an empty list where there is no guess.")
         for drafts, limit in zip(proposals, limits):
             if not isinstance(drafts, (list, tuple)) or len(drafts) > limit:
-                raise InvalidArgument(f"propose returned {drafts!r}: it must be a list of at most {limit} tokens; cut it off.")
+                raise InvalidArgument(f"propose returned {shown(drafts)}: it must be a list of at most {limit} tokens; cut it "
+                                      "off.")
             for token in drafts:
                 if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self._vocab_size:
-                    raise InvalidArgument(f"propose returned the token {token!r}: it must be a whole number in [0, "
+                    raise InvalidArgument(f"propose returned the token {shown(token)}: it must be a whole number in [0, "
                                           f"{self._vocab_size}), the model's vocabulary; draft with the model's own tokenizer.")

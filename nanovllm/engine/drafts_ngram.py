@@ -4,6 +4,8 @@ from typing import Any
 
 from nanovllm.engine.drafts import Drafter
 from nanovllm.engine.sequence import Sequence
+from nanovllm.utils.checks import check
+from nanovllm.utils.numbers import is_int
 
 
 class NgramIndex:
@@ -49,10 +51,12 @@ class NgramDrafter(Drafter):
     """Prompt lookup (Saxena 2023; "n-gram" in vLLM): no second model, and right where an answer repeats what it was given.
 
     Good for edits, summaries, code and anything quoted; for other texts it mostly finds nothing, and that costs nothing.
-    Owns an index for each sequence that drafted.
+    Owns an index for each sequence that drafted. Raises InvalidArgument for lengths of runs that are none.
     """
 
     def __init__(self, shortest: int = 2, longest: int = 4):
+        check(is_int(shortest) and is_int(longest) and 1 <= shortest <= longest, "shortest, longest", (shortest, longest),
+              "whole numbers with 1 <= shortest <= longest", "pass NgramDrafter(2, 4)")
         self.shortest, self.longest = shortest, longest
         self._indexes: dict[int, NgramIndex] = {}
 

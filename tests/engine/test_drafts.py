@@ -9,6 +9,7 @@ from nanovllm.engine.drafts import Drafter, num_accepted
 from nanovllm.engine.drafts_control import Speculation, best_length
 from nanovllm.engine.drafts_ngram import NgramDrafter, NgramIndex
 from nanovllm.engine.sequence import Sequence
+from nanovllm.errors import InvalidArgument
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.speculative_config import SpeculativeConfig
 
@@ -151,6 +152,34 @@ def test_a_drafter_that_raises_costs_the_request_nothing_but_its_drafts(drafter,
     assert seq.output_token_ids == alone([1, 2, 3], 12) and seq.num_drafted_tokens == 0
     assert engine.speculation.num_failures == 1
     assert engine.block_manager.num_free_blocks == engine.block_manager.num_blocks
+
+
+@pytest.mark.parametrize("method", ["likely", "follow", "overwrite", "catch_up", "forget"])
+@pytest.mark.parametrize("can_be_shown", [True, False])
+def test_where_the_device_drafts_a_drafter_that_raises_costs_no_step(method, can_be_shown):
+    def lost(*args):
+        raise OSError("lost")
+
+    drafter = FakeDrafter(0.9)
+    setattr(drafter, method, lost)
+    if not can_be_shown:
+        drafter.__class__ = type("Shy", (FakeDrafter,), {"__repr__": lost})
+    engine = make_engine(drafter=drafter, ahead=0.9)
+    seq = engine.add_request([1, 2, 3], SamplingParams(max_tokens=40))
+    drafter.known.add(seq.seq_id)  # as `likely` would have noted
+    with pytest.warns(RuntimeWarning, match="raised OSError: lost"):
+        while engine.has_unfinished:
+            engine.step()
+            engine.check_integrity()
+    assert seq.output_token_ids == alone([1, 2, 3], 40)
+    assert engine.speculation.num_failures == 1 and engine.num_failed_steps == 0
+    assert engine.block_manager.num_free_blocks == engine.block_manager.num_blocks
+
+
+@pytest.mark.parametrize("lengths", [(5, 2), (0, 2), (1.5, 2), (True, 2)], ids=str)
+def test_lengths_of_runs_that_are_none_are_refused(lengths):
+    with pytest.raises(InvalidArgument, match="shortest, longest"):
+        NgramDrafter(*lengths)
 
 
 def test_an_interrupted_drafter_leaves_no_drafts_behind():

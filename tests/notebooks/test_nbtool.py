@@ -241,3 +241,15 @@ def test_an_explorers_data_is_compared_without_its_times():
     committed, now = ([nbformat.v4.new_output("display_data", {base.SAVED: saved(data)})] for data in (was, other))
     told = compare.describe_difference(committed, now)
     assert '"tokens": 3' in told and '"tokens": 4' in told and "0.5" not in told
+
+
+def test_an_explorers_scores_may_differ_by_a_rounding():
+    was = {"units": 1000, "logits": [[2496, -5455], [7, 0]], "words": {"0": "a"}}
+
+    def same(**changes):
+        a, b = ({"name": "sampler", "payload": base64.b64encode(base.pack(data)).decode()} for data in (was, was | changes))
+        return compare.same_value(base.SAVED, a, b)
+
+    assert same() and same(logits=[[2497, -5455], [7, -1]])
+    assert not same(logits=[[2498, -5455], [7, 0]]) and not same(logits=[[2496, -5455]])
+    assert not same(words={"0": "b"}) and not same(units=100)

@@ -155,16 +155,33 @@ class Parrot(Drafter):
         return [[seq.token_ids[-1]] * limit for seq, limit in zip(sequences, limits)]
 
 
-def test_a_drafter_of_ones_own(plain):
-    params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
-    expected, _ = steps(plain, chats(plain), params)
-    with LLM(device="cpu", drafter=Parrot(), speculative_config={"num_speculative_tokens": 2}) as llm:
-        assert steps(llm, chats(llm), params)[0] == expected
-        assert llm.engine.speculation.counts.drafted >= 3
-
-
 class OnlyProposes:
     propose = Parrot.propose
+
+
+class HasADevice(OnlyProposes):
+    on_device = Parrot.on_device
+
+
+class LooksLikeOne(OnlyProposes):
+    """Of no class of ours, and with all that a drafter of the host is asked."""
+
+    cost = 0.0
+
+    def forget(self, seq_id):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("drafter", [Parrot, LooksLikeOne])
+def test_a_drafter_of_ones_own(plain, drafter):
+    params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+    expected, _ = steps(plain, chats(plain), params)
+    with LLM(device="cpu", drafter=drafter(), speculative_config={"num_speculative_tokens": 2}) as llm:
+        assert steps(llm, chats(llm), params)[0] == expected
+        assert llm.engine.speculation.counts.drafted >= 3
 
 
 def costing(cost):
@@ -203,7 +220,8 @@ def test_a_scheduler_that_schedules_drafts_serves_with_a_drafter():
     ({"speculative_config": LOOK_UP, "scheduler_cls": OwnScheduler}, "scheduler_cls='OwnScheduler'"),
     ({"speculative_config": {"model": "/nowhere"}}, r"^speculative_config\['model'\]: model='/nowhere'"),
     ({"drafter": Parrot}, "an object, and not its class"),
-    ({"drafter": OnlyProposes()}, "it has no on_device, likely, catch_up, overwrite, follow, forget, close"),
+    ({"drafter": OnlyProposes()}, "it has no forget, close"),
+    ({"drafter": HasADevice()}, "it has no likely, catch_up, overwrite, follow, forget, close"),
     ({"drafter": costing(None)}, "drafter.cost=None"), ({"drafter": costing(-0.1)}, "drafter.cost=-0.1"),
     ({"drafter": costing(float("nan"))}, "drafter.cost=nan")])
 def test_what_cannot_be_combined_is_refused_by_name(settings, message):

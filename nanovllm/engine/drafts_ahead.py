@@ -73,7 +73,6 @@ class SpeculationAhead(Speculation):
         self._pause, self._paused_for = 0, []
         length = self._best_for_all(running) if fits else 0
         if length and self._propose_on_device(running, length):
-            self._pause = 0
             return
         for seq in running:
             if seq.drafts_on_device:
@@ -160,6 +159,10 @@ class SpeculationAhead(Speculation):
         if drafted and not accepted:
             self._trial = 0  # it has been seen that they do not pay, and every way there and back costs a millisecond
         super().learn(batch)
+
+    def forget(self, seq_id: int) -> None:
+        super().forget(seq_id)
+        self._paused_for = []  # it held the sequence
 
     def close(self) -> None:
         self.rows = None  # and with it the memory of its graphs

@@ -28,7 +28,7 @@ class StepTimes:
         self._last: tuple[tuple[int, int], float] | None = None
         self._num_plain: dict[int, int] = {}  # steps since drafts were last timed
         self._num_drafting: dict[int, int] = {}  # and since steps without them were
-        self._patience: dict[int, int] = {}  # after how many of these they are timed anew
+        self._patience: dict[int, int] = {}  # how many of the latter it takes for them to be timed anew
 
     def note(self, num_seqs: int, num_drafts: int, now: float, before_drafts: bool = False) -> None:
         """A step of so many sequences has ended; num_drafts: the most that one of them had room for.
@@ -45,6 +45,7 @@ class StepTimes:
                 now = min(now, then + (self._median((group, 0)) or now))  # what is left is the next step's
             elif not last_drafts:
                 self._add((group, 0), now - then)
+                self._num_drafting[group] = 0
             elif (plain := self._median((group, 0))) and (seconds := self._seconds.get((group, last_drafts))):
                 self._add((group, last_drafts), seconds.pop() + max(0.0, now - then - plain))
         self._last = (group, num_drafts), now

@@ -85,6 +85,16 @@ def test_who_comes_or_goes_ends_a_pause(change):
     assert not speculation._pauses() or speculation._paused_for != paused_for
 
 
+def test_a_pause_keeps_no_sequence_that_has_ended():
+    engine = engine_with(Noting(finds_at=1000), chance=1.0)
+    engine.add_request([1], SamplingParams(max_tokens=30, ignore_eos=True))
+    paused = False
+    while engine.has_unfinished:
+        engine.step()
+        paused = paused or bool(engine.speculation._paused_for)
+    assert paused and not engine.speculation._paused_for
+
+
 def test_a_pause_ends_with_an_outcome_that_it_did_not_count_on():
     """Where the host is a step ahead, it decides before the last drafts are compared."""
     engine = engine_with(Noting(), chance=1.0)

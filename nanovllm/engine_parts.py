@@ -71,7 +71,7 @@ def _make_drafter(config: Config, own: Drafter | None, num_blocks: int) -> Draft
 
 def _check_drafter(own: object) -> None:
     """Whether it is what the engine will ask, before a step does: there it would fail every request, and not at once."""
-    name = f"nanovllm.engine.drafts.{Drafter.__name__}"
+    name = "nanovllm.engine.drafts.Drafter"
     check(not isinstance(own, type), "drafter", own, "an object, and not its class", "pass one: LLM(drafter=YourDrafter())")
     asked = ["propose", "forget", "close"]
     if hasattr(own, "on_device"):  # only then the others, too
